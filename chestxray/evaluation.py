@@ -1,0 +1,557 @@
+"""Metrics and their intervals, computed from tables of predictions and nothing else.
+
+It owns what a number in a results table means: which images it is taken over, which truth it is held against, and how
+sure it is. It knows the columns of a predictions table, and nothing of images, networks or figures.
+
+Two tests are taken from one table. The **single-label test** is the rows with `selected`: one of the seven classes
+each, truth in `label`. The **natural test** is every row, truth in `findings`: an image may show several findings.
+
+Intervals come from resampling patients, not images: images of one patient resemble each other, and counting them as
+independent makes intervals too narrow. A draw is a weight for each patient (how often he was drawn), and every metric
+is computed for all draws at once with these weights; models compared with each other meet the same draws. A metric
+that a draw leaves undefined (none of the images of some class was drawn) leaves that draw out of its interval, and the
+column `draws` tells how many remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chestxray.config import CLASSES, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
+
+METRICS: dict[str, str] = {
+    "macro_auroc": "Macro AUROC",
+    "macro_average_precision": "Macro average precision",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "accuracy": "Accuracy",
+    "six_finding_auroc": "AUROC of six findings, natural test",
+}
+"""Metrics of a model and how they are shown. All but the last are over the single-label test."""
+
+MODELS: dict[str, tuple[str, str]] = {
+    "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
+    "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),
+    "feature_extraction": ("2 Feature extraction", "4_models/2_Feature_extraction_model.ipynb"),
+    "fine_tuning_3a": ("3a Fine tuning", "4_models/3a_Fine_tuning_model.ipynb"),
+    "fine_tuning_3b": ("3b Fine tuning", "4_models/3b_Fine_tuning_model.ipynb"),
+    "fine_tuning_3c": ("3c Fine tuning", "4_models/3c_Fine_tuning_model.ipynb"),
+    "fine_tuning_3d": ("3d Fine tuning", "4_models/3d_Fine_tuning_model.ipynb"),
+    "ensemble": ("4 Ensemble", "4_models/4_Ensemble_model.ipynb"),
+}
+"""Folder of each model under `4_models/saved/<dataset>`: its name in tables, and the notebook that writes it."""
+
+PUBLISHED_AUROC: dict[str, dict[str, float]] = {
+    "Wang 2017": dict(zip(SIX_FINDINGS, (0.700, 0.759, 0.661, 0.693, 0.669, 0.799), strict=True)),
+    "Guendel 2018": dict(zip(SIX_FINDINGS, (0.767, 0.828, 0.709, 0.821, 0.758, 0.846), strict=True)),
+    "SwinCheX 2022": dict(zip(SIX_FINDINGS, (0.781, 0.824, 0.701, 0.822, 0.780, 0.871), strict=True)),
+    "AE-CNN": dict(zip(SIX_FINDINGS, (0.782, 0.836, 0.709, 0.838, 0.788, 0.868), strict=True)),
+}
+"""AUROC on the official test list of ChestX-ray14, each finding against all images, several labels an image."""
+
+COLUMNS: tuple[str, ...] = ("image", "patient", "label", "selected", "findings")
+COVERAGE = 95.0
+_FLOATS_AT_ONCE = 4_000_000
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read and check one predictions table.
+
+    Args:
+        path: a `predictions_valid.csv` or `predictions_test.csv`.
+
+    Returns:
+        One row an image, `patient` as text as it stands in the file, `selected` as bool, empty text where the file has
+        none, and seven probability columns named as `CLASSES`.
+
+    Raises:
+        StudyError: the file is missing or no table, or a column or value in it can't be used.
+    """
+    source = "/".join(path.parts[-2:])
+    try:
+        text = dict.fromkeys(("image", "patient", "label", "findings", "view", "sex"), str)
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: ["", "nan"] for name in CLASSES})
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{source} can't be read ({type(error).__name__}): run the model's notebook again") from error
+    if "selected" in table:
+        table["selected"] = table["selected"].astype(str).map({"True": True, "False": False})
+    table.attrs["source"] = source
+    return _checked(table)
+
+
+def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
+    """Read the predictions of all models for one split, in the order of `MODELS`.
+
+    Raises:
+        StageMissing: a model has not been trained yet; the message names its notebook.
+        StudyError: a table can't be used, or is of other images than the first model's.
+    """
+    tables = {}
+    for folder, (_, notebook) in MODELS.items():
+        path = study.require(study.paths.saved(folder) / f"predictions_{split}.csv", notebook)
+        tables[folder] = read_predictions(path)
+    first = next(iter(tables.values()))
+    return {folder: _aligned(table, first) for folder, table in tables.items()}
+
+
+def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over the classes of the one-vs-rest AUROC; ties count half. Takes milliseconds, for use after each epoch.
+
+    Args:
+        labels: (n,) class indices, 0 to K - 1.
+        probabilities: (n, K) scores; only their order within a column matters.
+
+    Returns:
+        0 to 1; 0.5 is chance.
+
+    Raises:
+        StudyError: no image, or no other image, of a class; or a score is not a finite number.
+    """
+    labels = np.asarray(labels).astype(int)
+    probabilities = np.asarray(probabilities, dtype=float)
+    endless = int((~np.isfinite(probabilities)).sum())
+    if endless:
+        raise StudyError(f"{endless} predicted probabilities are not finite: train with a lower learning rate")
+    number = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=number)
+    for index, count in enumerate(counts):
+        if count in (0, len(labels)):
+            name = CLASSES[index] if number == len(CLASSES) else f"class {index}"
+            raise StudyError(f"{count} of {len(labels)} images are {name}, so it has no AUROC: use more images")
+    codes, once = np.arange(len(labels)), np.ones((len(labels), 1))
+    return float(np.mean([_ranking(labels == k, probabilities[:, k], codes, once)[0] for k in range(number)]))
+
+
+def evaluate(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """All metrics of one model with 95 % percentile intervals from resampled patients.
+
+    Args:
+        predictions: a predictions table.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws; the same patients and seed give the same draws.
+
+    Returns:
+        Index `metric` (the keys of `METRICS`); columns `estimate`, `low`, `high` (0 to 1), `n_images`, `n_patients`
+        and `draws`, the draws in which the metric is defined.
+
+    Raises:
+        StudyError: a column, label or probability can't be used, or a class has no image in the test.
+    """
+    predictions = _checked(predictions)
+    _require_classes(predictions)
+    return _interval_table(_all_draws(predictions, *_draw_patients(predictions, draws, seed)), predictions)
+
+
+def summary(models: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """`evaluate` for several models, in the order given.
+
+    Returns:
+        Index (`model`, `metric`), columns as in `evaluate`.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    tables = {name: evaluate(table, draws, seed) for name, table in models.items()}
+    return pd.concat(tables, names=["model", "metric"])
+
+
+def per_class(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Metrics of each class with 95 % intervals from resampled patients.
+
+    `auroc` and `average_precision` (one class against the rest), `sensitivity`, `precision` and `f1` (of the most
+    probable class; precision is 0 where a class is never predicted) are over the single-label test. `natural_auroc`
+    and `natural_average_precision` are over the natural test: images with the finding, alone or among others, against
+    all other images. They exist for the six findings only.
+
+    Returns:
+        Index (`class`, `metric`); columns as in `evaluate`, and `n_positive`, the images that show the class.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = _checked(predictions)
+    _require_classes(predictions)
+    patients, weights = _draw_patients(predictions, draws, seed)
+    single, natural = (
+        _single_label_draws(predictions, patients, weights),
+        _natural_draws(predictions, patients, weights),
+    )
+    tables = {}
+    for index, name in enumerate(CLASSES):
+        rows = {metric: values[index] for metric, values in single.items() if metric != "accuracy"}
+        table = _interval_table(rows, predictions)
+        table["n_positive"] = int((predictions["label"] == name).where(predictions["selected"], False).sum())
+        if name in SIX_FINDINGS:
+            rows = {metric: values[SIX_FINDINGS.index(name)] for metric, values in natural.items()}
+            wide = _interval_table(rows, predictions)
+            wide["n_positive"] = int(_shows(predictions, name).sum())
+            table = pd.concat([table, wide])
+        tables[name] = table
+    return pd.concat(tables, names=["class", "metric"])
+
+
+def compare(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    metrics: Sequence[str] = tuple(METRICS),
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much better the first model is than the second on the same images, paired by patient.
+
+    Both models meet the same draws, so what makes a draw easy or hard cancels in the difference.
+
+    Returns:
+        Index `metric`; columns `first`, `second`, `difference` (first - second) with its 95 % interval `low` and
+        `high`, `n_images`, `n_patients`, `draws`.
+
+    Raises:
+        StudyError: as in `evaluate`; a metric is unknown; or the tables are of different images.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise StudyError(f"metric {metric!r} is unknown; there are: {', '.join(METRICS)}")
+    first = _checked(first)
+    second = _aligned(_checked(second), first)
+    _require_classes(first)
+    patients, weights = _draw_patients(first, draws, seed)
+    one, other = _all_draws(first, patients, weights), _all_draws(second, patients, weights)
+    table = _interval_table({metric: one[metric] - other[metric] for metric in metrics}, first)
+    table = table.rename(columns={"estimate": "difference"})
+    table.insert(0, "first", [one[metric][0] for metric in metrics])
+    table.insert(1, "second", [other[metric][0] for metric in metrics])
+    return table
+
+
+def by_group(
+    predictions: pd.DataFrame,
+    column: str,
+    metrics: Sequence[str] = ("macro_auroc", "balanced_accuracy", "six_finding_auroc"),
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Metrics within each group of images, and, where there are two groups, the gap between them.
+
+    The draws are of all patients, so that a patient with images in both groups is in or out of both together. A metric
+    for which a group lacks a class is empty (NaN). Rows whose `column` is empty belong to no group.
+
+    Args:
+        predictions: a predictions table.
+        column: the column that holds the group, such as `view` or `sex`.
+        metrics: keys of `METRICS`.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Index (`group`, `metric`), groups sorted, the gap last as `A - B`; columns as in `evaluate`.
+
+    Raises:
+        StudyError: as in `evaluate`; or `column` is missing.
+    """
+    predictions = _checked(predictions)
+    if column not in predictions:
+        raise StudyError(f"{_source(predictions)} has no column {column!r}: run the model's notebook again")
+    patients, weights = _draw_patients(predictions, draws, seed)
+    values = predictions[column].fillna("").astype(str)
+    found, tables = {}, {}
+    for group in sorted(set(values) - {""}):
+        inside = (values == group).to_numpy()
+        found[group] = _all_draws(predictions[inside], patients[inside], weights)
+        tables[group] = _interval_table({metric: found[group][metric] for metric in metrics}, predictions[inside])
+    if len(found) == 2:
+        one, other = found
+        gap = {metric: found[one][metric] - found[other][metric] for metric in metrics}
+        tables[f"{one} - {other}"] = _interval_table(gap, predictions[(values != "").to_numpy()])
+    return pd.concat(tables, names=["group", "metric"])
+
+
+def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFrame:
+    """Confusion matrix of the single-label test: rows are the true class, columns the most probable one.
+
+    Args:
+        predictions: a predictions table.
+        normalize: shares of the row (0 to 1, a row sums to 1) instead of counts.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = _checked(predictions)
+    _require_classes(predictions)
+    truth, guess = _single_label(predictions)
+    counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
+    np.add.at(counts, (truth, guess), 1)
+    table = pd.DataFrame(counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted"))
+    return table.div(table.sum(axis=1), axis=0) if normalize else table
+
+
+def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The corners of the one-vs-rest ROC curve of each class on the single-label test.
+
+    Returns:
+        Columns `class`, `false_positive_rate`, `true_positive_rate` and `auroc` (the same for all rows of a class).
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    from sklearn.metrics import auc, roc_curve
+
+    predictions = _checked(predictions)
+    _require_classes(predictions)
+    selected = predictions[predictions["selected"]]
+    tables = []
+    for name in CLASSES:
+        false, true, _ = roc_curve(selected["label"] == name, selected[name])
+        corners = {"class": name, "false_positive_rate": false, "true_positive_rate": true, "auroc": auc(false, true)}
+        tables.append(pd.DataFrame(corners))
+    return pd.concat(tables, ignore_index=True)
+
+
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The plain mean of several models' probabilities: the simplest ensemble, to hold a trained one against.
+
+    Raises:
+        StudyError: no table, or tables of different images.
+    """
+    if not tables:
+        raise StudyError("no predictions to average: name at least one model")
+    first = _checked(tables[0])
+    mean = first.copy()
+    mean[list(CLASSES)] = np.mean(
+        [_aligned(_checked(table), first)[list(CLASSES)].to_numpy() for table in tables], axis=0
+    )
+    return mean
+
+
+def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """AUROC of each finding on the natural test beside `PUBLISHED_AUROC`.
+
+    Args:
+        per_class_table: what `per_class` returned.
+        name: how the model is called in the table.
+
+    Returns:
+        One row a model; columns the six findings and `Mean`.
+    """
+    ours = per_class_table.xs("natural_auroc", level="metric")["estimate"].to_dict()
+    table = pd.DataFrame({**PUBLISHED_AUROC, name: ours}).T[list(SIX_FINDINGS)]
+    table["Mean"] = table.mean(axis=1)
+    return table
+
+
+def _checked(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
+    source = _source(predictions)
+    again = "run the model's notebook again"
+    for column in (*COLUMNS, *CLASSES):
+        if column not in predictions:
+            raise StudyError(f"{source} has no column {column!r}: {again}")
+    if predictions.empty:
+        raise StudyError(f"{source} has no row: {again}")
+    for column in CLASSES:
+        values = pd.to_numeric(predictions[column], errors="coerce").to_numpy(dtype=float)
+        bad = ~((values >= 0) & (values <= 1))
+        if bad.any():
+            row = predictions.iloc[int(bad.argmax())]
+            raise StudyError(
+                f"{source}, {row['image']}: {column} is {row[column]}, not a probability from 0 to 1: {again}"
+            )
+    twice = predictions["image"].duplicated()
+    if twice.any():
+        raise StudyError(f"{source} has image {predictions['image'][twice].iloc[0]} twice: {again}")
+    if predictions["selected"].isna().any():
+        raise StudyError(f"{source}: column 'selected' holds something else than True and False: {again}")
+    checked = predictions.reset_index(drop=True)
+    checked["selected"] = checked["selected"].astype(bool)
+    checked["label"] = checked["label"].fillna("").astype(str)
+    _check_names(checked, checked.loc[checked["selected"], "label"], CLASSES, "label")
+    known = (*NIH_FINDINGS, NO_FINDING_NIH)
+    _check_names(checked, checked["findings"].astype(str).str.split("|").explode(), known, "finding")
+    return checked
+
+
+def _check_names(predictions: pd.DataFrame, names: pd.Series, known: Sequence[str], what: str) -> None:
+    unknown = names[~names.isin(known)]
+    if len(unknown):
+        image = predictions["image"].iloc[unknown.index[0]]
+        raise StudyError(
+            f"{_source(predictions)}, {image}: {what} {unknown.iloc[0]!r} is unknown; there are: {', '.join(known)}"
+        )
+
+
+def _require_classes(predictions: pd.DataFrame) -> None:
+    """Raise StudyError where a class has no image, or nothing but its own images, in one of the two tests."""
+    labels = predictions.loc[predictions["selected"], "label"]
+    for name in CLASSES:
+        truths = {"single-label": labels == name}
+        if name in SIX_FINDINGS:
+            truths["natural"] = _shows(predictions, name)
+        for test, truth in truths.items():
+            if truth.sum() in (0, len(truth)):
+                raise StudyError(
+                    f"{_source(predictions)}: {truth.sum()} of {len(truth)} images of the {test} test are {name}, "
+                    "so nothing can be measured: use a dataset with more images of it"
+                )
+
+
+def _source(predictions: pd.DataFrame) -> str:
+    return predictions.attrs.get("source", "predictions")
+
+
+def _aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `table` in the order of `first`, or raise StudyError if they are of other images."""
+    if set(table["image"]) != set(first["image"]):
+        stray = sorted(set(table["image"]) ^ set(first["image"]))[0]
+        raise StudyError(
+            f"{_source(table)} and {_source(first)} are of different images (only one has {stray}): "
+            "run both models' notebooks again"
+        )
+    return table.set_index("image").loc[first["image"]].reset_index()[list(table.columns)]
+
+
+def _shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
+    """(n,) bool: which images show the finding, alone or among others."""
+    return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
+
+
+def _single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices of the single-label test: the truth and the most probable class, each (n,)."""
+    selected = predictions[predictions["selected"]]
+    truth = pd.Categorical(selected["label"], categories=list(CLASSES)).codes.astype(int)
+    return truth, selected[list(CLASSES)].to_numpy(dtype=float).argmax(axis=1)
+
+
+def _draw_patients(predictions: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's patient, (n,) int, and how often each patient was drawn, (patients, 1 + draws) float.
+
+    Column 0 is all ones: the data as they are, so that estimate and draws come from the same arithmetic.
+    """
+    codes, patients = pd.factorize(predictions["patient"].astype(str), sort=True)
+    number = len(patients)
+    drawn = np.random.default_rng(seed).integers(number, size=(draws, number))
+    weights = np.ones((number, 1 + draws))
+    for draw in range(draws):
+        weights[:, 1 + draw] = np.bincount(drawn[draw], minlength=number)
+    return codes, weights
+
+
+def _ranking(
+    truth: np.ndarray, scores: np.ndarray, patients: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision for many weightings of the same images at once.
+
+    Images are sorted once by score; those with the same score form one step, so that a tied pair counts half in the
+    AUROC, and average precision takes a step's precision at its end, both as in scikit-learn.
+
+    Args:
+        truth: (n,) bool.
+        scores: (n,) float, high for positive.
+        patients: (n,) int, row of `weights` that belongs to each image.
+        weights: (patients, draws) float.
+
+    Returns:
+        Two arrays (draws,), NaN where no positive or no negative has a weight.
+    """
+    if len(truth) == 0:
+        return np.full(weights.shape[1], np.nan), np.full(weights.shape[1], np.nan)
+    order = np.argsort(-scores, kind="stable")
+    truth, scores, patients = truth[order], scores[order], patients[order]
+    steps = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+    tied = len(steps) < len(scores)
+    results = np.empty((2, weights.shape[1]))
+    width = max(1, _FLOATS_AT_ONCE // max(1, len(truth)))
+    for start in range(0, weights.shape[1], width):
+        drawn = weights[patients, start : start + width]
+        positive = drawn * truth[:, None]
+        if tied:
+            drawn, positive = np.add.reduceat(drawn, steps), np.add.reduceat(positive, steps)
+        found, passed = np.cumsum(positive, axis=0), np.cumsum(drawn, axis=0)
+        positives, total = found[-1].copy(), passed[-1].copy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
+            results[1, start : start + width] = np.einsum("nd,nd->d", positive, precision) / positives
+            found -= positive / 2
+            drawn -= positive
+            pairs = positives * (total - positives)
+            results[0, start : start + width] = np.einsum("nd,nd->d", drawn, found) / pairs
+    results[:, ~np.isfinite(results).all(axis=0)] = np.nan
+    return results[0], results[1]
+
+
+def _single_label_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of the single-label test: each (classes, draws), and `accuracy` (draws,)."""
+    selected = predictions["selected"].to_numpy()
+    patients = patients[selected]
+    truth, guess = _single_label(predictions)
+    scores = predictions.loc[selected, list(CLASSES)].to_numpy(dtype=float)
+    rankings = [_ranking(truth == k, scores[:, k], patients, weights) for k in range(len(CLASSES))]
+
+    number = len(CLASSES)
+    cells = np.zeros((number * number, len(weights)))
+    np.add.at(cells, (truth * number + guess, patients), 1)
+    counts = (cells @ weights).reshape(number, number, -1)
+    right = counts[range(number), range(number)]
+    of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        defined = np.where(of_truth > 0, 1.0, np.nan)
+        return {
+            "auroc": np.stack([auroc for auroc, _ in rankings]),
+            "average_precision": np.stack([precision for _, precision in rankings]),
+            "sensitivity": right / of_truth,
+            "precision": np.where(of_guess > 0, right / of_guess, 0) * defined,
+            "f1": 2 * right / (of_truth + of_guess) * defined,
+            "accuracy": right.sum(axis=0) / of_truth.sum(axis=0),
+        }
+
+
+def _natural_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of the natural test: each (six findings, draws)."""
+    rankings = [
+        _ranking(_shows(predictions, name), predictions[name].to_numpy(dtype=float), patients, weights)
+        for name in SIX_FINDINGS
+    ]
+    return {
+        "natural_auroc": np.stack([auroc for auroc, _ in rankings]),
+        "natural_average_precision": np.stack([precision for _, precision in rankings]),
+    }
+
+
+def _all_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric of `METRICS`, each (draws,). A mean over classes is NaN where any class is undefined."""
+    single = _single_label_draws(predictions, patients, weights)
+    natural = _natural_draws(predictions, patients, weights)
+    return {
+        "macro_auroc": single["auroc"].mean(axis=0),
+        "macro_average_precision": single["average_precision"].mean(axis=0),
+        "balanced_accuracy": single["sensitivity"].mean(axis=0),
+        "macro_f1": single["f1"].mean(axis=0),
+        "accuracy": single["accuracy"],
+        "six_finding_auroc": natural["natural_auroc"].mean(axis=0),
+    }
+
+
+def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -> pd.DataFrame:
+    """Estimate (entry 0) and percentile interval (the other entries) of each metric, with the images it is over."""
+    tail = (100 - COVERAGE) / 2
+    records = []
+    for metric, values in rows.items():
+        drawn = values[1:][np.isfinite(values[1:])]
+        defined = len(drawn) > 0 and np.isfinite(values[0])
+        low, high = np.percentile(drawn, [tail, 100 - tail]) if defined else (np.nan, np.nan)
+        whole = metric.startswith("natural_") or metric == "six_finding_auroc"
+        images = predictions if whole else predictions[predictions["selected"]]
+        records.append(
+            {
+                "metric": metric,
+                "estimate": float(values[0]),
+                "low": float(low),
+                "high": float(high),
+                "n_images": len(images),
+                "n_patients": images["patient"].nunique(),
+                "draws": len(drawn),
+            }
+        )
+    return pd.DataFrame(records).set_index("metric")
