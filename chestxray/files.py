@@ -1,0 +1,132 @@
+"""Writing files so that each is complete or absent, and linking them so that their bytes lie on disk once.
+
+It knows nothing of images, tables or stages; every module above `config` may use it. A disk that is full or read-only
+becomes the one-line error that users see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from chestxray.config import StudyError
+
+TEMPORARY = ".tmp-"
+"""What every unfinished file has in its name, so that leftovers of a killed run are told from results."""
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an `OSError` about `path` into one line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StudyError(
+            f"{path}: cannot be written ({reason}); free space or allow writing there, "
+            "or set CHESTXRAY_ROOT to another folder"
+        ) from error
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and those above it, if they are missing, and return it.
+
+    Raises:
+        StudyError: the file system refuses.
+    """
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    The bytes go to a hidden file beside it, which is then renamed over it. The folder is created if missing.
+
+    Raises:
+        StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
+    """
+    make_folder(path.parent)
+    temporary = _beside(path)
+    with _explained(path):
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                remaining = memoryview(data)
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
+    except FileNotFoundError:
+        return False
+
+
+def link(target: Path, place: Path) -> None:
+    """Make `place` a hard link to `target`; a copy where the file system has no links.
+
+    Nothing is done where `place` already holds these bytes.
+
+    Raises:
+        StudyError: the disk is full or read-only.
+    """
+    if _same(target, place):
+        return
+    temporary = _beside(place)
+    with _explained(place):
+        try:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(target, temporary)
+            except FileNotFoundError:
+                raise
+            except OSError:  # FAT, some network shares and Google Drive have no hard links
+                shutil.copyfile(target, temporary)
+            temporary.replace(place)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all it holds; nothing is done where there is none.
+
+    Raises:
+        StudyError: the file system refuses.
+    """
+    with _explained(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def keep_only(folder: Path, names: set[str]) -> int:
+    """Remove whatever lies in `folder` under another name than `names`; return how many entries went.
+
+    Raises:
+        StudyError: the file system refuses.
+    """
+    if not folder.is_dir():
+        return 0
+    with _explained(folder), os.scandir(folder) as found:
+        strangers = [Path(entry.path) for entry in found if entry.name not in names]
+    for stranger in strangers:
+        remove(stranger)
+    return len(strangers)

@@ -1,0 +1,356 @@
+"""The tables of ChestX-ray14 as validated frames: the images, the lesion boxes, and the official lists.
+
+It owns the tables' oddities (the 2017 and the corrected 2020 edition, ages such as 060Y, *Infiltrate*, trailing empty
+columns) and says which rows cannot be used. It must not know pixels, nor who is in which split.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from chestxray import sources
+from chestxray.config import CLASSES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+
+if TYPE_CHECKING:
+    import pandera.pandas as pandera
+
+BOXES_NAME = "BBox_List_2017.csv"
+LIST_NAMES = ("train_val_list.txt", "test_list.txt")
+OLDEST = 120
+"""Ages above this many years are not believed: the first edition of the table has ages up to 414."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("Image Index",),
+    "findings": ("Finding Labels",),
+    "follow_up": ("Follow-up #",),
+    "patient": ("Patient ID",),
+    "age": ("Patient Age",),
+    "sex": ("Patient Gender", "Patient Sex"),
+    "view": ("View Position",),
+}
+"""Our name of each column and the names that the editions of the table give it."""
+
+TABLE_COLUMNS = ("image", "patient", "follow_up", "age", "sex", "view", "findings", "label")
+LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): name for name in CLASSES}
+"""Finding Labels that equal one class → the class as its folder is named."""
+
+_SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
+_YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
+
+
+class Rejection(NamedTuple):
+    """One thing that could not be used, as the user reads it."""
+
+    file: str
+    value: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The image table.
+
+    Attributes:
+        source: the file it was read from.
+        table: one row an image, sorted by image, with the columns `TABLE_COLUMNS`: `patient` as text, `follow_up`
+            int64, `age` Int64 (years, empty where not plausible), `sex` M, F or empty, `view` PA, AP or empty,
+            `findings` joined by |, `label` one of the seven classes or empty. Empty texts are "".
+        rejected: rows that were left out and values that were emptied, in the table's order.
+        rows: rows of the file.
+    """
+
+    source: Path
+    table: pd.DataFrame
+    rejected: tuple[Rejection, ...]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Present:
+    """The part of the image table whose images are there.
+
+    Attributes:
+        table: as `Entries.table`.
+        paths: image → its file.
+        rejected: images and values that cannot be used, images without a row among them.
+        absent: rows of the table that have no image here, which is normal for a part of the dataset.
+    """
+
+    table: pd.DataFrame
+    paths: dict[str, Path]
+    rejected: tuple[Rejection, ...]
+    absent: int
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a table as text; empty cells are "".
+
+    Raises:
+        StudyError: it is no CSV table.
+    """
+    try:
+        # index_col=False: rows that end in a comma the header lacks must not shift the columns.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:  # ValueError covers pandas' parser errors and bad UTF-8
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"{path}: cannot be read as a CSV table ({reason}); download it again") from error
+    table.columns = [str(name).strip() for name in table.columns]
+    return table.fillna("").apply(lambda column: column.str.strip())
+
+
+def _rename(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Pick our columns under our names.
+
+    Raises:
+        StudyError: a column is missing.
+    """
+    chosen = {}
+    for ours, theirs in COLUMNS.items():
+        known = [name for name in theirs if name in table.columns]
+        if not known:
+            raise StudyError(
+                f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; "
+                "restore the header of the NIH table"
+            )
+        chosen[ours] = table[known[0]]
+    return pd.DataFrame(chosen)
+
+
+def _years(age: pd.Series) -> pd.Series:
+    """Ages as whole years, Int64: `58`, `058Y`, `013M` or `005D`; empty where unreadable or not plausible."""
+    parts = age.str.upper().str.extract(r"^(\d{1,6})(?:\.0+)?([YMD]?)$")
+    years = pd.to_numeric(parts[0]) * parts[1].map(_YEARS_PER_UNIT)
+    years = years.floordiv(1)
+    return years.where(years.le(OLDEST)).astype("Int64")
+
+
+def _findings_known(findings: pd.Series) -> pd.Series:
+    """Whether each cell names only known findings, none twice, and *No Finding* only alone."""
+
+    def known(text: str) -> bool:
+        names = text.split("|")
+        return text == NO_FINDING_NIH or (set(names) <= set(NIH_FINDINGS) and len(set(names)) == len(names))
+
+    return findings.map({text: known(text) for text in findings.unique()})
+
+
+_REMEDIES = {
+    "image": "not an image file name: the row is left out; put a PNG or JPEG name there",
+    "patient": "no Patient ID, so it cannot be kept out of the other splits: the image is left out; fill it in",
+    "follow_up": "not a whole number: the image is left out; correct the table",
+    "findings": f"not {NO_FINDING_NIH}, nor findings of ChestX-ray14 joined by |: the image is left out; "
+    "use the NIH's spelling",
+    "age": f"not an age from 0 to {OLDEST} years: emptied, the image is kept; correct the table to use it",
+    "sex": "neither M nor F: emptied, the image is kept; correct the table to use it",
+    "view": "neither PA nor AP: emptied, the image is kept; correct the table to use it",
+}
+_KEEPS_ROW = ("age", "sex", "view")
+
+
+@functools.cache
+def entries_schema() -> pandera.DataFrameSchema:
+    """Schema of the image table as text, under our column names.
+
+    A failure in `age`, `sex` or `view` empties the value; a failure elsewhere leaves the row out.
+    """
+    import pandera.pandas as pandera  # here, because importing it costs more than a second that `predict` need not pay
+
+    def column(check: pandera.Check) -> pandera.Column:
+        return pandera.Column(None, check)
+
+    check = pandera.Check
+    return pandera.DataFrameSchema(
+        {
+            "image": column(check(lambda s: s.str.fullmatch(r"[^/\\]+\.(?:png|jpe?g)", case=False))),
+            "patient": column(check(lambda s: s.ne(""))),
+            "follow_up": column(check(lambda s: s.str.fullmatch(r"\d{1,9}"))),
+            "findings": column(check(_findings_known)),
+            "age": column(check(lambda s: s.eq("") | _years(s).notna())),
+            "sex": column(check(lambda s: s.eq("") | s.str.upper().isin(_SEXES))),
+            "view": column(check(lambda s: s.eq("") | s.str.upper().isin(("PA", "AP")))),
+        }
+    )
+
+
+def _failures(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows and columns of `table` that break the schema: columns `index`, `column`."""
+    import pandera.errors
+
+    try:
+        entries_schema().validate(table, lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        return errors.failure_cases[["index", "column"]].sort_values(["index", "column"])
+    return pd.DataFrame({"index": [], "column": []})
+
+
+def _repeated(table: pd.DataFrame) -> tuple[pd.Series, list[Rejection]]:
+    """Which rows to leave out because another has the same image, and the lines that say so.
+
+    Equal rows are one row. Rows that contradict each other are all left out: which of them is right cannot be known.
+    """
+    repeated = table["image"].duplicated(keep=False)
+    if not repeated.any():
+        return repeated, []
+    copies = table[repeated]
+    drop = repeated & False
+    lines = []
+    for image, group in copies.groupby("image", sort=False):
+        if len(group.drop_duplicates()) == 1:
+            drop[group.index[1:]] = True
+            remedy = "the rows are equal: one is kept; remove the others"
+        else:
+            drop[group.index] = True
+            remedy = "the rows contradict each other: the image is left out; keep the right one"
+        lines.append(Rejection(image, f"Image Index in {len(group)} rows", remedy))
+    return drop, lines
+
+
+def read_entries(raw: Path) -> Entries:
+    """Read and validate the image table of a folder in the NIH layout.
+
+    Args:
+        raw: the folder, or the table itself.
+
+    Raises:
+        StudyError: there is no table, it lacks a column, or no row of it can be used.
+    """
+    path = raw if raw.is_file() else sources.find_table(raw)
+    text = _rename(_read_csv(path), path)
+    rows = len(text)
+    drop, lines = _repeated(text)
+    text = text[~drop]
+    left_out: set[int] = set()
+    for index, column in _failures(text).itertuples(index=False):
+        row = text.loc[index]
+        lines.append(
+            Rejection(
+                row["image"] or f"{path.name} row {index + 2}",
+                f"{COLUMNS[column][0]} {row[column]!r}",
+                _REMEDIES[column],
+            )
+        )
+        if column not in _KEEPS_ROW:
+            left_out.add(index)
+    text = text.drop(index=list(left_out))
+    if text.empty:
+        raise StudyError(f"{path}: none of its {rows} rows can be used; compare it with the NIH's table")
+    table = pd.DataFrame(
+        {
+            "image": text["image"],
+            "patient": text["patient"],
+            "follow_up": text["follow_up"].astype("int64"),
+            "age": _years(text["age"]),
+            "sex": text["sex"].str.upper().map(_SEXES).fillna(""),
+            "view": text["view"].str.upper().where(text["view"].str.upper().isin(("PA", "AP")), ""),
+            "findings": text["findings"],
+            "label": text["findings"].map(LABELS).fillna(""),
+        }
+    )
+    return Entries(path, table.sort_values("image", ignore_index=True), tuple(lines), rows)
+
+
+def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
+    """Keep the rows whose image is there.
+
+    An image is found by its name in the table, or by the same name with another image suffix (`.jpg` for `.png`).
+
+    Args:
+        entries: the image table.
+        images: file name → path, as `sources.find_images` gives.
+
+    Raises:
+        StudyError: no image has a row.
+    """
+    by_stem: dict[str, str] = {}
+    for name in sorted(images, reverse=True):  # of a.jpg and a.png, the PNG wins
+        by_stem[Path(name).stem] = name
+
+    def file_of(image: str) -> str | None:
+        return image if image in images else by_stem.get(image.rsplit(".", 1)[0])
+
+    found = {image: file for image in entries.table["image"] if (file := file_of(image)) is not None}
+    if not found:
+        example = next(iter(images))
+        raise StudyError(
+            f"{entries.source}: no row for any of the {len(images)} images, such as {example}; "
+            "use the table that belongs to them"
+        )
+    table = entries.table[entries.table["image"].isin(found)].reset_index(drop=True)
+    lines = [  # what is wrong with images that are not here concerns nobody
+        line
+        for line in entries.rejected
+        if not line.file.lower().endswith(sources.IMAGE_SUFFIXES) or file_of(line.file) is not None
+    ]
+    used = set(found.values()) | {file for line in lines if (file := file_of(line.file)) is not None}
+    remedy = f"no row in {entries.source.name}: the image is left out; add a row to use it"
+    lines += [Rejection(name, "without a row", remedy) for name in images if name not in used]
+    absent = len(entries.table) - len(table)
+    return Present(table, {image: images[file] for image, file in found.items()}, tuple(lines), absent)
+
+
+def read_boxes(raw: Path) -> pd.DataFrame:
+    """Read the lesion boxes.
+
+    Returns:
+        Columns `image`, `finding` (spelt as in the image table), `x`, `y`, `width`, `height` in pixels of the original
+        image (1024 px for the NIH's), sorted by image; empty where the source has no boxes. Rows without a usable box
+        are left out.
+
+    Raises:
+        StudyError: the file is no CSV table or has too few columns.
+    """
+    names = ["image", "finding", "x", "y", "width", "height"]
+    path = raw / BOXES_NAME
+    if not path.is_file():
+        return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
+    table = _read_csv(path)
+    if table.shape[1] < len(names):
+        raise StudyError(f"{path}: has {table.shape[1]} columns, not image, finding, x, y, w, h; download it again")
+    table = table.iloc[:, : len(names)].set_axis(names, axis=1)
+    table["finding"] = table["finding"].replace({"Infiltrate": "Infiltration"})
+    table[names[2:]] = table[names[2:]].apply(pd.to_numeric, errors="coerce")
+    usable = (
+        table["finding"].isin(NIH_FINDINGS)
+        & table["image"].ne("")
+        & table[["x", "y"]].ge(0).all(axis=1)
+        & table[["width", "height"]].gt(0).all(axis=1)
+    )
+    return table[usable].sort_values(["image", "finding", "x", "y"], ignore_index=True)
+
+
+def read_lists(raw: Path) -> tuple[set[str], set[str]] | None:
+    """Read the official lists: the image names of train_val and of test, or None where the source has none.
+
+    Raises:
+        StudyError: one of the two files is missing, or an image stands in both.
+    """
+    paths = [raw / name for name in LIST_NAMES]
+    there = [path.is_file() for path in paths]
+    if not any(there):
+        return None
+    if not all(there):
+        missing, other = paths if not there[0] else paths[::-1]
+        raise StudyError(
+            f"{missing}: missing, though {other.name} is there; add it, or remove that one to split by patient"
+        )
+    try:
+        train_val, test = (set(path.read_text(encoding="utf-8-sig").split()) for path in paths)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{paths[0]} or {paths[1].name}: no readable text ({error}); download it again") from error
+    if both := train_val & test:
+        raise StudyError(
+            f"{paths[1]}: {min(both)} and {len(both) - 1} more stand in {LIST_NAMES[0]} too; remove them from one list"
+        )
+    return train_val, test
+
+
+def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
+    """Rejections as a table: `file`, `value`, `remedy`, sorted by file."""
+    table = pd.DataFrame(list(lines), columns=list(Rejection._fields))
+    return table.sort_values(list(Rejection._fields), ignore_index=True)

@@ -1,0 +1,385 @@
+"""All pixels on disk: decode any radiograph to 8-bit grey, resize it once, store it, and link the class trees.
+
+It owns the store, the trees and the manifest of a dataset. It must not know models, nor decide who is in which split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps, PngImagePlugin
+from tqdm import tqdm
+
+from chestxray import files, metadata, sources, splits
+from chestxray.config import CLASSES, SPLITS, Study, StudyError
+from chestxray.files import atomic_write
+from chestxray.metadata import Rejection
+
+__all__ = [
+    "MANIFEST_COLUMNS",
+    "Plan",
+    "Preparation",
+    "atomic_write",
+    "decode",
+    "link_trees",
+    "make_plan",
+    "prepare",
+    "prepare_pixels",
+    "read_manifest",
+    "store_images",
+]
+
+MANIFEST_COLUMNS = (
+    "image",
+    "patient",
+    "follow_up",
+    "age",
+    "sex",
+    "view",
+    "findings",
+    "label",
+    "split",
+    "selected",
+    "sha256",
+)
+SMALLEST_SIDE = 16
+"""An image with a shorter side, in pixels, is no radiograph."""
+
+_RECIPE = "1"
+"""Changes when the same source would be prepared to other pixels: stored images of another recipe are made anew."""
+
+_NOTE = "Prepared"
+_BATCH = 32
+
+
+def decode(path: Path) -> np.ndarray:
+    """Read a PNG or JPEG radiograph as 8-bit grey.
+
+    16-bit values are scaled by 255/65535, colour and palettes go to luma (ITU-R 601), transparent pixels are black,
+    and a JPEG's orientation tag is obeyed.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    return _decode_bytes(data, path)
+
+
+def _decode_bytes(data: bytes, path: Path) -> np.ndarray:
+    if not data:
+        raise StudyError(f"{path}: 0 bytes; download it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                image.load()
+                pixels = _grey(image)
+    except Image.UnidentifiedImageError as error:
+        raise StudyError(f"{path}: begins with {data[:8]!r}, no PNG or JPEG; replace it or save it as PNG") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise StudyError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; save it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's ways to say that the data are broken
+        raise StudyError(f"{path}: {len(data)} bytes, broken ({error}); download it again") from error
+    if min(pixels.shape) < SMALLEST_SIDE:
+        raise StudyError(f"{path}: {pixels.shape[1]} × {pixels.shape[0]} px, too small for a radiograph; replace it")
+    return pixels
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    if image.format == "JPEG":
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey; 257 = 65535 / 255
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return ((deep + 128) // 257).astype(np.uint8)
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        layers = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")
+    return np.asarray(image if image.mode == "L" else image.convert("L"))
+
+
+def prepare_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Bring a radiograph to the working size: padded with black to a square, then resized by area.
+
+    The aspect is kept, so that a heart's width means the same in every image. A smaller image is enlarged bilinearly.
+
+    Args:
+        pixels: (height, width) uint8.
+        size: side of the result in pixels.
+
+    Returns:
+        (size, size) uint8.
+    """
+    height, width = pixels.shape
+    side = max(height, width)
+    if height != width:
+        top, left = (side - height) // 2, (side - width) // 2
+        pixels = np.pad(pixels, ((top, side - height - top), (left, side - width - left)))
+    if side == size:
+        return pixels
+    method = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(pixels).resize((size, size), method))
+
+
+def _note(source: Path, size: int) -> str:
+    """What a prepared PNG carries about its making: enough to tell whether it is still the right one."""
+    return f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
+
+
+def _encode(pixels: np.ndarray, note: str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text(_NOTE, note)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+class _Stored(NamedTuple):
+    """What became of one image: the hash of its prepared PNG, or the error; and whether it was made just now."""
+
+    image: str
+    sha256: str
+    error: str
+    made: bool
+
+
+def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
+    try:
+        note = _note(source, size)
+        kept = _still_right(target, source, note)
+        data = kept or _encode(prepare_pixels(decode(source), size), note)
+    except OSError as error:
+        return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); check its permissions", False)
+    except StudyError as error:
+        return _Stored(image, "", str(error), False)
+    if kept is None:
+        atomic_write(target, data)  # a full disk is no fault of this image: it ends the run
+    return _Stored(image, hashlib.sha256(data).hexdigest(), "", kept is None)
+
+
+def _still_right(target: Path, source: Path, note: str) -> bytes | None:
+    """The bytes of a PNG prepared earlier, if it was made from this source in this way; else None."""
+    try:
+        if target.stat().st_mtime < source.stat().st_mtime:
+            return None
+        data = target.read_bytes()
+    except FileNotFoundError:
+        return None
+    # The note is the first chunk after the header of a PNG that we wrote, 33 bytes in.
+    return data if f"{_NOTE}\0{note}".encode() in data[:256] else None
+
+
+def _store_batch(batch: list[tuple[str, Path, Path]], size: int) -> list[_Stored]:
+    return [_store_one(image, source, target, size) for image, source, target in batch]
+
+
+def store_path(store: Path, image: str) -> Path:
+    """Where the prepared PNG of an image lies."""
+    return store / f"{Path(image).stem}.png"
+
+
+def store_images(
+    paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None
+) -> tuple[pd.Series, list[Rejection], int]:
+    """Prepare every readable image into the store, on all cores; what is there and still right is kept.
+
+    Each file is complete or absent and depends on its source alone, so that a run that was killed and resumed, or had
+    other numbers of workers, ends in the same bytes.
+
+    Args:
+        paths: image → its source file.
+        store: the folder; files in it that belong to none of the images are removed.
+        size: side of the prepared images in pixels.
+        workers: processes; all cores where None.
+
+    Returns:
+        sha256 of each prepared PNG on the image names; the unreadable images; how many were made just now.
+
+    Raises:
+        StudyError: the disk is full or read-only.
+    """
+    files.make_folder(store)
+    jobs = [(image, source, store_path(store, image)) for image, source in sorted(paths.items())]
+    batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
+    parallel = joblib.Parallel(n_jobs=workers or os.cpu_count(), prefer="threads", return_as="generator")
+    done: list[_Stored] = []
+    with tqdm(total=len(jobs), desc="Preparing radiographs", unit="image", disable=None) as bar:
+        for results in parallel(joblib.delayed(_store_batch)(batch, size) for batch in batches):
+            done += results
+            bar.update(len(results))
+    good = [one for one in done if not one.error]
+    files.keep_only(store, {store_path(store, one.image).name for one in good})
+    hashes = pd.Series({one.image: one.sha256 for one in good}, name="sha256", dtype="str")
+    rejected = [_rejection(one.image, one.error) for one in done if one.error]
+    return hashes, rejected, sum(one.made for one in good)
+
+
+def _rejection(image: str, error: str) -> Rejection:
+    """Take the one line of an error apart into the columns of `rejected.csv`."""
+    _, _, rest = error.partition(": ")
+    value, _, remedy = rest.rpartition("; ")
+    return Rejection(image, value, f"the image is left out; {remedy}")
+
+
+def link_trees(study: Study, manifest: pd.DataFrame) -> int:
+    """Make the class folders of train, valid and test hold links to the selected images, and nothing else.
+
+    Returns:
+        How many entries that belonged to none of them were removed.
+
+    Raises:
+        StudyError: the disk is full or read-only.
+    """
+    chosen = manifest[manifest["selected"]]
+    removed = 0
+    for split in SPLITS:
+        tree = study.paths.tree(split)
+        removed += files.keep_only(tree, set(CLASSES))
+        for label in CLASSES:
+            folder = files.make_folder(tree / label)
+            images = chosen.loc[chosen["split"].eq(split) & chosen["label"].eq(label), "image"]
+            targets = [store_path(study.paths.store, image) for image in images]
+            removed += files.keep_only(folder, {target.name for target in targets})
+            for target in targets:
+                files.link(target, folder / target.name)
+    return removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What stage 2.1 is going to make, known before any pixel is read.
+
+    Attributes:
+        table: the image table of the images that are there, with `split` and `selected`.
+        paths: image → its source file.
+        rejected: rows, values and files that cannot be used.
+        notes: what a reader should know, one line each.
+    """
+
+    table: pd.DataFrame
+    paths: dict[str, Path]
+    rejected: tuple[Rejection, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What stage 2.1 has made.
+
+    Attributes:
+        manifest: as `manifest.csv`.
+        rejected: as `rejected.csv`: `file`, `value`, `remedy`.
+        notes: what a reader should know, one line each.
+        made: prepared images written by this run; the others were there already.
+        seconds: how long it took.
+    """
+
+    manifest: pd.DataFrame
+    rejected: pd.DataFrame
+    notes: tuple[str, ...]
+    made: int
+    seconds: float
+
+
+def make_plan(study: Study) -> Plan:
+    """Read the raw tables and decide every image's split and selection. Writes nothing.
+
+    Raises:
+        StageMissing: there is no raw data yet.
+        StudyError: the tables or lists cannot be used.
+    """
+    raw = study.require(study.paths.raw, "stage 1")
+    entries = metadata.read_entries(raw)
+    present = metadata.match_images(entries, sources.find_images(raw))
+    present, twins = _one_stem_each(present)
+    lists = metadata.read_lists(raw)
+    profile = study.profile
+    table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
+    listed = splits.uses_lists(table, lists)
+    notes = [
+        f"{entries.source.name}: {entries.rows} rows; {len(table)} of their images are here, {present.absent} are not.",
+        "Test is the official test list." if listed else "No official lists: test is held out here, by patient.",
+    ]
+    thin = []
+    for label, patients in splits.thin_classes(table).items():
+        remedy = f"fewer than {splits.FEWEST_PATIENTS}: its numbers mean little; add images of more patients"
+        thin.append(Rejection(entries.source.name, f"class {label}: {patients} patients", remedy))
+        notes.append(f"{label}: {patients} patients; {remedy}.")
+    return Plan(table, present.paths, (*present.rejected, *twins, *thin), tuple(notes))
+
+
+def _one_stem_each(present: metadata.Present) -> tuple[metadata.Present, list[Rejection]]:
+    """Leave out images that would be stored under the name of another (`a.jpg` beside `a.png`)."""
+    stem = present.table["image"].str.rsplit(".", n=1).str[0]
+    twins = present.table.loc[stem.duplicated(), "image"]
+    remedy = "the image is left out: another has this name with another suffix; rename one of them"
+    lines = [Rejection(image, "name used twice", remedy) for image in twins]
+    table = present.table.drop(index=twins.index).reset_index(drop=True)
+    return dataclasses.replace(present, table=table, paths={i: present.paths[i] for i in table["image"]}), lines
+
+
+def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) -> Preparation:
+    """Run stage 2.1: store every readable image, link the class trees, write `manifest.csv` and `rejected.csv`.
+
+    The manifest goes first and comes last: while it is there, the trees agree with it. A dataset prepared with other
+    parameters is made anew where it differs, and what stage 2.2 or the models' cache made from it is removed.
+
+    Args:
+        study: the dataset and its parameters.
+        plan: as `make_plan` gives; made here where None.
+        workers: processes; all cores where None.
+
+    Raises:
+        StudyError: nothing can be prepared, or the disk is full or read-only.
+    """
+    started = time.perf_counter()
+    plan = plan or make_plan(study)
+    paths = study.paths
+    before = paths.manifest.read_bytes() if paths.manifest.exists() else None
+    files.remove(paths.manifest)
+    hashes, unreadable, made = store_images(plan.paths, paths.store, study.profile.image_size, workers)
+    if hashes.empty:
+        raise StudyError(
+            f"{paths.raw}: none of the {len(plan.paths)} images can be read, e.g. {unreadable[0].file}: "
+            f"{unreadable[0].value}; download them again"
+        )
+    manifest = plan.table.assign(sha256=plan.table["image"].map(hashes))
+    manifest = manifest[manifest["sha256"].notna()].reset_index(drop=True)[list(MANIFEST_COLUMNS)]
+    after = manifest.to_csv(index=False, lineterminator="\n").encode()
+    if after != before:
+        for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.cache):
+            files.remove(outdated)
+    link_trees(study, manifest)
+    rejected = metadata.rejections_frame([*plan.rejected, *unreadable])
+    atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
+    atomic_write(paths.manifest, after)
+    return Preparation(manifest, rejected, plan.notes, made, time.perf_counter() - started)
+
+
+def read_manifest(study: Study) -> pd.DataFrame:
+    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` as bool.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+    """
+    path = study.require(study.paths.manifest, "stage 2.1")
+    text = {name: "str" for name in MANIFEST_COLUMNS if name not in ("follow_up", "age", "selected")}
+    types = {**text, "follow_up": "int64", "age": "Int64", "selected": "bool"}
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"age": [""]})
+    return table[list(MANIFEST_COLUMNS)]

@@ -1,0 +1,147 @@
+"""Where raw data comes from: phantoms drawn here, or a folder in the NIH layout; both end as a dataset's `raw` folder.
+
+It owns the raw folder and finds the image files in it. It must not know what the tables say or how images are decoded.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from chestxray import files
+from chestxray.config import Study, StudyError
+
+TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")
+"""Names of the image table, the best first: the NIH's corrected edition, its first one, and Kaggle's sample's."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
+PHANTOM_OVERSIZE = 2
+"""Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
+
+_DRAWN = "drawn.json"
+
+
+def find_table(raw: Path) -> Path:
+    """Return the table that lists the images of a folder in the NIH layout.
+
+    Raises:
+        StudyError: there is none.
+    """
+    for name in TABLE_NAMES:
+        if (raw / name).is_file():
+            return raw / name
+    others = sorted(raw.glob("Data_Entry_2017*.csv"))
+    if others:
+        return others[0]
+    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
+
+
+def find_images(raw: Path) -> dict[str, Path]:
+    """Find the image files under `raw/images*/`, sorted by name.
+
+    Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives.
+
+    Returns:
+        File name → path. A file that lies there twice with the same bytes counts once.
+
+    Raises:
+        StudyError: there are none, or one name stands for two different files.
+    """
+    found: dict[str, Path] = {}
+    folders = sorted(path for path in raw.glob("images*") if path.is_dir())
+    for folder in folders:
+        for place, subfolders, names in os.walk(folder, followlinks=True):
+            subfolders.sort()
+            for name in sorted(names):
+                if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+                    continue
+                path = Path(place, name)
+                if name in found and not filecmp.cmp(found[name], path, shallow=False):
+                    raise StudyError(f"{path}: differs from {found[name]}, which has the same name; remove one of them")
+                found.setdefault(name, path)
+    if not found:
+        raise StudyError(f"{raw}: no image there; {LAYOUT}")
+    return dict(sorted(found.items()))
+
+
+def prepare_raw(source: str, study: Study) -> None:
+    """Make `study.paths.raw` hold the raw data of `source`. What is there already is not made again.
+
+    Args:
+        source: `phantom`; the path of a folder in the NIH layout; or the name of a dataset already under `1_Datasets`.
+        study: gives the place, and for phantoms their number, size and seed.
+
+    Raises:
+        StudyError: the folder is missing, empty or not in the NIH layout; or the disk is full or read-only.
+    """
+    if study.is_phantom:
+        _draw_phantoms(study)
+    elif Path(source).is_dir():
+        _link_folder(Path(source).resolve(), study.paths.raw)
+    elif not study.paths.raw.exists():
+        raise StudyError(f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {LAYOUT}")
+    find_table(study.paths.raw)
+    find_images(study.paths.raw)
+
+
+def _draw_phantoms(study: Study) -> None:
+    from chestxray import phantom
+
+    raw, profile = study.paths.raw, study.profile
+    wanted = {
+        "images": profile.phantom_images,
+        "size": max(64, PHANTOM_OVERSIZE * profile.image_size),
+        "seed": study.seed,
+        "drawn_by": hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:16],
+    }
+    record = raw / _DRAWN
+    if _read_record(record) == wanted | {"complete": True}:
+        return
+    if _read_record(record) != wanted | {"complete": False}:
+        files.remove(raw)
+    files.atomic_write(record, json.dumps(wanted | {"complete": False}, indent=2).encode())
+    phantom.write_dataset(raw, images=wanted["images"], size=wanted["size"], seed=wanted["seed"])
+    files.atomic_write(record, json.dumps(wanted | {"complete": True}, indent=2).encode())
+
+
+def _read_record(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _link_folder(folder: Path, raw: Path) -> None:
+    """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
+    find_table(folder)
+    find_images(folder)
+    if raw.exists() and raw.samefile(folder):
+        return
+    if raw.is_symlink() and raw.exists():
+        raise StudyError(f"{raw}: holds another folder, {raw.resolve()}; rename {folder.name} or remove {raw.parent}")
+    if raw.is_dir() and not raw.is_symlink():
+        return  # a copy made earlier
+    files.make_folder(raw.parent)
+    files.remove(raw)
+    try:
+        raw.symlink_to(folder, target_is_directory=True)
+    except OSError:
+        _copy_folder(folder, raw)
+
+
+def _copy_folder(folder: Path, raw: Path) -> None:
+    temporary = raw.with_name(f".{raw.name}{files.TEMPORARY}{os.getpid()}")
+    try:
+        shutil.copytree(folder, temporary)
+        temporary.replace(raw)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StudyError(
+            f"{raw}: {folder} can be neither linked nor copied there ({error.strerror or error}); "
+            "free space, or set CHESTXRAY_ROOT to another folder"
+        ) from error
