@@ -1,0 +1,309 @@
+"""Names, sizes and places: the classes, the profiles, the folders, and the one error type that users see.
+
+It knows nothing of images or models, and imports only the standard library, so that every other module may import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+CLASSES: tuple[str, ...] = (
+    "Atelectasis",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "No_finding",
+    "Nodule",
+    "Pneumothorax",
+)
+"""The seven classes as their folders are named, in the order of every table, array and output column."""
+
+SIX_FINDINGS: tuple[str, ...] = tuple(name for name in CLASSES if name != "No_finding")
+"""The classes that are findings: what one-vs-rest AUROC is averaged over beside published figures."""
+
+NIH_FINDINGS: tuple[str, ...] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The fourteen findings of ChestX-ray14, spelt as in the NIH table (Wang et al., CVPR 2017)."""
+
+NO_FINDING_NIH = "No Finding"
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
+ACKNOWLEDGEMENT = (
+    "Radiographs: NIH Clinical Center, ChestX-ray14 (https://nihcc.app.box.com/v/ChestXray-NIHCC); "
+    "Wang et al., ChestX-ray8, CVPR 2017."
+)
+
+
+class StudyError(Exception):
+    """Something the user can put right. The message is one line: the file, the value and the remedy."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the one line, and no stack, in Jupyter."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class StageMissing(StudyError):
+    """An earlier stage has not been run yet; the message names it."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a run is. A notebook's `parameters` cell may override any field.
+
+    Attributes:
+        name: `quick`, `cpu` or `gpu`.
+        image_size: side of the prepared square radiographs, in pixels.
+        phantom_images: how many phantom radiographs are drawn where the dataset is `phantom`.
+        no_finding: at most this many single-label No_finding images are selected, over all splits.
+        valid_share: share of the train_val patients' images held out for validation, 0 to 1.
+        backbones: backbones of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
+        member_sizes: side in pixels that each of these four resizes to inside the model.
+        feature_backbone: backbone of the feature-extraction model.
+        batch_size: images a step.
+        dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
+        all_findings_epochs: epochs of the preliminary multi-label stage of a fine-tuned model; 0 leaves it out.
+        fine_tune_epochs: epochs with all layers trainable on the seven classes.
+        learning_rate: peak learning rate of the stages that train a whole backbone.
+        mixed_precision: compute in float16 where a GPU is present.
+    """
+
+    name: str
+    image_size: int
+    phantom_images: int
+    no_finding: int
+    valid_share: float
+    backbones: tuple[str, str, str, str]
+    member_sizes: tuple[int, int, int, int]
+    feature_backbone: str
+    batch_size: int
+    dense_epochs: int
+    cnn_epochs: int
+    head_epochs: int
+    ensemble_epochs: int
+    all_findings_epochs: int
+    fine_tune_epochs: int
+    learning_rate: float
+    mixed_precision: bool = False
+
+    def override(self, **changes: Any) -> Profile:
+        """Return a copy with some fields changed.
+
+        Raises:
+            StudyError: a name is no field of a profile.
+        """
+        known = {f.name for f in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                raise StudyError(
+                    f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(sorted(known))}"
+                )
+        return dataclasses.replace(self, **changes)
+
+
+_LITE0 = ("EfficientNetLite0",) * 4
+PROFILES: dict[str, Profile] = {
+    "quick": Profile(
+        name="quick",
+        image_size=64,
+        phantom_images=1600,
+        no_finding=300,
+        valid_share=0.2,
+        backbones=_LITE0,
+        member_sizes=(64, 64, 64, 64),
+        feature_backbone="EfficientNetLite0",
+        batch_size=32,
+        dense_epochs=5,
+        cnn_epochs=5,
+        head_epochs=10,
+        ensemble_epochs=60,
+        all_findings_epochs=0,
+        fine_tune_epochs=3,
+        learning_rate=1e-3,
+    ),
+    "cpu": Profile(
+        name="cpu",
+        image_size=128,
+        phantom_images=6000,
+        no_finding=1000,
+        valid_share=0.15,
+        backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
+        member_sizes=(128, 128, 128, 128),
+        feature_backbone="EfficientNetLite0",
+        batch_size=32,
+        dense_epochs=15,
+        cnn_epochs=10,
+        head_epochs=20,
+        ensemble_epochs=100,
+        all_findings_epochs=8,
+        fine_tune_epochs=3,
+        learning_rate=1e-3,
+    ),
+    "gpu": Profile(
+        name="gpu",
+        image_size=256,
+        phantom_images=20000,
+        no_finding=4000,
+        valid_share=0.1,
+        backbones=("EfficientNetB6", "EfficientNetB6", "EfficientNetB6", "EfficientNetB7"),
+        member_sizes=(224, 256, 192, 224),
+        feature_backbone="EfficientNetB6",
+        batch_size=32,
+        dense_epochs=20,
+        cnn_epochs=20,
+        head_epochs=20,
+        ensemble_epochs=100,
+        all_findings_epochs=6,
+        fine_tune_epochs=6,
+        learning_rate=5e-4,
+        mixed_precision=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the files of one dataset lie. The stages hand each other these files and nothing else.
+
+    Attributes:
+        dataset: the dataset's name: `phantom`, or the name of a folder in the NIH layout.
+        root: the folder that holds `1_Datasets` to `5_results`; the repository unless `CHESTXRAY_ROOT` names another
+            (a folder on Google Drive, a temporary folder of a test).
+    """
+
+    dataset: str
+    root: Path = field(default_factory=lambda: Path(os.environ.get("CHESTXRAY_ROOT") or REPOSITORY).resolve())
+
+    @property
+    def data(self) -> Path:
+        return self.root / "1_Datasets" / self.dataset
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw"
+
+    @property
+    def manifest(self) -> Path:
+        return self.data / "manifest.csv"
+
+    @property
+    def rejected(self) -> Path:
+        """Images that could not be used: file, value, remedy."""
+        return self.data / "rejected.csv"
+
+    @property
+    def store(self) -> Path:
+        """Every readable image once, resized: `<image stem>.png`. The class folders link here."""
+        return self.data / "images"
+
+    def tree(self, split: str) -> Path:
+        """The class folders of `train`, `valid`, `test` or `train_augmented`."""
+        return self.data / split
+
+    @property
+    def augmented_rows(self) -> Path:
+        return self.data / "train_augmented.csv"
+
+    @property
+    def cache(self) -> Path:
+        """Arrays made from the trees to feed models faster; safe to delete."""
+        return self.data / "cache"
+
+    def saved(self, model: str) -> Path:
+        return self.root / "4_models" / "saved" / self.dataset / model
+
+    @property
+    def results(self) -> Path:
+        return self.root / "5_results" / self.dataset
+
+    def relative(self, path: Path) -> str:
+        """`path` as it is shown to a reader: relative to the root, with forward slashes."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.name
+
+
+REFERENCE = REPOSITORY / "5_results" / "reference"
+"""The committed numbers, figures and ensemble, made from real radiographs."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a notebook works with: the dataset's paths, the profile and the seed."""
+
+    paths: Paths
+    profile: Profile
+    seed: int
+
+    @property
+    def is_phantom(self) -> bool:
+        return self.paths.dataset == "phantom"
+
+    @property
+    def data_note(self) -> str:
+        """The words that go into every figure's title or caption: which data it comes from."""
+        return "phantom images" if self.is_phantom else f"{self.paths.dataset} radiographs"
+
+    def require(self, path: Path, stage: str) -> Path:
+        """Return `path`, or say which earlier stage writes it.
+
+        Raises:
+            StageMissing: `path` does not exist.
+        """
+        if not path.exists():
+            raise StageMissing(
+                f"{self.paths.relative(path)} is missing: run {stage} first "
+                f"(chestxray run --dataset {self.paths.dataset} --profile {self.profile.name})"
+            )
+        return path
+
+
+def dataset_name(source: str) -> str:
+    """The dataset's name for `--dataset`: `phantom` as it is, a folder by its own name.
+
+    Raises:
+        StudyError: the folder's name has no usable letter.
+    """
+    name = re.sub(
+        r"[^A-Za-z0-9._-]+", "_", Path(source).resolve().name if os.sep in source or "/" in source else source
+    )
+    if not name.strip("._-"):
+        raise StudyError(f"dataset {source!r}: no name can be made of it; give a folder with a name")
+    return name
+
+
+def open_study(dataset: str, profile: str, seed: int, overrides: dict[str, Any] | None = None) -> Study:
+    """Open the study for one dataset and profile.
+
+    Args:
+        dataset: `phantom`, or the name of a dataset already under `1_Datasets`, or a folder in the NIH layout.
+        profile: a key of `PROFILES`.
+        seed: seeds every random choice, 0 to 2**32 - 1.
+        overrides: fields of the profile to change.
+
+    Raises:
+        StudyError: the profile or an override is unknown.
+    """
+    if profile not in PROFILES:
+        raise StudyError(f"profile {profile!r} is unknown; there are: {', '.join(PROFILES)}")
+    return Study(Paths(dataset_name(dataset)), PROFILES[profile].override(**(overrides or {})), seed)

@@ -1,0 +1,165 @@
+"""Choosing three members, and joining them into one model with one image input.
+
+Members are chosen by validation macro-AUROC. The head that joins them is fitted on their predictions for validation
+patients, whom no member was trained on, and is judged by patient-grouped cross-validation against the plain mean; the
+better of the two is what ships. It knows model folders and prediction tables, and nothing of how members were trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers
+from sklearn.model_selection import StratifiedGroupKFold
+
+from chestxray.config import CLASSES, Study, StudyError
+from chestxray.training import mean_auroc
+
+CANDIDATES: tuple[str, ...] = (
+    "dense",
+    "cnn",
+    "feature_extraction",
+    "fine_tuning_3a",
+    "fine_tuning_3b",
+    "fine_tuning_3c",
+    "fine_tuning_3d",
+)
+
+
+def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
+    """The trained models, best validation macro-AUROC first.
+
+    Returns:
+        Columns `model`, `valid_macro_auroc`, `key` (of the fit), one row a candidate.
+
+    Raises:
+        StageMissing: a candidate has not been trained.
+    """
+    rows = []
+    for name in candidates:
+        path = study.require(study.paths.saved(name) / "run.json", f"stage 4 for {name}")
+        run = json.loads(path.read_text())
+        rows.append({"model": name, "valid_macro_auroc": run["valid_macro_auroc"], "key": run["key"]})
+    return pd.DataFrame(rows).sort_values("valid_macro_auroc", ascending=False, ignore_index=True)
+
+
+def concatenated(tables: Sequence[pd.DataFrame]) -> np.ndarray:
+    """The members' probabilities side by side, (N, 7 × members) float32.
+
+    Args:
+        tables: prediction tables of the same images in the same order.
+
+    Raises:
+        StudyError: the tables are not of the same images.
+    """
+    for table in tables[1:]:
+        if not table["image"].equals(tables[0]["image"]):
+            raise StudyError("the members' prediction tables list different images; train all members on the same data")
+    return np.concatenate([table[list(CLASSES)].to_numpy("float32") for table in tables], axis=1)
+
+
+def mean_of(probabilities: np.ndarray) -> np.ndarray:
+    """The plain mean of the members' probabilities: (N, 7 × members) to (N, 7)."""
+    return probabilities.reshape(len(probabilities), -1, len(CLASSES)).mean(axis=1)
+
+
+def head(members: int, units: int = 32, dropout: float = 0.3) -> keras.Model:
+    """The study's head: concatenated probabilities, a dense layer, dropout, softmax.
+
+    Args:
+        members: how many models are joined.
+        units: width of the dense layer.
+        dropout: share of its outputs left out while training, 0 to 1.
+    """
+    concatenation = layers.Input((members * len(CLASSES),), name="concatenated")
+    x = layers.Dense(units, activation="relu", name="joint")(concatenation)
+    x = layers.Dropout(dropout)(x)
+    return keras.Model(concatenation, layers.Dense(len(CLASSES), activation="softmax", name="classes")(x), name="head")
+
+
+def fit_head(
+    x: np.ndarray, y: np.ndarray, epochs: int, seed: int, held_out: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[keras.Model, pd.DataFrame]:
+    """Fit the head for a fixed number of epochs, every class weighing the same.
+
+    Args:
+        x: (N, 7 × members) the members' probabilities for patients they were not trained on.
+        y: (N, 7) one-hot classes.
+        epochs: passes over `x`.
+        seed: seeds the weights, the dropout and the order.
+        held_out: (x, y) of other patients, measured after each epoch and never fitted.
+
+    Returns:
+        The head, and its history: `loss`, `accuracy` and, with `held_out`, `val_loss` and `val_accuracy`.
+    """
+    keras.utils.set_random_seed(seed)
+    model = head(x.shape[1] // len(CLASSES))
+    model.compile(keras.optimizers.Adam(3e-3), "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    present = y.sum(axis=0)
+    weight = (len(y) / (np.count_nonzero(present) * np.maximum(present, 1)))[y.argmax(axis=1)]
+    fitted = model.fit(
+        x, y, batch_size=128, epochs=epochs, sample_weight=weight, validation_data=held_out, verbose=0, shuffle=True
+    )
+    return model, pd.DataFrame(fitted.history)
+
+
+def cross_validate(
+    x: np.ndarray, y: np.ndarray, patients: np.ndarray, epochs: int, seed: int, folds: int = 5
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """The head's predictions for patients that it was not fitted on.
+
+    Args:
+        x: (N, 7 × members) the members' probabilities.
+        y: (N, 7) one-hot classes.
+        patients: (N,) patient of each row; no patient is in two folds.
+        epochs: passes of each fit.
+        seed: seeds folds and fits.
+        folds: how many heads are fitted.
+
+    Returns:
+        Out-of-fold probabilities (N, 7), and the mean history over folds, one row an epoch.
+    """
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    out = np.zeros((len(x), len(CLASSES)), "float32")
+    histories = []
+    for fit_on, judge_on in splitter.split(x, y.argmax(axis=1), patients):
+        model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judge_on], y[judge_on]))
+        out[judge_on] = model(x[judge_on], training=False).numpy()
+        histories.append(history)
+    return out, pd.concat(histories).groupby(level=0).mean()
+
+
+def compare_heads(y: np.ndarray, head_scores: np.ndarray, mean_scores: np.ndarray) -> pd.DataFrame:
+    """Validation macro-AUROC of the cross-validated head and of the plain mean, the better first."""
+    rows = [("head", mean_auroc(y, head_scores)), ("mean", mean_auroc(y, mean_scores))]
+    return pd.DataFrame(rows, columns=["join", "valid_macro_auroc"]).sort_values(
+        "valid_macro_auroc", ascending=False, ignore_index=True
+    )
+
+
+def join(members: Sequence[keras.Model], fitted_head: keras.Model | None) -> keras.Model:
+    """One model: a radiograph goes to every frozen member, and the head or the plain mean joins their probabilities.
+
+    Args:
+        members: models of radiographs (N, H, W, 1) in 0–255 to seven probabilities.
+        fitted_head: a fitted `head`, or None for the plain mean.
+
+    Returns:
+        A model of the same input with seven probabilities.
+    """
+    pixels = layers.Input(members[0].input_shape[1:], name="radiograph")
+    outputs = []
+    for number, member in enumerate(members, start=1):
+        # Two members may carry the same name, and a Keras model needs every layer's name once.
+        member.name = f"member_{number}"
+        member.trainable = False
+        outputs.append(member(pixels))
+    if fitted_head is None:
+        return keras.Model(pixels, layers.Average(name="mean")(outputs), name="ensemble")
+    fitted_head.trainable = False
+    joined = fitted_head(layers.Concatenate(name="concatenated")(outputs))
+    return keras.Model(pixels, joined, name="ensemble")

@@ -1,0 +1,216 @@
+"""From the class trees to batches: pixels as 8-bit arrays on disk, targets beside them, and the order of each epoch.
+
+This module owns how radiographs reach a model. It knows the files that the earlier stages wrote and nothing of models.
+Pixels are decoded once into a memory-mapped array, so that nine notebooks don't decode the same PNGs again, and an
+epoch's order depends on the seed and the epoch alone, so that a killed fit can go on at the step where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chestxray import radiographs
+from chestxray.config import CLASSES, NIH_FINDINGS, Paths, Study, StudyError
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a model is fitted on or evaluated with.
+
+    Attributes:
+        x: (M, …) array, in memory or memory-mapped; radiographs are (M, H, W, 1) uint8 in 0–255.
+        rows: (N,) int, the rows of `x` that belong to this set, in the order of `table`.
+        y: (N, K) float32 targets: one-hot classes, or findings as 0 and 1.
+        table: N rows saying which image, patient and label each is.
+    """
+
+    x: np.ndarray
+    rows: np.ndarray
+    y: np.ndarray
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, keep: np.ndarray) -> Samples:
+        """The samples at the positions, or where the mask, `keep` says."""
+        positions = np.flatnonzero(keep) if keep.dtype == bool else keep
+        return Samples(
+            self.x, self.rows[positions], self.y[positions], self.table.iloc[positions].reset_index(drop=True)
+        )
+
+    def with_targets(self, y: np.ndarray) -> Samples:
+        """The same samples with other targets, (N, K)."""
+        return Samples(self.x, self.rows, np.asarray(y, "float32"), self.table)
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """The samples in order, `batch_size` at a time; the last batch may be shorter."""
+        for start in range(0, len(self), batch_size):
+            yield self.x[self.rows[start : start + batch_size]]
+
+
+def class_targets(labels: pd.Series) -> np.ndarray:
+    """One-hot targets, (N, 7) float32; all zeros where an image has no single label among the seven classes."""
+    return (labels.to_numpy(dtype=object)[:, None] == np.array(CLASSES, dtype=object)).astype("float32")
+
+
+def finding_targets(findings: pd.Series) -> np.ndarray:
+    """The fourteen findings of ChestX-ray14 as 0 and 1, (N, 14) float32; `No Finding` is all zeros."""
+    present = findings.str.get_dummies("|")
+    return present.reindex(columns=list(NIH_FINDINGS), fill_value=0).to_numpy("float32")
+
+
+def fingerprint(study: Study) -> str:
+    """Twelve hexadecimal digits that change when any image, split or augmented file changes.
+
+    It is the SHA-256 of the manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
+    """
+    digest = hashlib.sha256(study.paths.manifest.read_bytes())
+    if study.paths.augmented_rows.exists():
+        digest.update(study.paths.augmented_rows.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def load_split(study: Study, split: str, selected: bool = True) -> Samples:
+    """The prepared radiographs of one split, with one-hot class targets.
+
+    Args:
+        study: the study.
+        split: `train`, `valid` or `test`.
+        selected: only the images in the class trees; otherwise every image of the split, whatever its findings.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+        StudyError: the split has no image.
+    """
+    manifest = radiographs.read_manifest(study)
+    keep = (manifest["split"] == split).to_numpy()
+    if selected:
+        keep &= manifest["selected"].to_numpy()
+    if not keep.any():
+        raise StudyError(
+            f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; run stage 2.1 again"
+        )
+    files = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    pixels = _pixel_cache(study.paths, "images", files, study.paths.manifest)
+    table = manifest[keep].reset_index(drop=True)
+    return Samples(pixels, np.flatnonzero(keep), class_targets(table["label"]), table)
+
+
+def load_augmented(study: Study) -> Samples:
+    """The balanced, augmented training radiographs that stage 2.2 wrote, with one-hot class targets.
+
+    Raises:
+        StageMissing: stage 2.2 has not been run.
+    """
+    path = study.require(study.paths.augmented_rows, "stage 2.2, Creating augmented train data")
+    table = pd.read_csv(path, dtype={"patient": str})
+    files = [study.paths.tree("train_augmented") / file for file in table["file"]]
+    pixels = _pixel_cache(study.paths, "train_augmented", files, path)
+    return Samples(pixels, np.arange(len(table)), class_targets(table["label"]), table)
+
+
+def epoch_order(y: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
+    """The positions of one epoch's samples, the same whenever it is asked for.
+
+    Args:
+        y: (N, K) targets.
+        seed: the run's seed.
+        epoch: epoch number from 0.
+        balanced: draw every class equally often (K one-hot classes), the rare ones repeatedly.
+
+    Returns:
+        (N,) int positions: a permutation, or with `balanced` a draw of N positions.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if not balanced:
+        return rng.permutation(len(y))
+    shares = []
+    members = [np.flatnonzero(column > 0) for column in y.T if column.any()]
+    quota = -(-len(y) // len(members))
+    for positions in members:
+        rounds = [rng.permutation(positions) for _ in range(-(-quota // len(positions)))]
+        shares.append(np.concatenate(rounds)[:quota])
+    return rng.permutation(np.concatenate(shares))[: len(y)]
+
+
+def mixing_shares(mixup: float, seed: int, epoch: int, steps: int) -> np.ndarray:
+    """How much of each batch is itself, the rest being the batch reversed: (steps,) shares in 0.5–1.
+
+    Args:
+        mixup: parameter of the Beta distribution of mixup (Zhang et al., ICLR 2018); 0 mixes nothing.
+        seed: the run's seed.
+        epoch: epoch number from 0.
+        steps: batches in the epoch.
+    """
+    if mixup == 0:
+        return np.ones(steps, "float32")
+    share = np.random.default_rng([seed, epoch, 1]).beta(mixup, mixup, steps)
+    return np.maximum(share, 1 - share).astype("float32")
+
+
+def dataset(samples: Samples, order: np.ndarray, batch_size: int, shares: np.ndarray | None = None):
+    """Batches of (x, y) in the given order as a `tf.data.Dataset`; an incomplete last batch is left out.
+
+    Args:
+        samples: what to draw from.
+        order: positions in `samples`.
+        batch_size: samples a step.
+        shares: of `mixing_shares`, one a batch; None mixes nothing and keeps the pixels uint8.
+
+    Returns:
+        A dataset of `len(order) // batch_size` batches with static shapes.
+    """
+    import tensorflow as tf
+
+    steps = len(order) // batch_size
+    rows = samples.rows
+    kind = samples.x.dtype if shares is None else np.dtype("float32")
+
+    def gather(positions: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = samples.x[rows[positions]], samples.y[positions]
+        if shares is None:
+            return x, y
+        x = x.astype("float32")
+        return share * x + (1 - share) * x[::-1], share * y + (1 - share) * y[::-1]
+
+    def load(positions, share):
+        x, y = tf.numpy_function(gather, [positions, share], [tf.as_dtype(kind), tf.float32])
+        x.set_shape((batch_size, *samples.x.shape[1:]))
+        y.set_shape((batch_size, *samples.y.shape[1:]))
+        return x, y
+
+    positions = np.asarray(order[: steps * batch_size], "int64").reshape(steps, batch_size)
+    mixed = np.ones(steps, "float32") if shares is None else np.asarray(shares[:steps], "float32")
+    return tf.data.Dataset.from_tensor_slices((positions, mixed)).map(load).prefetch(tf.data.AUTOTUNE)
+
+
+def _pixel_cache(paths: Paths, name: str, files: list[Path], source: Path) -> np.ndarray:
+    """The files' pixels as one memory-mapped (N, H, W, 1) uint8 array, made when `source` has changed."""
+    stamp = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    target = paths.cache / f"{name}-{stamp}.npy"
+    if not target.exists():
+        paths.cache.mkdir(parents=True, exist_ok=True)
+        height, width = radiographs.decode(files[0]).shape
+        beside = paths.cache / f".{target.name}.tmp-{os.getpid()}"
+        pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(len(files), height, width, 1))
+        try:
+            for row, file in enumerate(files):
+                pixels[row, :, :, 0] = radiographs.decode(file)
+        except StudyError:
+            beside.unlink(missing_ok=True)
+            raise
+        pixels.flush()
+        del pixels
+        os.replace(beside, target)
+        for old in paths.cache.glob(f"{name}-*.npy"):
+            if old != target:
+                old.unlink(missing_ok=True)
+    return np.load(target, mmap_mode="r")
