@@ -99,7 +99,7 @@ def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
 
 
 def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over the classes of the one-vs-rest AUROC; ties count half. Takes milliseconds, for use after each epoch.
+    """Mean over the classes of the one-vs-rest AUROC; ties count half. Takes milliseconds.
 
     Args:
         labels: (n,) class indices, 0 to K - 1.

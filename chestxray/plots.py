@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from chestxray.config import CLASSES
+from chestxray.files import atomic_write
 
 WIDTH = 10.0
 """Width of a figure in inches: fills a notebook's column at `DPI`."""
@@ -34,11 +35,8 @@ _STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": _GR
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, complete or not at all, and return its path."""
-    from chestxray.radiographs import atomic_write
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, buffer.getvalue())
     return path
 

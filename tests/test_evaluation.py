@@ -1,0 +1,346 @@
+"""Metrics against scikit-learn, against hand counts, and intervals against a slow bootstrap and DeLong's variance."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from chestxray import evaluation
+from chestxray.config import CLASSES, SIX_FINDINGS, StageMissing, StudyError, open_study
+
+NIH_NAMES = {name: "No Finding" if name == "No_finding" else name for name in CLASSES}
+
+
+def predictions_table(images=420, patients=150, skill=1.2, seed=1, decimals=None):
+    """Predictions with several images a patient, some images with two findings, and, rounded, many ties."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(len(CLASSES), size=images)
+    truth[: 2 * len(CLASSES)] = np.tile(np.arange(len(CLASSES)), 2)
+    findings = [NIH_NAMES[CLASSES[k]] for k in truth]
+    for i in range(2 * len(CLASSES), images, 4):
+        second = SIX_FINDINGS[rng.integers(len(SIX_FINDINGS))]
+        if findings[i] not in ("No Finding", second):
+            findings[i] += f"|{second}"
+    scores = rng.normal(size=(images, len(CLASSES)))
+    scores[np.arange(images), truth] += skill
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    single = ["|" not in text for text in findings]
+    table = pd.DataFrame(
+        {
+            "image": [f"{i:08d}_000.png" for i in range(images)],
+            "patient": [f"{p:05d}" for p in rng.integers(patients, size=images)],
+            "label": [CLASSES[k] if one else "" for k, one in zip(truth, single, strict=True)],
+            "selected": single,
+            "findings": findings,
+            "view": np.where(rng.random(images) < 0.4, "AP", "PA"),
+        }
+    )
+    table[list(CLASSES)] = shares if decimals is None else shares.round(decimals)
+    return table
+
+
+def sklearn_metrics(table):
+    """The same metrics of a table (rows may repeat) by scikit-learn."""
+    single = table[table["selected"]]
+    guess = np.array(CLASSES)[single[list(CLASSES)].to_numpy().argmax(axis=1)]
+    aurocs = [sk.roc_auc_score(single["label"] == name, single[name]) for name in CLASSES]
+    precisions = [sk.average_precision_score(single["label"] == name, single[name]) for name in CLASSES]
+    shown = {name: [name in text.split("|") for text in table["findings"]] for name in SIX_FINDINGS}
+    return {
+        "macro_auroc": np.mean(aurocs),
+        "macro_average_precision": np.mean(precisions),
+        "balanced_accuracy": sk.balanced_accuracy_score(single["label"], guess),
+        "macro_f1": sk.f1_score(single["label"], guess, average="macro", labels=CLASSES, zero_division=0),
+        "accuracy": sk.accuracy_score(single["label"], guess),
+        "six_finding_auroc": np.mean([sk.roc_auc_score(shown[name], table[name]) for name in SIX_FINDINGS]),
+    }
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_estimates_agree_with_scikit_learn_with_and_without_ties(decimals):
+    table = predictions_table(decimals=decimals)
+    found = evaluation.evaluate(table, draws=2)
+    expected = sklearn_metrics(table)
+    assert list(found.index) == list(evaluation.METRICS)
+    for metric, value in expected.items():
+        assert found.loc[metric, "estimate"] == pytest.approx(value, abs=1e-12), metric
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
+    table, draws, seed = predictions_table(decimals=decimals), 25, 7
+    by_patient = dict(iter(table.groupby("patient")))
+    patients = sorted(by_patient)
+    drawn = np.random.default_rng(seed).integers(len(patients), size=(draws, len(patients)))
+    slow = pd.DataFrame([sklearn_metrics(pd.concat([by_patient[patients[p]] for p in draw])) for draw in drawn])
+    fast = evaluation.evaluate(table, draws=draws, seed=seed)
+    for metric in evaluation.METRICS:
+        expected = np.percentile(slow[metric], [2.5, 97.5])
+        assert fast.loc[metric, ["low", "high"]].to_numpy(dtype=float) == pytest.approx(expected, abs=1e-12), metric
+        assert fast.loc[metric, "draws"] == draws
+
+
+def test_interval_of_independent_images_has_the_width_of_delong():
+    table = predictions_table(images=700, skill=1.0, seed=3)
+    table["patient"] = table["image"]
+    found = evaluation.per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
+    shown = table["findings"].str.contains("Effusion").to_numpy()
+    above = table["Effusion"].to_numpy()[shown][:, None] > table["Effusion"].to_numpy()[~shown][None, :]
+    error = np.sqrt(above.mean(axis=1).var(ddof=1) / shown.sum() + above.mean(axis=0).var(ddof=1) / (~shown).sum())
+    assert found["estimate"] == pytest.approx(above.mean(), abs=1e-12)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.08)
+
+
+def test_resampling_patients_widens_the_interval_when_their_images_repeat():
+    table = predictions_table(images=200, patients=200)
+    copies = [table.assign(image=table["image"] + f"_{copy}") for copy in range(4)]
+    repeated = pd.concat(copies, ignore_index=True)
+    by_patient = evaluation.evaluate(repeated, draws=400).loc["accuracy"]
+    by_image = evaluation.evaluate(repeated.assign(patient=repeated["image"]), draws=400).loc["accuracy"]
+    assert (by_patient["high"] - by_patient["low"]) > 1.6 * (by_image["high"] - by_image["low"])
+
+
+def test_same_seed_gives_the_same_interval_in_any_order_of_rows():
+    table = predictions_table()
+    first = evaluation.evaluate(table, draws=50, seed=5)
+    again = evaluation.evaluate(table.sample(frac=1, random_state=0), draws=50, seed=5)
+    other = evaluation.evaluate(table, draws=50, seed=6)
+    pd.testing.assert_frame_equal(first, again)
+    assert not np.allclose(first["low"], other["low"])
+
+
+def test_large_tables_are_computed_in_parts_with_the_same_result(monkeypatch):
+    table = predictions_table()
+    whole = evaluation.evaluate(table, draws=40)
+    monkeypatch.setattr(evaluation, "_FLOATS_AT_ONCE", 3000)
+    pd.testing.assert_frame_equal(evaluation.evaluate(table, draws=40), whole)
+
+
+def test_hand_count():
+    """Three classes' worth of images counted by hand; the others are classified perfectly."""
+    rows = [("Effusion", "Effusion"), ("Effusion", "Mass"), ("Mass", "Mass"), ("Mass", "Mass"), ("Nodule", "Mass")]
+    rows += [(name, name) for name in CLASSES if name not in ("Effusion", "Mass", "Nodule")]
+    table = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(len(rows))],
+            "patient": [str(i) for i in range(len(rows))],
+            "label": [true for true, _ in rows],
+            "selected": True,
+            "findings": [NIH_NAMES[true] for true, _ in rows],
+        }
+    )
+    for name in CLASSES:
+        table[name] = [1.0 if guess == name else 0.0 for _, guess in rows]
+    counts = evaluation.confusion(table)
+    assert counts.loc["Effusion", "Mass"] == counts.loc["Nodule", "Mass"] == 1
+    assert counts.loc["Mass", "Mass"] == 2
+    assert counts.to_numpy().sum() == 9
+    assert evaluation.confusion(table, normalize=True).loc["Effusion", "Mass"] == 0.5
+    found = evaluation.evaluate(table, draws=2)["estimate"]
+    assert found["accuracy"] == pytest.approx(7 / 9)
+    assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0 + 4) / 7)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 6 + 0 + 4) / 7)
+    classes = evaluation.per_class(table, draws=2)["estimate"]
+    assert classes["Mass", "precision"] == 0.5
+    assert classes["Nodule", "precision"] == 0
+    # Effusion: 2 positives scored 1 and 0, 7 negatives scored 0: one pair in two is won, the other tied.
+    assert classes["Effusion", "auroc"] == 0.75
+    # Mass: both positives and 2 of 7 negatives scored 1.
+    assert classes["Mass", "auroc"] == pytest.approx((5 + 0.5 * 2) / 7)
+
+
+def test_natural_test_counts_images_with_several_findings():
+    table = predictions_table()
+    found = evaluation.per_class(table, draws=20)
+    shown = table["findings"].str.split("|").map(lambda names: "Mass" in names)
+    assert found.loc[("Mass", "natural_auroc"), "n_images"] == len(table)
+    assert found.loc[("Mass", "natural_auroc"), "n_positive"] == shown.sum()
+    assert found.loc[("Mass", "auroc"), "n_images"] == table["selected"].sum()
+    assert found.loc[("Mass", "auroc"), "n_positive"] == (table["label"] == "Mass").sum()
+    assert found.loc[("Mass", "natural_average_precision"), "estimate"] == pytest.approx(
+        sk.average_precision_score(shown, table["Mass"]), abs=1e-12
+    )
+    assert ("No_finding", "natural_auroc") not in found.index
+    single = table[table["selected"]]
+    guess = np.array(CLASSES)[single[list(CLASSES)].to_numpy().argmax(axis=1)]
+    for metric, score in {"sensitivity": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}.items():
+        expected = score(single["label"], guess, average=None, labels=CLASSES)
+        assert found["estimate"].xs(metric, level="metric").to_numpy() == pytest.approx(expected), metric
+
+
+def test_a_draw_without_a_class_is_left_out_and_counted():
+    table = predictions_table(images=300, patients=60)
+    mass = table["label"] == "Mass"
+    table = table[~table["findings"].str.contains("Mass") | mass].copy()
+    table.loc[mass, "patient"] = "one"
+    found = evaluation.evaluate(table, draws=400)
+    # One patient in n is missing from a draw with probability (1 - 1/n)^n, about exp(-1).
+    assert found.loc["macro_auroc", "draws"] == pytest.approx(400 * (1 - np.exp(-1)), rel=0.12)
+    assert found.loc["accuracy", "draws"] == 400
+    assert found[["low", "high"]].notna().all(axis=None)
+
+
+def test_compare_is_paired_and_antisymmetric():
+    good = predictions_table(skill=1.5, seed=2)
+    worse = good.copy()
+    rng = np.random.default_rng(0)
+    worse[list(CLASSES)] = (worse[list(CLASSES)] + 0.15 * rng.random((len(worse), len(CLASSES)))) / 2.05
+    one, other = evaluation.evaluate(good, draws=300), evaluation.evaluate(worse, draws=300)
+    found = evaluation.compare(good, worse.sample(frac=1, random_state=1), draws=300)
+    back = evaluation.compare(worse, good, draws=300)
+    assert found["difference"].to_numpy() == pytest.approx((one["estimate"] - other["estimate"]).to_numpy())
+    assert found["difference"].to_numpy() == pytest.approx((found["first"] - found["second"]).to_numpy())
+    assert found["low"].to_numpy() == pytest.approx(-back["high"].to_numpy())
+    width = (found["high"] - found["low"])["macro_auroc"]
+    assert width < 0.7 * (one["high"] - one["low"])["macro_auroc"]
+    same = evaluation.compare(good, good, ["macro_f1"], draws=20).loc["macro_f1"]
+    assert same["difference"] == same["low"] == same["high"] == 0
+
+
+def test_summary_holds_each_models_evaluation():
+    tables = {"a": predictions_table(), "b": predictions_table(skill=0.5)}
+    found = evaluation.summary(tables, draws=10, seed=3)
+    assert found.index.names == ["model", "metric"]
+    pd.testing.assert_frame_equal(found.loc["b"], evaluation.evaluate(tables["b"], draws=10, seed=3))
+
+
+def test_groups_and_their_gap():
+    table = predictions_table()
+    found = evaluation.by_group(table, "view", ["accuracy", "six_finding_auroc"], draws=50)
+    expected = sklearn_metrics(table[table["view"] == "AP"])
+    assert found.loc[("AP", "accuracy"), "estimate"] == pytest.approx(expected["accuracy"])
+    assert found.loc[("AP", "six_finding_auroc"), "estimate"] == pytest.approx(expected["six_finding_auroc"])
+    assert found.loc[("AP", "six_finding_auroc"), "n_images"] == (table["view"] == "AP").sum()
+    gap = found.loc[("AP", "accuracy"), "estimate"] - found.loc[("PA", "accuracy"), "estimate"]
+    assert found.loc[("AP - PA", "accuracy"), "estimate"] == pytest.approx(gap)
+
+
+def test_a_group_too_small_is_empty_rather_than_wrong():
+    table = predictions_table()
+    table["view"] = "PA"
+    table.loc[table.index[0], "view"] = "AP"
+    found = evaluation.by_group(table, "view", ["macro_auroc"], draws=10)
+    assert found.loc[("AP", "macro_auroc"), ["estimate", "low", "high"]].isna().all()
+    assert found.loc[("PA", "macro_auroc"), "estimate"] > 0.5
+
+
+def test_roc_points_enclose_the_area():
+    table = predictions_table(decimals=2)
+    points = evaluation.roc_points(table)
+    found = evaluation.per_class(table, draws=2)["estimate"].xs("auroc", level="metric")
+    for name, curve in points.groupby("class"):
+        area = np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"])
+        assert area == pytest.approx(found[name], abs=1e-12)
+
+
+def test_average_and_published():
+    first, second = predictions_table(seed=1), predictions_table(seed=1, skill=0.3)
+    mean = evaluation.average([first, second.sample(frac=1, random_state=0)])
+    assert mean["Mass"].to_numpy() == pytest.approx((first["Mass"] + second["Mass"]).to_numpy() / 2)
+    beside = evaluation.beside_published(evaluation.per_class(mean, draws=2), "mean")
+    assert beside.loc["Wang 2017", "Mean"] == pytest.approx(0.714, abs=5e-4)
+    assert beside.loc["AE-CNN", "Mean"] == pytest.approx(0.803, abs=1e-3)
+    assert beside.loc["mean", "Mean"] == pytest.approx(sklearn_metrics(mean)["six_finding_auroc"])
+
+
+def test_macro_auroc_of_arrays():
+    rng = np.random.default_rng(4)
+    labels, scores = rng.integers(5, size=300), rng.random((300, 5)).round(1)
+    expected = np.mean([sk.roc_auc_score(labels == k, scores[:, k]) for k in range(5)])
+    assert evaluation.macro_auroc(labels, scores) == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(StudyError, match="class 4"):
+        evaluation.macro_auroc(np.minimum(labels, 3), scores)
+    with pytest.raises(StudyError, match="1 predicted probabilities are not finite"):
+        evaluation.macro_auroc(labels, np.where(np.arange(1500).reshape(300, 5) == 7, np.nan, scores))
+
+
+def broken(change):
+    table = predictions_table()
+    change(table)
+    return table
+
+
+BAD_TABLES = {
+    "Mass is nan, not a probability": lambda t: t.__setitem__("Mass", t["Mass"].where(t.index != 3)),
+    "Mass is 1.5, not a probability": lambda t: t.__setitem__("Mass", t["Mass"].where(t.index != 3, 1.5)),
+    "00000002_000.png: label 'Masss' is unknown": lambda t: t.__setitem__(
+        "label", t["label"].replace("Infiltration", "Masss")
+    ),
+    "finding 'effusion' is unknown": lambda t: t.__setitem__("findings", t["findings"].replace("Effusion", "effusion")),
+    "no column 'Nodule'": lambda t: t.__delitem__("Nodule"),
+    "no column 'patient'": lambda t: t.__delitem__("patient"),
+    "has image 00000000_000.png twice": lambda t: t.__setitem__(
+        "image", t["image"].replace("00000001_000.png", t["image"][0])
+    ),
+    "0 of 420 images of the natural test are Mass": lambda t: t.__setitem__(
+        "findings", t["findings"].str.replace("Mass", "Hernia")
+    ),
+    "of the single-label test are Nodule": lambda t: t.__setitem__(
+        "selected", t["selected"] & (t["label"] != "Nodule")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_TABLES)
+def test_bad_tables_are_one_line(message):
+    with pytest.raises(StudyError) as caught:
+        evaluation.evaluate(broken(BAD_TABLES[message]), draws=2)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_bad_requests_are_one_line():
+    table = predictions_table()
+    with pytest.raises(StudyError, match="metric 'auc' is unknown; there are: macro_auroc"):
+        evaluation.compare(table, table, ["auc"], draws=2)
+    with pytest.raises(StudyError, match=r"different images \(only one has 00000000_000.png\)"):
+        evaluation.compare(table, table[1:], draws=2)
+    with pytest.raises(StudyError, match="no column 'age'"):
+        evaluation.by_group(table, "age", draws=2)
+    with pytest.raises(StudyError, match="predictions has no row"):
+        evaluation.evaluate(table[:0], draws=2)
+    with pytest.raises(StudyError, match="at least one model"):
+        evaluation.average([])
+
+
+def test_reading_back_what_was_written(tmp_path):
+    table = predictions_table()
+    path = tmp_path / "cnn" / "predictions_test.csv"
+    path.parent.mkdir()
+    table.to_csv(path, index=False)
+    read = evaluation.read_predictions(path)
+    assert read["patient"].tolist() == table["patient"].tolist()
+    assert read["label"].tolist() == table["label"].tolist()
+    pd.testing.assert_frame_equal(evaluation.evaluate(read, draws=5), evaluation.evaluate(table, draws=5))
+    table.assign(Mass=table["Mass"].where(table.index != 3)).to_csv(path, index=False)
+    with pytest.raises(StudyError, match=r"cnn/predictions_test.csv, 00000003_000.png: Mass is nan"):
+        evaluation.read_predictions(path)
+    path.write_bytes(b"")
+    with pytest.raises(StudyError, match=r"cnn/predictions_test.csv can't be read"):
+        evaluation.read_predictions(path)
+
+
+def test_models_are_read_together_or_the_missing_notebook_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path))
+    study = open_study("phantom", "quick", 1)
+    table = predictions_table()
+    for folder in evaluation.MODELS:
+        if folder == "ensemble":
+            with pytest.raises(
+                StageMissing, match=r"ensemble/predictions_test.csv is missing: run 4_models/4_Ensemble"
+            ):
+                evaluation.read_models(study, "test")
+        study.paths.saved(folder).mkdir(parents=True)
+        table.sample(frac=1, random_state=2).to_csv(study.paths.saved(folder) / "predictions_test.csv", index=False)
+    tables = evaluation.read_models(study, "test")
+    assert list(tables) == list(evaluation.MODELS)
+    assert tables["ensemble"]["image"].tolist() == tables["dense"]["image"].tolist()
+
+
+def test_all_models_of_the_study_take_less_than_a_minute():
+    table = predictions_table(images=1727, patients=900)
+    started = time.perf_counter()
+    evaluation.evaluate(table, draws=2000)
+    assert 9 * (time.perf_counter() - started) < 60

@@ -1,0 +1,136 @@
+"""Figures hold the numbers and the words they were given, and are written whole."""
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from chestxray import plots
+from chestxray.config import CLASSES
+
+NOTE = "phantom images"
+
+
+def history():
+    stages = ["all_findings"] * 3 + ["head"] * 2 + ["fine_tune"] * 3
+    return pd.DataFrame(
+        {
+            "stage": stages,
+            "epoch": [1, 2, 3, 1, 2, 1, 2, 3],
+            "loss": np.linspace(2, 1, 8),
+            "accuracy": [np.nan] * 3 + [0.2, 0.3, 0.4, 0.5, 0.6],
+            "val_loss": np.linspace(2.2, 1.4, 8),
+            "val_accuracy": [np.nan] * 3 + [0.2, 0.25, 0.3, 0.35, 0.3],
+            "val_macro_auroc": [0.5, 0.55, 0.9, 0.6, 0.65, 0.7, 0.75, 0.72],
+        }
+    )
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+def test_learning_curves_part_the_stages_and_mark_the_last_ones_best_epoch():
+    figure = plots.learning_curves(history(), "3a Fine tuning", NOTE)
+    assert figure.get_suptitle() == "3a Fine tuning (phantom images)"
+    loss, accuracy, auroc = figure.axes
+    curves = [line for line in loss.get_lines() if len(line.get_xdata()) > 1 and line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3], [4, 5], [6, 7, 8]]
+    assert np.concatenate([line.get_ydata() for line in curves]) == pytest.approx(np.linspace(2, 1, 8))
+    assert [axis.get_ylabel() for axis in (loss, accuracy, auroc)] == ["Loss", "Accuracy", "Macro AUROC"]
+    star = next(line for line in auroc.get_lines() if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (7, 0.75)
+    assert {"all findings", "head", "fine tune", "best .750"} <= set(texts(figure))
+
+
+def test_learning_curves_of_one_stage_without_auroc():
+    figure = plots.learning_curves(history()[["epoch", "loss", "val_loss"]], "0 Dense", NOTE)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Loss"]
+
+
+def test_confusion_matrix_writes_counts_and_per_cent():
+    counts = pd.DataFrame(np.arange(49).reshape(7, 7), index=CLASSES, columns=CLASSES)
+    figure = plots.confusion_matrix(counts, "CNN on validation", NOTE)
+    assert {"0", "24", "48", "No finding", "CNN on validation (phantom images)"} <= set(texts(figure))
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    both = plots.confusion_matrices(counts, shares, "Ensemble on test", NOTE)
+    assert both.axes[0].get_ylabel() == "true" and both.axes[0].get_xlabel() == "predicted"
+    written = [text.get_text() for text in both.axes[1].texts]
+    assert written == [f"{share * 100:.0f}" for share in shares.to_numpy().ravel()]
+
+
+def test_roc_curves_draw_the_points_given():
+    points = pd.DataFrame(
+        {
+            "class": ["Mass"] * 3 + ["Nodule"] * 2,
+            "false_positive_rate": [0, 0.5, 1, 0, 1],
+            "true_positive_rate": [0, 1, 1, 0, 1],
+            "auroc": [0.75] * 3 + [0.5] * 2,
+        }
+    )
+    axis = plots.roc_curves(points, "Ensemble on test", NOTE).axes[0]
+    curves = {line.get_label(): line for line in axis.get_lines()}
+    assert list(curves) == ["chance .500", "Mass .750", "Nodule .500"]
+    assert list(curves["Mass .750"].get_ydata()) == [0, 1, 1]
+    assert curves["Mass .750"].get_linestyle() != curves["Nodule .500"].get_linestyle()
+
+
+def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
+    table = pd.DataFrame(
+        {"estimate": [0.6, 0.712, np.nan], "low": [0.5, 0.7, np.nan], "high": [0.7, 0.734, np.nan]},
+        index=["0 Dense", "4 Ensemble", "AP"],
+    )
+    axis = plots.forest(table, "Macro AUROC on test", NOTE, chance=0.5).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["0 Dense", "4 Ensemble", "AP"]
+    assert list(axis.get_yticks()) == [2, 1, 0]
+    assert [text.get_text() for text in axis.texts] == [".600 [.500, .700]", ".712 [.700, .734]", "too few images"]
+    ends = axis.containers[0].lines[2][0].get_segments()
+    assert ends[1][:, 0] == pytest.approx([0.7, 0.734])
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ((0.5, np.nan, np.nan), ".500"),
+        ((-0.0123, -0.05, 0.02), "-.012 [-.050, .020]"),
+        ((0.9999, 0.99, 1.0), "1.000 [.990, 1.000]"),
+    ],
+)
+def test_numbers_are_written_as_the_field_writes_them(entry, text):
+    assert plots.interval(pd.Series(entry, index=["estimate", "low", "high"])) == text
+
+
+def test_image_grids_show_every_image_with_its_words():
+    images = [np.full((8, 8, 1), value, dtype=np.uint8) for value in range(5)]
+    figure = plots.image_grid(images, [f"image {i}" for i in range(5)], "Radiographs", NOTE, columns=3, caption="NIH")
+    shown = [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
+    assert [array[0, 0] for array in shown] == [0, 1, 2, 3, 4]
+    assert len(figure.axes) == 6
+    assert {"image 0", "image 4", "NIH", "Radiographs (phantom images)"} <= set(texts(figure))
+
+
+def test_probability_grid_draws_seven_bars_and_marks_the_truth():
+    predictions = pd.DataFrame([dict.fromkeys(CLASSES, 0.1) | {"Mass": 0.4, "label": "Mass"}] * 2)
+    predictions.loc[1, "label"] = ""
+    figure = plots.probability_grid([np.zeros((8, 8))] * 2, predictions, "Examples", NOTE)
+    bars = [axis.patches for axis in figure.axes if axis.patches]
+    assert [bar.get_width() for bar in bars[0]] == [predictions.loc[0, name] for name in CLASSES]
+    marked = [name for name, bar in zip(CLASSES, bars[0], strict=True) if bar.get_facecolor()[:3] == plots.PALETTE[1]]
+    assert marked == ["Mass"]
+    assert not any(bar.get_facecolor()[:3] == plots.PALETTE[1] for bar in bars[1])
+    assert "several findings" in texts(figure)
+
+
+def test_classes_differ_in_lightness_or_dash_and_not_in_hue_alone():
+    assert len({str(dash) for dash in plots._DASHES.values()}) == len(CLASSES)
+    assert len({to_rgb(colour) for colour in plots.CLASS_COLOURS.values()}) == len(CLASSES)
+
+
+def test_saving_writes_one_whole_png(tmp_path):
+    figure = plots.roc_curves(
+        pd.DataFrame(columns=["class", "false_positive_rate", "true_positive_rate", "auroc"]), "x"
+    )
+    path = plots.save(figure, tmp_path / "figures" / "roc.png")
+    assert matplotlib.image.imread(path).ndim == 3
+    assert [file.name for file in path.parent.iterdir()] == ["roc.png"]
