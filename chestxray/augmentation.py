@@ -15,7 +15,22 @@ level and texture. Black wedges would mark a picture as transformed, and no vali
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import joblib
+import numpy as np
+import pandas as pd
+from PIL import Image, PngImagePlugin
+from scipy import ndimage
+from tqdm import tqdm
+
+from chestxray import cohort
+from chestxray.config import CLASSES, Study, StudyError
+from chestxray.files import atomic_write, keep_only, make_folder
 
 if TYPE_CHECKING:
     import keras
@@ -30,6 +45,225 @@ BRIGHTNESS = 0.08
 """Largest grey level added or taken off, share of full scale (255)."""
 CONTRAST = 0.15
 """Largest departure from 1 of the factor by which grey levels spread about the image's mean."""
+
+
+PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "brightness", "contrast", "flip")
+"""The columns of a plan that say what is done to the source."""
+PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETERS, "seed")
+
+_STAMP = "chestxray"
+"""Key of the PNG text in which a written file carries the digest of its source and its transform."""
+
+
+def draw_parameters(seed: int, flip: bool = False) -> dict[str, float | int]:
+    """Draw one transform, the same way for every file of every class.
+
+    Args:
+        seed: the file's own seed; it alone decides the draw.
+        flip: whether the file may be mirrored, as a fair coin falls.
+
+    Returns:
+        `rotation` in degrees, anticlockwise; `shift_x` (to the right) and `shift_y` (down) as shares of the side;
+        `zoom`, above 1 magnifies; `brightness` as share of full scale; `contrast` as factor about the mean; `flip`, 0
+        or 1. All uniform in this module's ranges, rounded to 4 digits so that the CSV holds exactly what was done.
+    """
+    rng = np.random.default_rng(seed)
+    centre = np.array([0, 0, 0, 1, 0, 1])
+    reach = np.array([ROTATION, SHIFT, SHIFT, ZOOM, BRIGHTNESS, CONTRAST])
+    drawn = np.round(rng.uniform(centre - reach, centre + reach), 4)
+    mirrored = int(rng.random() < 0.5) if flip else 0
+    return {**dict(zip(PARAMETERS[:-1], drawn.tolist(), strict=True)), "flip": mirrored}
+
+
+def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
+    """Say which files make the balanced train set, before any is written.
+
+    Every class gets as many files as the largest class has train images. Within a class each source is used equally
+    often, give or take one; who is used once more is drawn at random. Each file's transform comes from the same
+    distribution and depends on nothing but the seed, the source's name and the number of the copy: a class whose
+    sources serve once and a class whose sources serve six times differ in nothing that a transform leaves in a picture.
+    There are no untransformed files.
+
+    Args:
+        manifest: the columns `image`, `patient`, `label`, `split`, `selected`; rows outside the selected train images
+            are ignored.
+        seed: the study's seed.
+        flip: let files be mirrored left to right, half of each class.
+
+    Returns:
+        One row a file, in the order of CLASSES, with the columns of `PLAN_COLUMNS`; `file` is
+        `<Class>/<stem>_<copy>.png`.
+
+    Raises:
+        StudyError: a class has no selected train image.
+    """
+    train = manifest[(manifest["split"] == "train") & manifest["selected"].astype(bool)]
+    sources = {name: rows.sort_values("image") for name, rows in train.groupby("label") if name in CLASSES}
+    for name in CLASSES:
+        if name not in sources:
+            raise StudyError(
+                f"manifest: class {name} has no selected train image; use a dataset with more images of it"
+            )
+    files = max(len(rows) for rows in sources.values())
+    parts = [_copies(sources[name], files, [seed, place]).assign(label=name) for place, name in enumerate(CLASSES)]
+    rows = pd.concat(parts, ignore_index=True)
+    stems = rows["image"].map(lambda image: Path(image).stem)
+    rows["file"] = rows["label"] + "/" + stems + "_" + rows["copy"].astype(str) + ".png"
+    rows["seed"] = [_file_seed(seed, image, copy) for image, copy in zip(rows["image"], rows["copy"], strict=True)]
+    drawn = pd.DataFrame([draw_parameters(file_seed, flip) for file_seed in rows["seed"]])
+    return pd.concat([rows, drawn], axis=1)[list(PLAN_COLUMNS)]
+
+
+def _copies(sources: pd.DataFrame, files: int, seed: Sequence[int]) -> pd.DataFrame:
+    """Repeat `sources` to `files` rows, as evenly as can be; `copy` counts the uses of one source from 0."""
+    whole, extra = divmod(files, len(sources))
+    uses = np.full(len(sources), whole)
+    uses[np.random.default_rng(seed).permutation(len(sources))[:extra]] += 1
+    rows = sources[["image", "patient"]].loc[sources.index.repeat(uses)].reset_index(drop=True)
+    return rows.assign(copy=rows.groupby("image").cumcount())
+
+
+def _file_seed(seed: int, image: str, copy: int) -> int:
+    """Seed one file by its name, so that no other file, and no order of work, changes its transform."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{image}/{copy}".encode()).digest()[:4], "big")
+
+
+def transform(
+    pixels: np.ndarray,
+    rotation: float = 0.0,
+    shift_x: float = 0.0,
+    shift_y: float = 0.0,
+    zoom: float = 1.0,
+    brightness: float = 0.0,
+    contrast: float = 1.0,
+    flip: int = 0,
+) -> np.ndarray:
+    """Mirror, zoom, rotate about the centre and shift in one cubic interpolation, then change contrast and brightness.
+
+    One interpolation, and a cubic one, because each linear one blurs the fine pleural lines and vessels by which a
+    pneumothorax or a nodule is read.
+
+    Args:
+        pixels: (H, W) uint8 grey levels.
+        rotation: degrees, anticlockwise.
+        shift_x: to the right, share of the width.
+        shift_y: down, share of the height.
+        zoom: magnification about the centre.
+        brightness: added, share of full scale.
+        contrast: factor by which grey levels spread about the image's mean.
+        flip: 1 mirrors left to right.
+
+    Returns:
+        (H, W) uint8.
+    """
+    angle = np.deg2rad(rotation)
+    centre = (np.array(pixels.shape) - 1) / 2
+    # From a place (row, column) in the result back to the place in the source: undo shift, rotation, zoom, mirror.
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+    if flip:
+        back[1] *= -1
+    shift = np.array([shift_y, shift_x]) * pixels.shape
+    grey = pixels.astype(np.float64)
+    moved = ndimage.affine_transform(grey, back, offset=centre - back @ (centre + shift), order=3, mode="reflect")
+    toned = (moved - moved.mean()) * contrast + moved.mean() + brightness * 255
+    return np.rint(toned).clip(0, 255).astype(np.uint8)
+
+
+def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
+    """Make `train_augmented/` hold exactly the files of `plan`, then write the plan to `train_augmented.csv`.
+
+    Work goes file by file over all cores and can be stopped at any moment: a file is whole or absent, and carries the
+    digest of its source's bytes and of its transform, so the next call keeps what is right and makes only the rest. The
+    bytes do not depend on the number of workers.
+
+    Args:
+        study: where the prepared train images lie and the result goes.
+        plan: as `plan` returns it.
+        workers: processes; None takes all cores that this process may use.
+
+    Returns:
+        The number of files written, 0 when all were there.
+
+    Raises:
+        StageMissing: the prepared images are missing.
+        StudyError: a source is missing or cannot be read.
+    """
+    train = study.require(study.paths.tree("train"), "2_preprocessing/1_Creating_train_test_directories")
+    target = study.paths.tree("train_augmented")
+    planned = {name: {Path(file).name for file in rows["file"]} for name, rows in plan.groupby("label")}
+    for name in CLASSES:
+        # What an earlier plan or a broken-off write left would unbalance the classes.
+        keep_only(make_folder(target / name), planned.get(name, set()))
+    batches = [rows.to_dict("records") for _, rows in plan.groupby(np.arange(len(plan)) // 64)]
+    run = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator_unordered")
+    jobs = (joblib.delayed(_write_batch)(train, target, batch) for batch in batches)
+    written = 0
+    with tqdm(total=len(plan), desc="train_augmented", unit="file", disable=None) as bar:
+        for new, kept in run(jobs):
+            written += new
+            bar.update(new + kept)
+    atomic_write(study.paths.augmented_rows, plan.to_csv(index=False, lineterminator="\n").encode())
+    return written
+
+
+def _write_batch(train: Path, target: Path, rows: list[dict]) -> tuple[int, int]:
+    """Write those files of `rows` that are not there as they should be; returns how many were written and kept."""
+    written = 0
+    for row in rows:
+        source = train / row["label"] / f"{Path(row['image']).stem}.png"
+        path = target / row["file"]
+        parameters = {name: row[name] for name in PARAMETERS}
+        try:
+            data = source.read_bytes()
+            done = " ".join(f"{name}={float(value):.4f}" for name, value in parameters.items())
+            digest = hashlib.sha256(data + done.encode()).hexdigest()
+            if _stamp_of(path) == digest:
+                continue
+            pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        except (OSError, SyntaxError) as error:
+            fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read as an image"
+            raise StudyError(
+                f"train/{row['label']}/{source.name} {fault}; "
+                "run 2_preprocessing/1_Creating_train_test_directories again"
+            ) from None
+        atomic_write(path, _png(transform(pixels, **parameters), digest))
+        written += 1
+    return written, len(rows) - written
+
+
+def _stamp_of(path: Path) -> str | None:
+    """Return the digest that a written file carries, None when it is absent or not ours."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_STAMP)
+    except (OSError, SyntaxError):
+        return None
+
+
+def _png(pixels: np.ndarray, stamp: str) -> bytes:
+    """Encode (H, W) uint8 as PNG with `stamp` as text."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(_STAMP, stamp)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def class_cue(plan: pd.DataFrame, seed: int, files: int = 6000) -> float:
+    """Ask how well the class can be told from the transform alone, without any picture.
+
+    Gradient-boosted trees see the columns of `PARAMETERS`; they are scored on held-out source images.
+
+    Args:
+        plan: as `plan` returns it, or any table with its columns.
+        seed: seeds the sample, the folds and the trees.
+        files: how many files are looked at, drawn at random.
+
+    Returns:
+        Macro one-vs-rest AUROC over 5 folds; .5 means that the transforms tell nothing.
+    """
+    rows = plan.sample(min(files, len(plan)), random_state=seed)
+    return float(cohort.told_by(rows[list(PARAMETERS)], rows["label"], rows["image"], seed).mean())
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:
