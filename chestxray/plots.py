@@ -33,11 +33,18 @@ _GREY = "0.45"
 _STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": _GREY}
 
 
-def save(figure: Figure, path: Path) -> Path:
+class NotebookFigure(Figure):
+    """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def save(figure: NotebookFigure, path: Path) -> Path:
     """Write a figure as PNG, complete or not at all, and return its path."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, figure._repr_png_())
     return path
 
 
@@ -263,8 +270,8 @@ def probability_grid(
 
 
 def _canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes, unknown to pyplot, so that a notebook shows it once and it is let go."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    """A figure and its (rows, columns) axes."""
+    figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

@@ -1,6 +1,7 @@
 """Figures hold the numbers and the words they were given, and are written whole."""
 
 import matplotlib.image
+import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
@@ -134,3 +135,9 @@ def test_saving_writes_one_whole_png(tmp_path):
     path = plots.save(figure, tmp_path / "figures" / "roc.png")
     assert matplotlib.image.imread(path).ndim == 3
     assert [file.name for file in path.parent.iterdir()] == ["roc.png"]
+
+
+def test_a_notebook_shows_a_figure_as_png_without_pyplot():
+    figure = plots.learning_curves(history(), "CNN", NOTE)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert matplotlib.pyplot.get_fignums() == []
