@@ -25,7 +25,6 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
-from scipy import ndimage
 from tqdm import tqdm
 
 from chestxray import cohort
@@ -156,15 +155,24 @@ def transform(
     Returns:
         (H, W) uint8.
     """
+    height, width = pixels.shape
+    middle = np.array([width, height]) / 2
     angle = np.deg2rad(rotation)
-    centre = (np.array(pixels.shape) - 1) / 2
-    # From a place (row, column) in the result back to the place in the source: undo shift, rotation, zoom, mirror.
-    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+    # From a place (x, y) in the result back to the place in the source: undo shift, rotation, zoom, mirror.
+    back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
     if flip:
-        back[1] *= -1
-    shift = np.array([shift_y, shift_x]) * pixels.shape
-    grey = pixels.astype(np.float64)
-    moved = ndimage.affine_transform(grey, back, offset=centre - back @ (centre + shift), order=3, mode="reflect")
+        back[0] *= -1
+    offset = middle - back @ (middle + np.array([shift_x, shift_y]) * pixels.shape[::-1])
+    # Pillow would fill what lies outside with black: hold ready as much reflected border as the corners reach for.
+    corners = back @ np.array([[0, width, 0, width], [0, 0, height, height]]) + offset[:, None]
+    outside = np.maximum(-corners, corners - np.array([[width], [height]])).max()
+    border = max(0, int(np.ceil(outside))) + 2
+    source = Image.fromarray(np.pad(pixels, border, mode="symmetric").astype(np.float32))
+    (a, b), (d, e) = back
+    c, f = offset + border
+    moved = np.asarray(
+        source.transform((width, height), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
+    )
     toned = (moved - moved.mean()) * contrast + moved.mean() + brightness * 255
     return np.rint(toned).clip(0, 255).astype(np.uint8)
 
@@ -179,7 +187,7 @@ def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
     Args:
         study: where the prepared train images lie and the result goes.
         plan: as `plan` returns it.
-        workers: processes; None takes all cores that this process may use.
+        workers: threads; None takes all cores that this process may use.
 
     Returns:
         The number of files written, 0 when all were there.
@@ -195,7 +203,9 @@ def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
         # What an earlier plan or a broken-off write left would unbalance the classes.
         keep_only(make_folder(target / name), planned.get(name, set()))
     batches = [rows.to_dict("records") for _, rows in plan.groupby(np.arange(len(plan)) // 64)]
-    run = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator_unordered")
+    # Threads: Pillow lets the others work while it interpolates and compresses, and processes take seconds to start.
+    cores = workers or joblib.cpu_count()
+    run = joblib.Parallel(n_jobs=cores, prefer="threads", return_as="generator_unordered")
     jobs = (joblib.delayed(_write_batch)(train, target, batch) for batch in batches)
     written = 0
     with tqdm(total=len(plan), desc="train_augmented", unit="file", disable=None) as bar:
@@ -252,7 +262,7 @@ def _png(pixels: np.ndarray, stamp: str) -> bytes:
 def class_cue(plan: pd.DataFrame, seed: int, files: int = 6000) -> float:
     """Ask how well the class can be told from the transform alone, without any picture.
 
-    Gradient-boosted trees see the columns of `PARAMETERS`; they are scored on held-out source images.
+    Randomised trees see the columns of `PARAMETERS`; they are scored on held-out source images.
 
     Args:
         plan: as `plan` returns it, or any table with its columns.
