@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from chestxray.config import NO_FINDING_NIH, SIX_FINDINGS, StudyError
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the drawing changes, so that images of an older recipe are drawn again."""
 
 SIZES = (64, 1024)
@@ -382,20 +383,30 @@ class Lesion:
 
 def _survey(anatomy: Anatomy, side: int) -> Field:
     """Return the field of one lung on a grid that doesn't depend on the image's size."""
-    reach = np.arange(0, 200, 1.5)
-    x = (anatomy.middle + side * reach)[None, :]
+    x = (anatomy.middle + np.sort(side * np.arange(0, 200, 1.5)))[None, :]
     y = np.arange(0, 400, 1.5)[:, None]
     return _field(anatomy, side, x, y)
+
+
+def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) -> tuple[slice, slice] | None:
+    """Rows and columns of a grid that lie within `reach` of a point on either axis; None where there are none."""
+    top, bottom = np.searchsorted(y[:, 0], [cy - reach, cy + reach])
+    left, right = np.searchsorted(x[0], [cx - reach, cx + reach])
+    return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
 
 
 def _field(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field:
     air = anatomy.air(x, y, side)
     organ = np.zeros_like(air)
     for cx, cy, a, b, tilt, depth in anatomy.hearts():
-        dx, dy = x - cx, y - cy
-        u = (dx * np.cos(tilt) + dy * np.sin(tilt)) / a
-        v = (dy * np.cos(tilt) - dx * np.sin(tilt)) / b
-        np.maximum(organ, depth * np.sqrt(np.maximum(1 - u * u - v * v, 0)), out=organ)
+        window = _window(x, y, cx, cy, max(a, b))
+        if window is None:
+            continue
+        dx, dy = x[:, window[1]] - cx, y[window[0]] - cy
+        u = (dx * math.cos(tilt) + dy * math.sin(tilt)) / a
+        v = (dy * math.cos(tilt) - dx * math.sin(tilt)) / b
+        chord = depth * np.sqrt(np.maximum(1 - u * u - v * v, 0))
+        np.maximum(organ[window], chord, out=organ[window])
     air = np.maximum(air - organ, 0)
     return Field(anatomy, side, x, y, air, np.ones_like(air), np.zeros_like(air))
 
@@ -421,12 +432,9 @@ class Round(Lesion):
         return self.radius * (1 + sum(a * np.cos(k * angle + p) for k, (a, p) in enumerate(self.waves, start=2)))
 
     def apply(self, field: Field) -> None:
-        reach = 1.5 * self.radius
-        columns = np.flatnonzero(np.abs(field.x[0] - self.x) <= reach)
-        rows = np.flatnonzero(np.abs(field.y[:, 0] - self.y) <= reach)
-        if not len(rows) or not len(columns):
+        window = _window(field.x, field.y, self.x, self.y, 1.5 * self.radius)
+        if window is None:
             return
-        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         dx, dy = field.x[:, window[1]] - self.x, field.y[window[0]] - self.y
         outline = self._outline(np.arctan2(dy, dx))
         inside = np.maximum(1 - (dx * dx + dy * dy) / (outline * outline), 0)
@@ -598,7 +606,7 @@ def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float
 
 def _make_round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
     if finding == "Nodule":
-        radius, waves, density = float(rng.uniform(8.5, 13.5)), 0.035, float(rng.uniform(2.2, 2.9))
+        radius, waves, density = float(rng.uniform(9.5, 13.5)), 0.035, float(rng.uniform(2.5, 3.3))
         margin = radius
     else:
         radius, waves, density = float(rng.uniform(22, 36)), 0.045, float(rng.uniform(1.1, 1.3))
@@ -620,12 +628,12 @@ def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) ->
     lesions: list[Lesion] = []
     for where in (side, -side) if rng.random() < 0.35 else (side,):
         x, y = _in_lung(anatomy, where, 22, 0.3, 0.92, rng)
-        count = int(rng.integers(5, 9))
+        count = int(rng.integers(6, 11))
         patches = np.column_stack(
             [
-                rng.normal(x, 17, count),
-                rng.normal(y, 24, count),
-                rng.uniform(9, 18, count),
+                rng.normal(x, 20, count),
+                rng.normal(y, 30, count),
+                rng.uniform(9, 17, count),
                 rng.uniform(0.5, 0.9, count),
             ]
         )
@@ -852,7 +860,7 @@ def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
     water = _water(scene, x, y, spacing)
 
     primary = np.exp(-_WATER * water)
-    if _DETECTOR_MM / spacing > 0.25:
+    if _DETECTOR_MM / spacing > 0.4:  # less than that is lost in the pixel
         primary = ndimage.gaussian_filter(primary, _DETECTOR_MM / spacing, truncate=3)
     arrived = primary + _SCATTER * _spread(primary * np.minimum(water / _SCATTER_BODY, 1), _SCATTER_MM / spacing)
     quanta = arrived * np.float32(scene.quanta * spacing**2)
@@ -1034,8 +1042,9 @@ def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
     depth = (1 - _LUNG) * segments[:, 4] * np.minimum(segments[:, 4] * scale / pixels, 1) * 4.6
     for (x0, y0, x1, y1), thick, water in zip(ends.tolist(), pixels.astype(int).tolist(), depth.tolist(), strict=True):
         pen.line((x0, y0, x1, y1), fill=water, width=thick)
-    fine = ndimage.gaussian_filter(np.asarray(image), max(0.6 * scale, 0.5), truncate=2.5)
-    return np.asarray(Image.fromarray(fine).reduce(canvas // size)) if canvas > size else fine
+    fine = np.asarray(image.reduce(canvas // size)) if canvas > size else np.asarray(image)
+    softness = 0.6 * size / width
+    return ndimage.gaussian_filter(fine, softness, truncate=2.5) if softness > 0.4 else fine
 
 
 def _overlay(scene: Scene, size: int) -> np.ndarray:
@@ -1070,7 +1079,7 @@ def _overlay(scene: Scene, size: int) -> np.ndarray:
             place([(shoulder - 11, top + 45), (shoulder + 13, top + 45), (shoulder + side * 26, top + 190)]),
             fill=14.0 * anatomy.bone,
         )
-    soft = ndimage.gaussian_filter(np.asarray(image), 1.1 * scale, truncate=2.5)
+    soft = ndimage.gaussian_filter(np.asarray(image), 1.1 * scale, truncate=2)
 
     lead = Image.new("F", (canvas, canvas))
     pen = ImageDraw.Draw(lead)
@@ -1148,10 +1157,19 @@ def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | N
         workers: processes; all processors if None.
 
     Raises:
-        StudyError: a number is out of range, or `raw` holds data that is not a phantom's.
+        StudyError: a number is out of range, `raw` holds data that is not a phantom's, or the disk takes no more.
     """
+    if images < 1:
+        raise StudyError(f"phantom images {images}: give a number from 1")
     _check(images - 1, size)
-    raw = Path(raw)
+    try:
+        _write_dataset(Path(raw), images, size, seed, workers)
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        raise StudyError(f"{raw}: phantoms cannot be written there ({reason}); free space or choose another") from error
+
+
+def _write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None) -> None:
     parameters = {"recipe": RECIPE, "images": images, "size": size, "seed": seed}
     if _claim(raw, parameters):
         return

@@ -189,6 +189,17 @@ def test_radiographs_that_are_no_phantoms_are_never_touched(tmp_path, linked):
     assert digests(real) == {"images/00000001_000.png": hashlib.sha256(b"real").hexdigest()}
 
 
+def test_a_folder_that_takes_no_files_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"raw: phantoms cannot be written there \(.+\); free space"):
+        write(tmp_path / "file" / "raw", images=1)
+
+
+def test_no_images_are_refused(tmp_path):
+    with pytest.raises(StudyError, match="images 0"):
+        write(tmp_path, images=0)
+
+
 @pytest.mark.parametrize("size", [63, 1025])
 def test_a_size_out_of_range_is_refused(size):
     with pytest.raises(StudyError, match=str(size)):
