@@ -70,6 +70,16 @@ def atomic_write(path: Path, data: bytes) -> None:
             raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what runs that were killed while writing `path` have left beside it.
+
+    Raises:
+        StudyError: the file system refuses.
+    """
+    for leftover in path.parent.glob(f".{path.name}{TEMPORARY}*"):
+        remove(leftover)
+
+
 def _same(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second) or filecmp.cmp(first, second, shallow=False)

@@ -7,10 +7,12 @@ columns) and says which rows cannot be used. It must not know pixels, nor who is
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -41,6 +43,7 @@ LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): na
 """Finding Labels that equal one class → the class as its folder is named."""
 
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
+_VIEWS = ("PA", "AP")
 _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
@@ -95,13 +98,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
         StudyError: it is no CSV table.
     """
     try:
-        # index_col=False: rows that end in a comma the header lacks must not shift the columns.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            # index_col=False: rows that end in a comma which the header lacks must not shift the columns.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:  # ValueError covers pandas' parser errors and bad UTF-8
         reason = str(error).splitlines()[0]
         raise StudyError(f"{path}: cannot be read as a CSV table ({reason}); download it again") from error
     table.columns = [str(name).strip() for name in table.columns]
-    return table.fillna("").apply(lambda column: column.str.strip())
+    return table.fillna("")
 
 
 def _rename(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -118,16 +123,24 @@ def _rename(table: pd.DataFrame, path: Path) -> pd.DataFrame:
                 f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; "
                 "restore the header of the NIH table"
             )
-        chosen[ours] = table[known[0]]
+        chosen[ours] = _by_value(table[known[0]], str.strip)
     return pd.DataFrame(chosen)
+
+
+def _by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
+    """Apply `function` once to each different value: these columns have few of them in very many rows."""
+    return column.map({value: function(value) for value in column.unique()})
 
 
 def _years(age: pd.Series) -> pd.Series:
     """Ages as whole years, Int64: `58`, `058Y`, `013M` or `005D`; empty where unreadable or not plausible."""
-    parts = age.str.upper().str.extract(r"^(\d{1,6})(?:\.0+)?([YMD]?)$")
-    years = pd.to_numeric(parts[0]) * parts[1].map(_YEARS_PER_UNIT)
-    years = years.floordiv(1)
-    return years.where(years.le(OLDEST)).astype("Int64")
+
+    def years(text: str) -> int | None:
+        parts = re.fullmatch(r"(\d{1,6})(?:\.0+)?([YMD]?)", text.upper())
+        whole = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]]) if parts else OLDEST + 1
+        return whole if whole <= OLDEST else None
+
+    return _by_value(age, years).astype("Int64")
 
 
 def _findings_known(findings: pd.Series) -> pd.Series:
@@ -137,7 +150,7 @@ def _findings_known(findings: pd.Series) -> pd.Series:
         names = text.split("|")
         return text == NO_FINDING_NIH or (set(names) <= set(NIH_FINDINGS) and len(set(names)) == len(names))
 
-    return findings.map({text: known(text) for text in findings.unique()})
+    return _by_value(findings, known)
 
 
 _REMEDIES = {
@@ -169,11 +182,11 @@ def entries_schema() -> pandera.DataFrameSchema:
         {
             "image": column(check(lambda s: s.str.fullmatch(r"[^/\\]+\.(?:png|jpe?g)", case=False))),
             "patient": column(check(lambda s: s.ne(""))),
-            "follow_up": column(check(lambda s: s.str.fullmatch(r"\d{1,9}"))),
+            "follow_up": column(check(lambda s: _by_value(s, lambda text: text.isdecimal() and len(text) < 10))),
             "findings": column(check(_findings_known)),
             "age": column(check(lambda s: s.eq("") | _years(s).notna())),
-            "sex": column(check(lambda s: s.eq("") | s.str.upper().isin(_SEXES))),
-            "view": column(check(lambda s: s.eq("") | s.str.upper().isin(("PA", "AP")))),
+            "sex": column(check(lambda s: _by_value(s, lambda text: not text or text.upper() in _SEXES))),
+            "view": column(check(lambda s: _by_value(s, lambda text: not text or text.upper() in _VIEWS))),
         }
     )
 
@@ -246,8 +259,8 @@ def read_entries(raw: Path) -> Entries:
             "patient": text["patient"],
             "follow_up": text["follow_up"].astype("int64"),
             "age": _years(text["age"]),
-            "sex": text["sex"].str.upper().map(_SEXES).fillna(""),
-            "view": text["view"].str.upper().where(text["view"].str.upper().isin(("PA", "AP")), ""),
+            "sex": _by_value(text["sex"], lambda sex: _SEXES.get(sex.upper(), "")),
+            "view": _by_value(text["view"], lambda view: view.upper() if view.upper() in _VIEWS else ""),
             "findings": text["findings"],
             "label": text["findings"].map(LABELS).fillna(""),
         }
@@ -313,7 +326,8 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     if table.shape[1] < len(names):
         raise StudyError(f"{path}: has {table.shape[1]} columns, not image, finding, x, y, w, h; download it again")
     table = table.iloc[:, : len(names)].set_axis(names, axis=1)
-    table["finding"] = table["finding"].replace({"Infiltrate": "Infiltration"})
+    table["finding"] = table["finding"].str.strip().replace({"Infiltrate": "Infiltration"})
+    table["image"] = table["image"].str.strip()
     table[names[2:]] = table[names[2:]].apply(pd.to_numeric, errors="coerce")
     usable = (
         table["finding"].isin(NIH_FINDINGS)

@@ -6,8 +6,6 @@ It owns the raw folder and finds the image files in it. It must not know what th
 from __future__ import annotations
 
 import filecmp
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -22,8 +20,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
-
-_DRAWN = "drawn.json"
 
 
 def find_table(raw: Path) -> Path:
@@ -90,30 +86,11 @@ def prepare_raw(source: str, study: Study) -> None:
 
 
 def _draw_phantoms(study: Study) -> None:
-    from chestxray import phantom
+    from chestxray import phantom  # here, because it imports SciPy, which no other source needs
 
-    raw, profile = study.paths.raw, study.profile
-    wanted = {
-        "images": profile.phantom_images,
-        "size": max(64, PHANTOM_OVERSIZE * profile.image_size),
-        "seed": study.seed,
-        "drawn_by": hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()[:16],
-    }
-    record = raw / _DRAWN
-    if _read_record(record) == wanted | {"complete": True}:
-        return
-    if _read_record(record) != wanted | {"complete": False}:
-        files.remove(raw)
-    files.atomic_write(record, json.dumps(wanted | {"complete": False}, indent=2).encode())
-    phantom.write_dataset(raw, images=wanted["images"], size=wanted["size"], seed=wanted["seed"])
-    files.atomic_write(record, json.dumps(wanted | {"complete": True}, indent=2).encode())
-
-
-def _read_record(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    smallest, largest = phantom.SIZES
+    size = min(max(smallest, PHANTOM_OVERSIZE * study.profile.image_size), largest)
+    phantom.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
 
 
 def _link_folder(folder: Path, raw: Path) -> None:

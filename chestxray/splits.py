@@ -27,17 +27,25 @@ def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
     return lists is not None and all(table["image"].isin(names).any() for names in lists)
 
 
-def _profile(table: pd.DataFrame) -> pd.DataFrame:
-    """What a split should have its share of, counted for each patient (rows) in each stratum (columns).
+def _profile(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """What a split should have its share of: images of each patient in each stratum.
 
     Strata are label × view, each label, each view, the images and the patients. Images without a single-class label
     form a stratum of their own.
+
+    Returns:
+        The patients (sorted), the names of the strata, and the counts, (patients, strata) int64.
     """
     label = table["label"].where(table["label"].ne(""), "other")
-    strata = [label + " " + table["view"], label, "view " + table["view"], pd.Series("images", index=table.index)]
-    counts = [pd.crosstab(table["patient"], stratum) for stratum in strata]
-    counts.append(pd.DataFrame({"patients": 1}, index=counts[0].index))
-    return pd.concat(counts, axis=1).sort_index()
+    patient, patients = pd.factorize(table["patient"], sort=True)
+    names, columns = [], []
+    for stratum in (label + " " + table["view"], label, "view " + table["view"]):
+        code, values = pd.factorize(stratum, sort=True)
+        cells = np.bincount(patient * len(values) + code, minlength=len(patients) * len(values))
+        names += list(values)
+        columns.append(cells.reshape(len(patients), len(values)))
+    columns += [np.bincount(patient)[:, None], np.ones((len(patients), 1), np.int64)]
+    return np.asarray(patients), [*names, "images", "patients"], np.concatenate(columns, axis=1).astype(np.int64)
 
 
 def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
@@ -58,9 +66,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     Returns:
         The patients held out; they don't depend on the order of the table's rows.
     """
-    profile = _profile(table)
-    patients = profile.index.to_numpy()
-    counts = profile.to_numpy(np.int64)
+    patients, strata, counts = _profile(table)
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     # Whole numbers throughout, so that ties fall the same way on every machine.
@@ -73,8 +79,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
         gain = part.denominator - 2 * part.numerator
         held[patient] = int((weights * row * (2 * excess + gain * row)).sum()) < 0
         excess += row * ((part.denominator if held[patient] else 0) - part.numerator)
-    labels = profile.columns.isin(CLASSES)
-    for column in np.flatnonzero(labels):
+    for column in (strata.index(label) for label in CLASSES if label in strata):
         has = counts[:, column] > 0
         for side in (True, False):
             if share > 0 and has.sum() > 1 and not (has & (held == side)).any():

@@ -1,0 +1,131 @@
+"""Fixtures that several test modules share: tiny datasets in the NIH layout, studies on them, the real radiographs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestxray.config import Paths, Study, open_study
+
+HEADER_2020 = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+FINDINGS = (
+    "Atelectasis",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "No Finding",
+    "Nodule",
+    "Pneumothorax",
+    "No Finding",
+    "Cardiomegaly",
+    "Effusion|Infiltration",
+)
+"""What the images of a tiny dataset show, in turn."""
+
+
+def tiny_pixels(index: int, side: int = 48) -> np.ndarray:
+    """A (side, side) uint8 image with smooth areas and some noise, another for every index."""
+    rng = np.random.default_rng([7, index])
+    rows, columns = np.mgrid[0:side, 0:side] / side
+    waves = np.sin(2 * np.pi * (rows * (1 + index % 3) + columns * (index % 5))) * 60
+    return np.clip(120 + waves + rng.normal(0, 8, (side, side)), 0, 255).astype(np.uint8)
+
+
+def tiny_rows(images: int = 60, each: int = 3) -> list[list[str]]:
+    """Rows of the NIH's image table: `each` images a patient, findings in turn, both views and sexes."""
+    rows = []
+    for index in range(images):
+        patient, follow_up = index // each + 1, index % each
+        view, sex = ("AP" if index % 4 == 0 else "PA"), ("F" if patient % 2 else "M")
+        name = f"{patient:08d}_{follow_up:03d}.png"
+        finding = FINDINGS[index % len(FINDINGS)]
+        age = str(20 + patient % 60)
+        rows.append([name, finding, str(follow_up), str(patient), age, sex, view, "48", "48", "0.5", "0.5"])
+    return rows
+
+
+def write_table(raw: Path, rows: list[list[str]], header: str = HEADER_2020) -> Path:
+    path = raw / "Data_Entry_2017_v2020.csv"
+    path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+    return path
+
+
+def write_raw(raw: Path, images: int = 60, each: int = 3, lists: bool = True) -> Path:
+    """Write a dataset in the NIH layout: the image table, the official lists, and 48-px images in `images/`."""
+    (raw / "images").mkdir(parents=True)
+    rows = tiny_rows(images, each)
+    write_table(raw, rows)
+    for index, row in enumerate(rows):
+        Image.fromarray(tiny_pixels(index)).save(raw / "images" / row[0])
+    if lists:
+        test = {row[0] for row in rows if int(row[3]) % 5 == 0}
+        (raw / "test_list.txt").write_text("".join(f"{row[0]}\n" for row in rows if row[0] in test))
+        (raw / "train_val_list.txt").write_text("".join(f"{row[0]}\n" for row in rows if row[0] not in test))
+    return raw
+
+
+@pytest.fixture
+def make_raw(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a tiny dataset: `make_raw(name="tiny", images=60, each=3, lists=True)`."""
+
+    def make(name: str = "tiny", **shape: int | bool) -> Path:
+        return write_raw(tmp_path / name, **shape)
+
+    return make
+
+
+@pytest.fixture
+def tiny_raw(make_raw: Callable[..., Path]) -> Path:
+    """A dataset in the NIH layout: 60 images at 48 px of 20 patients, with official lists."""
+    return make_raw()
+
+
+@pytest.fixture
+def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
+    """A function that opens a study on a raw folder, which it links: `study_of(raw, image_size=32, no_finding=8)`."""
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path / "root"))
+
+    def of(raw: Path, seed: int = 2024, **overrides: object) -> Study:
+        from chestxray import sources
+
+        settings = {"image_size": 32, "no_finding": 8} | overrides
+        study = open_study(str(raw), "quick", seed, settings)
+        sources.prepare_raw(str(raw), study)
+        return study
+
+    return of
+
+
+@pytest.fixture
+def tiny_study(study_of: Callable[..., Study], tiny_raw: Path) -> Study:
+    """A study on `tiny_raw` with raw linked and nothing prepared."""
+    return study_of(tiny_raw)
+
+
+@pytest.fixture(scope="session")
+def nih() -> Path:
+    """The folder of real radiographs that CHESTXRAY_NIH names; skips without it."""
+    folder = os.environ.get("CHESTXRAY_NIH")
+    if not folder:
+        pytest.skip("needs real radiographs: set CHESTXRAY_NIH to a folder in the NIH layout")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def nih_plan(nih: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The plan of stage 2.1 for the real radiographs in the `cpu` profile."""
+    from chestxray import radiographs
+    from chestxray.config import PROFILES
+
+    paths = Paths(nih.name, tmp_path_factory.mktemp("nih"))
+    paths.data.mkdir(parents=True)
+    paths.raw.symlink_to(nih)
+    return radiographs.make_plan(Study(paths, PROFILES["cpu"], 2024))

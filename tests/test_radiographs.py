@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_pixels, tiny_rows, write_table
+from PIL import Image
+
+from chestxray import files, radiographs
+from chestxray.config import CLASSES, SPLITS, StageMissing, StudyError
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Relative path → hash of every file of a dataset, raw left out."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "raw" not in path.relative_to(folder).parts
+    }
+
+
+def save_16_bit(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(path)
+
+
+def save_palette(pixels: np.ndarray, path: Path) -> None:
+    image = Image.fromarray(255 - pixels, "L").convert("P")
+    image.putpalette([grey for value in range(255, -1, -1) for grey in (value,) * 3])
+    image.save(path)
+
+
+WRITERS = {
+    "8-bit.png": lambda pixels, path: Image.fromarray(pixels).save(path),
+    "16-bit.png": save_16_bit,
+    "rgb.png": lambda pixels, path: Image.fromarray(pixels).convert("RGB").save(path),
+    "rgba.png": lambda pixels, path: Image.fromarray(pixels).convert("RGBA").save(path),
+    "grey-alpha.png": lambda pixels, path: Image.fromarray(pixels).convert("LA").save(path),
+    "palette.png": save_palette,
+    "interlaced.png": lambda pixels, path: Image.fromarray(pixels).save(path, interlace=1),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_depth_and_colour_gives_the_same_grey_values(tmp_path, name):
+    pixels = np.arange(256, dtype=np.uint8).repeat(16).reshape(64, 64)
+    WRITERS[name](pixels, tmp_path / name)
+    read = radiographs.decode(tmp_path / name)
+    assert read.dtype == np.uint8 and read.shape == (64, 64)
+    assert np.abs(read.astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_gives_the_same_grey_values_on_the_average(tmp_path, mode):
+    # A JPEG itself departs by a few grey values from pixel to pixel; a smooth image shows what decoding adds.
+    pixels = np.tile(np.linspace(20, 230, 64), (64, 1)).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.jpg", quality=100)
+    assert np.abs(radiographs.decode(tmp_path / "a.jpg").astype(int) - pixels).max() <= 1
+
+
+def test_a_true_16_bit_radiograph_keeps_its_range(tmp_path):
+    deep = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    assert np.abs(radiographs.decode(tmp_path / "a.png") - deep / 65535 * 255).max() <= 0.5
+
+
+def test_transparent_pixels_are_black_and_a_turned_jpeg_stands_upright(tmp_path):
+    layers = np.full((32, 32, 4), 200, np.uint8)
+    layers[:16, :, 3] = 0
+    layers[16:, :, 3] = 255
+    Image.fromarray(layers, "RGBA").save(tmp_path / "a.png")
+    assert radiographs.decode(tmp_path / "a.png")[[0, 31], 0].tolist() == [0, 200]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((32, 48), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert radiographs.decode(tmp_path / "a.jpg").shape == (48, 32)
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """Write one file of every kind of damage; return name → what the message must say of it."""
+    whole = folder / "whole.png"
+    Image.fromarray(tiny_pixels(0)).save(whole)
+    data = whole.read_bytes()
+    (folder / "truncated.png").write_bytes(data[: len(data) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_bytes(b"not an image, but a note")
+    (folder / "flipped.png").write_bytes(data[:60] + bytes([data[60] ^ 255]) + data[61:])
+    Image.new("L", (8, 8)).save(folder / "small.png")
+    Image.fromarray(tiny_pixels(0)).save(folder / "really a.gif")
+    (folder / "really a.gif").rename(folder / "gif.png")
+    return {
+        "truncated.png": "broken",
+        "empty.png": "0 bytes",
+        "text.png": "no PNG or JPEG",
+        "flipped.png": "broken",
+        "small.png": "8 × 8 px",
+        "gif.png": "no PNG or JPEG",
+        "absent.png": "cannot be read",
+    }
+
+
+def test_every_broken_file_is_one_line_with_file_value_and_remedy(tmp_path):
+    for name, words in broken_files(tmp_path).items():
+        with pytest.raises(StudyError) as error:
+            radiographs.decode(tmp_path / name)
+        message = str(error.value)
+        assert name in message and words in message and "; " in message and "\n" not in message
+
+
+def test_a_huge_image_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (400, 400)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(StudyError, match="more than 10000 pixels"):
+        radiographs.decode(tmp_path / "a.png")
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for suffix in ("png", "jpg"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(tiny_pixels(1)).save(path)
+        data = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(data)
+            for place in rng.integers(0, len(data), 4):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(bytes(damaged))
+            try:
+                assert radiographs.decode(path).dtype == np.uint8
+            except StudyError as error:
+                assert "\n" not in str(error)
+
+
+def test_resizing_is_by_area(tmp_path):
+    pixels = tiny_pixels(3, 64)
+    blocks = pixels.reshape(16, 4, 16, 4).mean(axis=(1, 3))
+    assert np.abs(radiographs.prepare_pixels(pixels, 16) - blocks).max() <= 1
+    assert np.array_equal(radiographs.prepare_pixels(pixels, 64), pixels)
+    assert radiographs.prepare_pixels(pixels, 100).shape == (100, 100)
+
+
+def test_a_radiograph_is_padded_not_squeezed():
+    prepared = radiographs.prepare_pixels(np.full((40, 80), 100, np.uint8), 20)
+    assert prepared.shape == (20, 20)
+    assert (prepared[:5] == 0).all() and (prepared[5:15] == 100).all() and (prepared[15:] == 0).all()
+
+
+def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
+    done = radiographs.prepare(tiny_study)
+    paths, manifest = tiny_study.paths, radiographs.read_manifest(tiny_study)
+    assert tuple(manifest) == radiographs.MANIFEST_COLUMNS
+    assert len(manifest) == 60 and manifest["image"].is_monotonic_increasing and set(manifest["split"]) == set(SPLITS)
+    assert manifest.groupby("patient")["split"].nunique().max() == 1
+    pd.testing.assert_frame_equal(manifest, done.manifest, check_dtype=False)
+    for row in manifest.itertuples():
+        stored = radiographs.store_path(paths.store, row.image)
+        assert hashlib.sha256(stored.read_bytes()).hexdigest() == row.sha256
+        place = paths.tree(row.split) / row.label / stored.name
+        assert place.exists() == row.selected
+        if row.selected:
+            assert place.samefile(stored)
+    image = Image.open(stored)
+    assert image.mode == "L" and image.size == (32, 32)
+    source = radiographs.decode(paths.raw / "images" / row.image)
+    assert np.array_equal(np.asarray(image), radiographs.prepare_pixels(source, 32))
+    files_of_trees = [path for split in SPLITS for path in paths.tree(split).rglob("*.png")]
+    assert len(files_of_trees) == manifest["selected"].sum()
+    assert all((paths.tree(split) / label).is_dir() for split in SPLITS for label in CLASSES)
+    assert done.rejected.empty and paths.rejected.read_text() == "file,value,remedy\n"
+
+
+def test_a_second_run_makes_nothing_and_threads_do_not_matter(tiny_study):
+    radiographs.prepare(tiny_study, workers=3)
+    data = tiny_study.paths.data
+    first, times = fingerprint(data), {path: path.stat().st_mtime_ns for path in tiny_study.paths.store.iterdir()}
+    again = radiographs.prepare(tiny_study, workers=1)
+    assert again.made == 0 and fingerprint(data) == first
+    assert {path: path.stat().st_mtime_ns for path in tiny_study.paths.store.iterdir()} == times
+    files.remove(tiny_study.paths.store)
+    assert radiographs.prepare(tiny_study, workers=1).made == 60
+    assert fingerprint(data) == first
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from chestxray import config, radiographs
+moves, limit = 0, int(sys.argv[2])
+replace = Path.replace
+def counted(self, target):
+    global moves
+    moves += 1
+    if moves == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+Path.replace = counted
+study = config.open_study(sys.argv[1], "quick", 2024, {"image_size": 32, "no_finding": 8})
+radiographs.prepare(study)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("moves", [20, 75, 105])
+def test_a_killed_and_resumed_run_ends_in_the_same_bytes(tiny_study, moves):
+    """Killed while storing (60 moves), while linking (after them), and before the manifest."""
+    whole = radiographs.prepare(tiny_study)
+    expected, data = fingerprint(tiny_study.paths.data), tiny_study.paths.data
+    assert 60 + whole.manifest["selected"].sum() + 2 >= moves, "the run must be alive when it is killed"
+    for place in list(data.iterdir()):
+        if place.name != "raw":
+            files.remove(place)
+    run = subprocess.run([sys.executable, "-c", KILLED, tiny_study.paths.dataset, str(moves)], capture_output=True)
+    assert run.returncode == -signal.SIGKILL
+    assert not tiny_study.paths.manifest.exists()
+    assert any(files.TEMPORARY in path.name for path in data.rglob(".*"))
+    resumed = radiographs.prepare(tiny_study)
+    assert 0 < resumed.made < 60 or moves > 60
+    assert fingerprint(data) == expected
+
+
+def test_other_parameters_make_the_dataset_anew(tiny_raw, study_of):
+    radiographs.prepare(study_of(tiny_raw))
+    changed = study_of(tiny_raw, seed=7, image_size=24, no_finding=3)
+    paths = changed.paths
+    for stranger in ("train/Mass/stranger.png", "train/Unknown/a.png", "images/old.png", "train_augmented/Mass/a.png"):
+        files.atomic_write(paths.data / stranger, b"left over")
+    files.atomic_write(paths.augmented_rows, b"file\n")
+    assert radiographs.prepare(changed).made == 60
+    reached = fingerprint(paths.data)
+    for place in list(paths.data.iterdir()):
+        if place.name != "raw":
+            files.remove(place)
+    radiographs.prepare(changed)
+    assert fingerprint(paths.data) == reached
+
+
+def test_a_source_that_changed_is_prepared_again(tiny_study):
+    radiographs.prepare(tiny_study)
+    source = tiny_study.paths.raw / "images" / "00000001_000.png"
+    Image.fromarray(tiny_pixels(99)).save(source)
+    assert radiographs.prepare(tiny_study).made == 1
+    stored = np.asarray(Image.open(radiographs.store_path(tiny_study.paths.store, source.name)))
+    assert np.array_equal(stored, radiographs.prepare_pixels(tiny_pixels(99), 32))
+
+
+def test_one_bad_run_of_everything_keeps_the_good_rest(tiny_raw, study_of):
+    images = tiny_raw / "images"
+    names = [row[0] for row in tiny_rows()]
+    broken = {"truncated.png": 0, "empty.png": 1, "text.png": 2, "flipped.png": 3}
+    broken_files(tiny_raw)
+    for name, index in broken.items():
+        (tiny_raw / name).replace(images / names[index])
+    save_16_bit(tiny_pixels(4), images / names[4])
+    (images / "unlisted.png").write_bytes((images / names[5]).read_bytes())
+    rows = tiny_rows()
+    rows[6][4], rows[7][5] = "414", "X"
+    write_table(tiny_raw, [*rows, rows[8], [rows[9][0], "Hernia", *rows[9][2:]]])
+    study = study_of(tiny_raw)
+    done = radiographs.prepare(study)
+    assert set(done.manifest["image"]) == set(names) - {names[index] for index in (0, 1, 2, 3, 9)}
+    rejected = pd.read_csv(study.paths.rejected)
+    assert list(rejected) == ["file", "value", "remedy"] and rejected.notna().all(axis=None)
+    assert sorted(rejected["file"]) == sorted([*(names[i] for i in (0, 1, 2, 3, 6, 7, 8, 9)), "unlisted.png"])
+    stored = {path.name for path in study.paths.store.iterdir()}
+    assert stored == set(done.manifest["image"])
+    table = done.manifest.set_index("image")
+    assert pd.isna(table.loc[names[6], "age"]) and table.loc[names[7], "sex"] == ""
+    assert fingerprint(study.paths.data) == fingerprint(radiographs.prepare(study) and study.paths.data)
+
+
+def test_a_mended_image_moves_nobody_else(tiny_raw, study_of):
+    source = tiny_raw / "images" / "00000001_000.png"
+    whole = source.read_bytes()
+    source.write_bytes(whole[:100])
+    before = radiographs.prepare(study_of(tiny_raw)).manifest
+    source.write_bytes(whole)
+    after = radiographs.prepare(study_of(tiny_raw)).manifest
+    assert len(before) == 59 and len(after) == 60
+    pd.testing.assert_frame_equal(after.iloc[1:].reset_index(drop=True), before)
+
+
+def test_no_readable_image_at_all(tiny_raw, study_of):
+    for path in (tiny_raw / "images").iterdir():
+        path.write_bytes(b"")
+    study = study_of(tiny_raw)
+    with pytest.raises(StudyError, match=r"none of the 60 images can be read, e\.g\. 00000001_000\.png: 0 bytes"):
+        radiographs.prepare(study)
+    assert not study.paths.manifest.exists()
+
+
+def test_a_class_with_few_patients_is_told(tiny_raw, study_of):
+    rows = [row for row in tiny_rows() if row[1] != "Mass" or int(row[3]) < 8]
+    write_table(tiny_raw, rows)
+    done = radiographs.prepare(study_of(tiny_raw))
+    assert done.rejected["value"].tolist().count("class Mass: 2 patients") == 1
+    assert any(note.startswith("Mass: 2 patients; fewer than 5") for note in done.notes)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_manifest(tiny_study, monkeypatch):
+    radiographs.prepare(tiny_study)
+    files.remove(tiny_study.paths.store)
+    moves, replace = [], Path.replace
+
+    def full(self, target):
+        moves.append(target)
+        if len(moves) > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StudyError, match="No space left on device") as error:
+        radiographs.prepare(tiny_study)
+    assert "\n" not in str(error.value)
+    assert not tiny_study.paths.manifest.exists()
+    assert not [path for path in tiny_study.paths.data.rglob(".*") if files.TEMPORARY in path.name]
+    assert all(radiographs.decode(path).shape == (32, 32) for path in tiny_study.paths.store.iterdir())
+
+
+def test_an_error_in_the_tables_leaves_the_prepared_dataset(tiny_study):
+    radiographs.prepare(tiny_study)
+    before = fingerprint(tiny_study.paths.data)
+    table = tiny_study.paths.raw / "Data_Entry_2017_v2020.csv"
+    table.write_text(table.read_text().replace("Patient ID", "Person"))
+    with pytest.raises(StudyError, match="'Patient ID' is missing"):
+        radiographs.prepare(tiny_study)
+    assert fingerprint(tiny_study.paths.data) == before
+
+
+def test_two_suffixes_of_one_name(tiny_raw, study_of):
+    Image.fromarray(tiny_pixels(70)).save(tiny_raw / "images" / "00000002_000.jpg")
+    rows = tiny_rows()
+    write_table(tiny_raw, [*rows, ["00000002_000.jpg", "Mass", *rows[3][2:]]])
+    done = radiographs.prepare(study_of(tiny_raw))
+    assert len(done.manifest) == 60
+    assert done.rejected["value"].tolist() == ["name used twice"]
+
+
+def test_earlier_stages_are_asked_for(tmp_path, monkeypatch, tiny_study):
+    with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1 first"):
+        radiographs.read_manifest(tiny_study)
+    tiny_study.paths.raw.unlink()
+    with pytest.raises(StageMissing, match="run stage 1 first"):
+        radiographs.make_plan(tiny_study)

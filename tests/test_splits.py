@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.model_selection import StratifiedGroupKFold
+
+from chestxray import metadata, radiographs, splits
+from chestxray.config import CLASSES, StudyError
+
+
+def made_table(patients: int = 400, seed: int = 0) -> pd.DataFrame:
+    """An image table with the set's habits: few patients with many images, rare lesions, AP for the ill."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        for follow_up in range(min(1 + int(rng.pareto(1.2)), 40)):
+            label = rng.choice([*CLASSES, ""], p=[0.05, 0.05, 0.1, 0.02, 0.5, 0.03, 0.03, 0.22])
+            view = "AP" if rng.random() < (0.15 if label == "No_finding" else 0.4) else "PA"
+            rows.append((f"{patient:08d}_{follow_up:03d}.png", str(patient), view, label))
+    return pd.DataFrame(rows, columns=["image", "patient", "view", "label"])
+
+
+def crossing(table: pd.DataFrame, split: pd.Series) -> int:
+    return int((table.assign(split=split).groupby("patient")["split"].nunique() > 1).sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_without_lists_patients_stay_together_and_classes_keep_their_share(seed):
+    table = made_table(seed=seed)
+    split = splits.assign(table, None, 0.15, seed)
+    assert crossing(table, split) == 0
+    images = pd.crosstab(table["label"], split)
+    for held, rest, share in (("test", ["train", "valid", "test"], 0.2), ("valid", ["train", "valid"], 0.15)):
+        expected = share * images[rest].sum(axis=1)
+        assert ((images[held] - expected).abs() <= np.maximum(2.5, 0.02 * expected)).all()
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_validation_departs_no_more_than_scikit_learns_folds():
+    ours, theirs = [], []
+    for seed in range(5):
+        table = made_table(patients=300, seed=seed)
+        stratum = table["label"] + table["view"]
+
+        def departure(held: np.ndarray, stratum=stratum) -> float:
+            share = pd.Series(held).groupby(stratum.to_numpy()).mean()
+            return float((share - 0.2).abs().mean())
+
+        folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(table, stratum, table["patient"])
+        theirs.append(np.mean([departure(np.isin(np.arange(len(table)), held)) for _, held in folds]))
+        ours.append(departure(table["patient"].isin(splits.hold_out(table, 0.2, seed)).to_numpy()))
+    assert np.mean(ours) <= np.mean(theirs)
+
+
+def test_the_order_of_rows_does_not_matter_and_the_seed_does():
+    table = made_table()
+    shuffled = table.sample(frac=1, random_state=1)
+    for function in (
+        lambda t: splits.assign(t, None, 0.2, 3),
+        lambda t: splits.plan(t, None, 0.2, 60, 3)["selected"],
+    ):
+        pd.testing.assert_series_equal(function(table), function(shuffled).sort_index())
+    assert splits.hold_out(table, 0.2, 3) != splits.hold_out(table, 0.2, 4)
+
+
+def test_official_lists_decide_and_unlisted_images_follow_their_patient():
+    table = made_table(100)
+    named = {patient for patient in table["patient"] if int(patient) % 4 == 0}
+    test = set(table.loc[table["patient"].isin(named), "image"])
+    train_val = set(table["image"]) - test
+    for patient in ("4", "5"):
+        extra = pd.DataFrame([(f"{patient}_new.png", patient, "PA", "Mass")], columns=list(table))
+        table = pd.concat([table, extra], ignore_index=True)
+    table.loc[len(table)] = ["new_000.png", "new", "PA", "Mass"]
+    split = splits.assign(table, (train_val, test), 0.2, 0)
+    by_image = split.set_axis(table["image"])
+    assert set(table.loc[split.eq("test"), "patient"]) == named
+    assert by_image["4_new.png"] == "test"
+    assert by_image["5_new.png"] != "test" and by_image["new_000.png"] != "test"
+    assert crossing(table, split) == 0
+
+
+def test_lists_that_share_a_patient_stop_the_study():
+    table = made_table(20)
+    patient = table["patient"].value_counts().index[0]
+    images = table.loc[table["patient"].eq(patient), "image"].tolist()
+    lists = (set(table["image"]) - {images[0]}, {images[0]})
+    with pytest.raises(StudyError, match=f"patient {patient} and 0 more"):
+        splits.assign(table, lists, 0.2, 0)
+
+
+def test_lists_of_which_one_has_no_image_here_are_not_used():
+    table = made_table(100)
+    lists = (set(table["image"]), {"elsewhere.png"})
+    assert not splits.uses_lists(table, lists)
+    assert set(splits.assign(table, lists, 0.2, 0)) == {"train", "valid", "test"}
+
+
+def test_too_few_patients_to_split():
+    with pytest.raises(StudyError, match="images of 4 patients"):
+        splits.assign(made_table(4), None, 0.2, 0)
+
+
+def test_a_class_of_few_patients_is_on_every_side_and_a_lone_patient_in_train():
+    table = made_table(200)
+    table = table[~table["label"].isin(["Mass", "Nodule"])]
+    rare = [(f"m{n}.png", f"m{n}", "PA", "Mass") for n in range(5)] + [("n.png", "n", "AP", "Nodule")]
+    table = pd.concat([table, pd.DataFrame(rare, columns=list(table))], ignore_index=True)
+    for seed in range(10):
+        planned = splits.plan(table.assign(findings=""), None, 0.15, 1000, seed)
+        assert set(planned.loc[planned["label"].eq("Mass"), "split"]) == {"train", "valid", "test"}
+        assert set(planned.loc[planned["label"].eq("Nodule"), "split"]) == {"train"}
+    assert splits.thin_classes(planned).to_dict() == {"Nodule": 1}
+
+
+def test_selection_thins_no_finding_in_proportion_and_over_patients():
+    table = made_table(600)
+    planned = splits.plan(table, None, 0.2, 200, 0)
+    chosen = planned[planned["selected"]]
+    healthy = chosen[chosen["label"].eq("No_finding")]
+    everyone = planned[planned["label"].eq("No_finding")]
+    assert len(healthy) == 200
+    assert not chosen["label"].eq("").any()
+    assert planned.loc[planned["label"].isin(set(CLASSES) - {"No_finding"}), "selected"].all()
+    expected = everyone["split"].value_counts() * 200 / len(everyone)
+    assert (healthy["split"].value_counts() - expected).abs().max() < 1
+    # Nobody gives a second image before everyone of the split has given one.
+    for split, part in healthy.groupby("split"):
+        available = everyone.loc[everyone["split"].eq(split), "patient"].nunique()
+        assert part["patient"].nunique() == min(len(part), available)
+    # File order is patient order: the first half of the patients must not give more than its half.
+    ranks = everyone.drop_duplicates("patient")["patient"].astype(int).rank(pct=True)
+    low = set(everyone.drop_duplicates("patient").loc[ranks.le(0.5), "patient"])
+    assert 0.4 < healthy["patient"].isin(low).mean() < 0.6
+
+
+def test_selection_keeps_all_where_there_are_fewer():
+    planned = splits.plan(made_table(50), None, 0.2, 10_000, 0)
+    assert (planned["selected"] == planned["label"].ne("")).all()
+
+
+def test_counts_and_departures_add_up():
+    planned = splits.plan(made_table(), None, 0.2, 100, 0)
+    counts = splits.counts(planned)
+    assert list(counts.index) == [*CLASSES, "Total"]
+    assert counts.xs("images", axis=1, level=1).loc["Total"].sum() == planned["selected"].sum()
+    test = planned[planned["selected"] & planned["split"].eq("test")]
+    assert counts.loc["Total", ("test", "patients")] == test["patient"].nunique()
+    assert counts.loc["Mass", ("test", "AP")] == (test["label"].eq("Mass") & test["view"].eq("AP")).sum()
+    departures = splits.departures(planned)
+    both = departures[departures["view"].eq("")]
+    train_val = planned[planned["split"].ne("test")]
+    assert both["train_val"].sum() == train_val["label"].ne("").sum()
+    mass = train_val[train_val["label"].eq("Mass")]
+    assert both.set_index("label").loc["Mass", "share"] == pytest.approx(mass["split"].eq("valid").mean())
+
+
+def test_the_whole_table_gives_the_published_counts_and_the_studys_selection(nih):
+    """Counts of single-label images per official list: STUDY.md; 28,000+ is what the published study selected."""
+    table = metadata.read_entries(nih).table
+    planned = splits.plan(table, metadata.read_lists(nih), 0.1, 4000, 2024)
+    official = planned["split"].where(planned["split"].eq("test"), "train_val")
+    single = pd.crosstab(planned["label"], official).loc[list(CLASSES)]
+    assert single["train_val"].tolist() == [3414, 2788, 7327, 1696, 50500, 2248, 1241]
+    assert single["test"].tolist() == [801, 1167, 2220, 443, 9861, 457, 953]
+    assert official.value_counts().to_dict() == {"train_val": 86_524, "test": 25_596}
+    assert crossing(planned, planned["split"]) == 0
+    assert planned["selected"].sum() == 28_755
+    departures = splits.departures(planned)
+    assert departures["departure"].abs().max() < 0.2, "percentage points"
+
+
+def test_the_real_radiographs_keep_their_lists(nih, nih_plan):
+    table = nih_plan.table
+    assert crossing(table, table["split"]) == 0
+    train_val, test = metadata.read_lists(nih)
+    assert set(table.loc[table["split"].eq("test"), "image"]) == set(table["image"]) & test
+    assert set(table.loc[table["split"].ne("test"), "image"]) == set(table["image"]) & train_val
+    departures = splits.departures(table)
+    assert departures["images_off"].abs().max() < 1
+    chosen = table[table["selected"]]
+    assert (chosen["label"].eq("No_finding")).sum() == 1000
+    assert chosen.loc[chosen["label"].eq("No_finding"), "patient"].is_unique
+    assert isinstance(nih_plan, radiographs.Plan) and not nih_plan.rejected
+
+
+def test_the_real_sample_has_the_counts_it_was_published_with(nih_plan):
+    table = nih_plan.table
+    if len(table) != 8011:
+        pytest.skip("CHESTXRAY_NIH is not the sample of 8,011 radiographs")
+    single = pd.crosstab(table["label"], table["split"].eq("test")).loc[list(CLASSES)]
+    assert single[False].tolist() == [350, 291, 612, 126, 2500, 226, 239]
+    assert single[True].tolist() == [54, 78, 118, 26, 486, 40, 74]
