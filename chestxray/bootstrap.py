@@ -1,0 +1,294 @@
+"""From a bare Python to one that can run the study: what is required, what is installed, and the steps between.
+
+It owns the repository's `.venv` and the installation on Colab, and uses the standard library only, because it runs
+before anything is installed. It must not know what a command does: it makes the interpreter ready and hands over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from chestxray.config import REPOSITORY, StudyError
+
+PYTHONS = ((3, 11), (3, 13))
+"""The oldest and the newest Python that every required package has wheels for."""
+
+UV = "uv>=0.9,<1"
+COLAB_KEEPS = ("tensorflow", "keras", "numpy")
+"""Colab builds these against its GPUs' drivers; another build would take the GPU away."""
+
+PARTS_USED = {"jupyter": ("ipykernel", "nbconvert")}
+"""What the study needs of a bundle: Colab has these parts, but not the bundle."""
+
+_REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(?P<bounds>[^;]*)(?:;.*)?$")
+_BOUND = re.compile(r"^(==|>=|<=|<|>|!=|~=)\s*([0-9][0-9.]*)")
+
+
+def requirements(extras: Sequence[str] = (), repository: Path = REPOSITORY) -> list[str]:
+    """The lines of requirements.txt, and those of the extras that pyproject.toml names.
+
+    Raises:
+        StudyError: an extra is unknown.
+    """
+    import tomllib  # not in Python 3.10, which must get as far as being told so
+
+    lines = [line.split("#")[0].strip() for line in (repository / "requirements.txt").read_text("utf-8").splitlines()]
+    known = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for extra in extras:
+        if extra not in known:
+            raise StudyError(f"extra {extra!r} is unknown; there are: {', '.join(known)}")
+        lines += known[extra]
+    return [line for line in lines if line]
+
+
+def satisfied(requirement: str) -> bool:
+    """Whether what is installed here meets one requirement (name and version bounds; markers are taken as true)."""
+    match = _REQUIREMENT.match(requirement)
+    if match is None:
+        return False
+    versions = [_installed(part) for part in PARTS_USED.get(match["name"], (match["name"],))]
+    if match["name"] in PARTS_USED:
+        return None not in versions
+    return versions[0] is not None and all(_within(versions[0], bound) for bound in match["bounds"].split(",") if bound)
+
+
+def missing(extras: Sequence[str] = (), repository: Path = REPOSITORY) -> list[str]:
+    """The requirements that this interpreter doesn't meet."""
+    return [line for line in requirements(extras, repository) if not satisfied(line)]
+
+
+def on_colab() -> bool:
+    """Whether this is Google Colab."""
+    return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
+
+
+def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
+    """Return if this interpreter can run the study; else make the repository's `.venv` and start again in it.
+
+    Starting again replaces this process, so the call does not return then.
+
+    Args:
+        extras: extras of pyproject.toml needed besides requirements.txt.
+        arguments: of `python -m chestxray`, for the new start.
+
+    Raises:
+        StudyError: the environment can't be made; the message says what to do.
+    """
+    if sys.version_info[:2] < PYTHONS[0]:
+        check_python()
+    lacking = missing(extras)
+    if not lacking:
+        return
+    if on_colab():
+        raise StudyError(f"not installed on Colab: {', '.join(lacking)}; run `python -m chestxray colab` first")
+    environment = REPOSITORY / ".venv"
+    python = environment_python(environment)
+    if Path(sys.prefix).resolve() == environment.resolve() and _stamped(environment, extras):
+        # The stamp says complete, and yet something is missing: it was removed by hand. Install again.
+        (environment / _STAMP).unlink()
+    if not _stamped(environment, extras):
+        set_up(environment, extras)
+    _start_again(python, arguments)
+
+
+def environment_python(environment: Path) -> Path:
+    """The interpreter of a virtual environment."""
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def set_up(environment: Path, extras: Sequence[str]) -> None:
+    """Make or repair a virtual environment with what uv.lock pins; a stamp inside tells that it is complete.
+
+    Raises:
+        StudyError: Python is too old or too new, has no ensurepip, or the installation failed.
+    """
+    started = time.monotonic()
+    check_python()
+    known = _read_stamp(environment).get("extras", [])
+    extras = sorted({*known, *extras})
+    python = environment_python(environment)
+    _say(f"Setting up {environment.name} for the study, once: about 2 GB, a few minutes. Interrupted? Run it again.")
+    try:
+        if not _works(python):
+            import venv
+
+            venv.EnvBuilder(with_pip=True, clear=True, symlinks=os.name != "nt").create(environment)
+        (environment / _STAMP).unlink(missing_ok=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StudyError(f"{environment}: {error}; free disk space or rights are missing, then run it again") from error
+    _say(f"Installing {len(requirements(extras))} packages and what they need …")
+    if not _install_locked(python, environment, extras):
+        _say("uv could not do it; installing with pip, newest allowed versions instead of the locked ones.")
+        _install_with_pip(python, extras)
+    _write_stamp(environment, extras)
+    _say(f"Environment ready after {time.monotonic() - started:.0f} s.")
+
+
+def check_python(version: Sequence[int] = sys.version_info) -> None:
+    """Raise if the environment can't be made with this Python.
+
+    Raises:
+        StudyError: the version is outside `PYTHONS`, or ensurepip is missing.
+    """
+    oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
+    if not PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
+        raise StudyError(
+            f"Python {version[0]}.{version[1]} ({sys.executable}): the study needs {oldest} to {newest}; "
+            f"start it with one of these, for example python{newest} -m chestxray run"
+        )
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError as error:
+        raise StudyError(
+            f"{sys.executable} has no ensurepip, so no environment can be made: install it "
+            f"(Debian, Ubuntu: apt install python{version[0]}.{version[1]}-venv) and run it again"
+        ) from error
+
+
+def install_on_colab() -> int:
+    """Install what Colab lacks, with everything that it has pinned to the version it has.
+
+    Returns:
+        The exit code: 0 when the study can run.
+    """
+    wanted = [line for line in missing() if _name(line) not in COLAB_KEEPS]
+    for line in requirements():
+        if _name(line) in COLAB_KEEPS and not satisfied(line):
+            _say(
+                f"Colab has {_name(line)} {_installed(_name(line))}, the study was made for {line}: trying it as it is."
+            )
+    if not wanted:
+        _say("Nothing to install.")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(pins()) + "\n", "utf-8")
+        _say(f"Installing {', '.join(map(_name, wanted))} …")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *wanted]
+        return subprocess.run(command, check=False).returncode
+
+
+def pins() -> list[str]:
+    """Every distribution installed here as `name==version`, for a constraints file of pip."""
+    found = {dist.name: dist.version for dist in metadata.distributions() if dist.name and dist.version}
+    return sorted(f"{name}=={version}" for name, version in found.items())
+
+
+_STAMP = ".chestxray.json"
+
+
+def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> bool:
+    if subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=False).returncode:
+        return False
+    command = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
+    for extra in extras:
+        command += ["--extra", extra]
+    # uv must keep to this environment and to this Python, whatever the user's shell has activated.
+    variables = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment), "UV_PYTHON_DOWNLOADS": "never"}
+    variables.pop("VIRTUAL_ENV", None)
+    return subprocess.run(command, env=variables, check=False).returncode == 0
+
+
+def _install_with_pip(python: Path, extras: Sequence[str]) -> None:
+    target = f"{REPOSITORY}[{','.join(extras)}]" if extras else str(REPOSITORY)
+    if subprocess.run([python, "-m", "pip", "install", "--editable", target], check=False).returncode:
+        raise StudyError(
+            "the packages could not be installed (pip's message is above): check the network, run it again"
+        )
+
+
+def _start_again(python: Path, arguments: Sequence[str]) -> None:
+    command = [str(python), "-m", "chestxray", *arguments]
+    # The package is found where it is now, whatever folder the command was given in.
+    search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    variables = {**os.environ, "PYTHONPATH": search}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":
+        sys.exit(subprocess.run(command, env=variables, check=False).returncode)
+    os.execve(python, command, variables)
+
+
+def _digest() -> str:
+    content = b"".join((REPOSITORY / name).read_bytes() for name in ("requirements.txt", "pyproject.toml", "uv.lock"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_stamp(environment: Path) -> dict:
+    try:
+        return json.loads((environment / _STAMP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _stamped(environment: Path, extras: Sequence[str]) -> bool:
+    stamp = _read_stamp(environment)
+    complete = stamp.get("digest") == _digest() and set(extras) <= set(stamp.get("extras", []))
+    return complete and environment_python(environment).exists()
+
+
+def _write_stamp(environment: Path, extras: Sequence[str]) -> None:
+    beside = environment / f"{_STAMP}.tmp-{os.getpid()}"
+    beside.write_text(json.dumps({"digest": _digest(), "extras": list(extras)}), "utf-8")
+    beside.replace(environment / _STAMP)
+
+
+def _works(python: Path) -> bool:
+    """Whether an interrupted or older set-up left an interpreter to build on."""
+    if not python.exists():
+        return False
+    probe = "import sys, pip; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 1)"
+    return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
+
+
+def _name(requirement: str) -> str:
+    match = _REQUIREMENT.match(requirement)
+    return match["name"] if match else requirement
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _within(version: str, bound: str) -> bool:
+    match = _BOUND.match(bound.strip())
+    if match is None:
+        return False
+    sign, limit = match[1], _release(match[2])
+    have = _release(version)
+    if sign == "~=":
+        prefix = _release(match[2].rpartition(".")[0])
+        return have >= limit and have[: len(prefix)] == prefix
+    return {
+        "==": have == limit,
+        "!=": have != limit,
+        ">=": have >= limit,
+        "<=": have <= limit,
+        ">": have > limit,
+        "<": have < limit,
+    }[sign]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

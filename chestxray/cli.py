@@ -1,0 +1,241 @@
+"""The commands: reads the command line, calls what does the work, prints the outcome.
+
+It owns the words of the command line and the exit codes: 0 done, 1 something failed and the rest is kept, 2 wrong use
+or nothing done. Heavy packages are imported by the command that needs them, so that help and a run with nothing to do
+start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chestxray import __version__
+from chestxray.config import CLASSES, PROFILES, REFERENCE, REPOSITORY, Paths, StudyError, dataset_name, open_study
+
+RESULTS = "metrics.csv"
+"""What the results notebook writes its table of all models to."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        StudyError: the user can put it right; the message says how.
+    """
+    chosen = parser().parse_args(arguments)
+    if chosen.command is None:
+        parser().print_help()
+        return 2
+    return chosen.command(chosen)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="chestxray", description="Chest X-rays image classification, from data to results."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    top.set_defaults(command=None)
+    commands = top.add_subparsers(title="commands", metavar="")
+    _add_run(commands)
+    _add_predict(commands)
+    test = commands.add_parser(
+        "test", help="run the tests", description="Run the tests; arguments after -- go to pytest."
+    )
+    test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
+    test.set_defaults(command=run_tests)
+    stamp = commands.add_parser("stamp", help="write Colab buttons, set-up cells and the README's results table")
+    stamp.set_defaults(command=run_stamp)
+    commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
+    return top
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="run the study, or what is stale of it", description="Run what is stale.")
+    run.add_argument(
+        "--dataset", default="phantom", metavar="phantom|DIR", help="phantom, or a folder in the NIH layout"
+    )
+    run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
+    run.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help="numbers: 1, 2.1, 2.2, 3, 4.0, 4.1, 4.2, 4.3a … 4.3d, 4.4, 5; or names: data, trees, eda, cnn, ensemble …",
+    )
+    run.add_argument("--force", action="store_true", help="run also what is up to date")
+    run.add_argument("--in-place", action="store_true", help="write the executed notebooks over the committed ones")
+    run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: 2024)")
+    run.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+    run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2 in the quick profile, else 1)")
+    run.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="change parameters of the profile, for example cnn_epochs=3",
+    )
+    run.set_defaults(command=run_study)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser("predict", help="give probabilities of the seven classes for radiographs")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG or JPEG files, or folders of them")
+    predict.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
+    predict.add_argument("--out", type=Path, required=True, help="the table to write: image and seven probabilities")
+    predict.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
+    predict.set_defaults(command=run_predict)
+
+
+def run_study(chosen: argparse.Namespace) -> int:
+    """`chestxray run`."""
+    if chosen.root:
+        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
+    from chestxray import pipeline, stages
+    from chestxray.progress import duration
+
+    started = time.monotonic()
+    overrides = dict(_override(text) for text in chosen.overrides)
+    study = open_study(_known(chosen.dataset), chosen.profile, chosen.seed, overrides)
+    wanted = stages.choose(chosen.only)
+    jobs = pipeline.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
+    if jobs < 1:
+        raise StudyError(f"--jobs {jobs}: give 1 or more")
+    line = pipeline.Pipeline(study, chosen.dataset, overrides, jobs)
+    if not line.run(wanted, chosen.force):
+        again = "Mend it and run the same command again: it goes on there."
+        print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
+        return 1
+    if chosen.in_place:
+        for path in line.refresh(wanted):
+            print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
+    _print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in wanted if stage.notebook])
+    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
+    return 0
+
+
+def run_predict(chosen: argparse.Namespace) -> int:
+    """`chestxray predict`."""
+    from chestxray import files, sources
+
+    paths = []
+    for place in chosen.images:
+        if place.is_dir():
+            found = [p for p in sorted(place.rglob("*")) if p.suffix.lower() in sources.IMAGE_SUFFIXES and p.is_file()]
+            if not found:
+                raise StudyError(f"{place}: no PNG or JPEG file in this folder; give another")
+            paths += found
+        else:
+            paths.append(place)
+    if chosen.batch_size < 1:
+        raise StudyError(f"--batch-size {chosen.batch_size}: give 1 or more")
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from chestxray.prediction import predict_files
+
+    table = predict_files(paths, chosen.model, chosen.batch_size)
+    failed = len(paths) - len(table)
+    if len(table):
+        files.atomic_write(chosen.out, table[["image", *CLASSES]].to_csv(index=False).encode())
+    print(f"{len(table)} of {len(paths)} images answered, {failed} failed", file=sys.stderr)
+    if not len(table):
+        return 2
+    print(chosen.out)
+    return 1 if failed else 0
+
+
+def run_tests(chosen: argparse.Namespace) -> int:
+    """`chestxray test`."""
+    arguments = [argument for argument in chosen.pytest if argument != "--"]
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=REPOSITORY, check=False).returncode
+
+
+def run_stamp(chosen: argparse.Namespace) -> int:
+    """`chestxray stamp`."""
+    from chestxray import files, notebooks
+
+    published = notebooks.address()
+    for path in notebooks.find():
+        before = notebooks.read(path)
+        place = path.relative_to(REPOSITORY).as_posix()
+        after = notebooks.normalise(notebooks.stamp(before, place, published), keep_stderr=True)
+        if after != before:
+            notebooks.write(path, after)
+            print(f"stamped {place}")
+    readme = REPOSITORY / "README.md"
+    text = readme.read_text("utf-8")
+    filled = notebooks.fill_results(text, reference_table())
+    if filled != text:
+        files.atomic_write(readme, filled.encode())
+        print("filled README.md")
+    return 0
+
+
+def reference_table() -> str:
+    """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
+    from chestxray import notebooks
+
+    if not (REFERENCE / RESULTS).exists():
+        return "No reference results are committed yet."
+    return notebooks.markdown_table(notebooks.results_rows(notebooks.read_metrics(REFERENCE / RESULTS), _titles()))
+
+
+def _titles() -> dict[str, str]:
+    from chestxray.evaluation import MODELS
+
+    return {folder: title for folder, (title, _) in MODELS.items()}
+
+
+def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
+    from chestxray import notebooks
+
+    metrics = paths.results / RESULTS
+    if metrics.exists():
+        rows = notebooks.results_rows(notebooks.read_metrics(metrics), _titles())
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
+        print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nNotebooks, executed:")
+    for page in pages:
+        print(f"  {_shown(page)}")
+
+
+def _shown(path: Path) -> str:
+    """A path as it can be typed where the user is."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _known(dataset: str) -> str:
+    """Check `--dataset` before anything runs.
+
+    Raises:
+        StudyError: it is neither `phantom`, nor a folder, nor a dataset that is there already.
+    """
+    if dataset != "phantom" and not Path(dataset).is_dir() and not Paths(dataset_name(dataset)).raw.exists():
+        raise StudyError(f"dataset {dataset!r}: no such folder; give phantom, or a folder in the NIH layout")
+    return dataset
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise StudyError(f"--set {text}: write it as NAME=VALUE, for example cnn_epochs=3")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value

@@ -1,0 +1,152 @@
+"""Executes one notebook in a process of its own and tells the parent process how far it is, in lines of JSON.
+
+It owns papermill, the kernel, and the conversion to HTML. It must not know which notebook comes before or after, nor
+what is stale. The parent is `pipeline`; when the parent dies, this process and its kernel end too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+
+from chestxray import files, notebooks
+from chestxray.config import StudyError
+
+Report = Callable[..., None]
+"""Takes the fields of one message to the parent: `event` (`cell` or `failed`) and what belongs to it."""
+
+START_SECONDS = 300
+"""A kernel on a busy machine may take this long to answer."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class ReportingEngine(NBClientEngine):
+    """papermill's own engine, telling the parent when a cell starts."""
+
+    report: Report
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
+        """Execute all cells; each start is reported first."""
+        started = nb_man.cell_start
+        total = len(nb_man.nb.cells)
+
+        def cell_start(cell: Any, cell_index: int | None = None, **kwargs: Any) -> None:
+            cls.report(event="cell", cell=cell_index + 1, cells=total)
+            started(cell, cell_index, **kwargs)
+
+        nb_man.cell_start = cell_start
+        return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+
+def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path, report: Report) -> bool:
+    """Execute `source` with these parameters; write `target` and, beside it, the same as HTML.
+
+    After a failure nothing is written to `target`: what was executed is kept as `<name>.failed.ipynb` beside it.
+
+    Args:
+        source: the notebook as committed; it is not written.
+        target: where the executed notebook goes.
+        parameters: names and values for the cell tagged `parameters`.
+        folder: where its cells run.
+        report: called with the fields of each message.
+
+    Returns:
+        Whether all cells ran.
+
+    Raises:
+        StudyError: `source` is no notebook or has no cell tagged `parameters`; or `target` can't be written.
+    """
+    notebook = notebooks.set_parameters(notebooks.read(source), parameters)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    failed = target.with_suffix(".failed.ipynb")
+    running = target.with_name(f".{target.stem}.tmp-{os.getpid()}.ipynb")
+    files.make_folder(target.parent)
+    failure = _run(notebook, running, folder, report)
+    executed = notebooks.normalise(notebooks.read(running), keep_stderr=True) if running.exists() else notebook
+    running.unlink(missing_ok=True)
+    if failure is not None:
+        notebooks.write(failed, executed)
+        report(**failure)
+        return False
+    files.atomic_write(target.with_suffix(".html"), as_html(executed, target.stem).encode())
+    notebooks.write(target, executed)
+    failed.unlink(missing_ok=True)
+    return True
+
+
+def _run(notebook: nbformat.NotebookNode, running: Path, folder: Path, report: Report) -> dict[str, Any] | None:
+    """Execute into `running`; return the message that tells of a failure."""
+    ReportingEngine.report = report
+    papermill_engines.register("reporting", ReportingEngine)
+    try:
+        papermill.execute_notebook(
+            notebook,
+            str(running).replace("{", "{{").replace("}", "}}"),  # papermill takes braces for its own placeholders
+            engine_name="reporting",
+            kernel_name="python3",
+            cwd=folder,
+            progress_bar=False,
+            start_timeout=START_SECONDS,
+            iopub_timeout=START_SECONDS,
+        )
+    except papermill.PapermillExecutionError as error:
+        lines = _COLOURS.sub("", "\n".join(error.traceback)).split("\n")
+        cell = error.cell_index + 1
+        return {"event": "failed", "cell": cell, "name": error.ename, "value": error.evalue, "traceback": lines}
+    except RuntimeError as error:  # the kernel died, or never started
+        value = f"{error} (a kernel that dies without a word ran out of memory: try --jobs 1 or a smaller profile)"
+        return {"event": "failed", "cell": None, "name": type(error).__name__, "value": value, "traceback": []}
+    return None
+
+
+def as_html(notebook: nbformat.NotebookNode, title: str) -> str:
+    """The notebook as one HTML page."""
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(
+        notebook, resources={"metadata": {"name": title.replace("_", " ")}}
+    )
+    return body
+
+
+def main(job: str) -> int:
+    """Execute one job, given as JSON; messages go to stdout, whatever else is printed goes to stderr."""
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def report(**message: Any) -> None:
+        print(json.dumps(message), file=messages, flush=True)
+
+    wanted = json.loads(job)
+    try:
+        source, target, folder = (Path(wanted[name]) for name in ("source", "target", "folder"))
+        return 0 if execute(source, target, wanted["parameters"], folder, report) else 1
+    except StudyError as error:
+        report(event="failed", cell=None, name="StudyError", value=str(error), traceback=[])
+        return 1
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of stdin, which the parent holds open, then end; the kernel sees that and ends too."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,350 @@
+"""Notebooks as files: what a committed one must look like, and the cells that are the same in all of them.
+
+It owns the Colab button, the set-up cell, the normal form in which notebooks are committed, and the check that they
+keep it. It must not know what a notebook computes, nor run one.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from chestxray import files
+from chestxray.config import REPOSITORY, StudyError
+
+PARAMETERS = ("dataset", "profile", "seed", "overrides")
+"""The names that a run sets in the cell tagged `parameters`."""
+
+LARGEST = 1_500_000
+"""Bytes above which GitHub may not render a notebook."""
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+LANGUAGE = {"name": "python"}
+
+COLAB_LINE = "<!-- colab -->"
+SETUP_LINE = "# setup"
+RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
+
+_BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\((?P<target>[^)]*)\)")
+_ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
+_SETUP = """\
+# setup: on Colab, fetch the repository and what Colab lacks; anywhere, find the package from a notebook's folder.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+here = Path.cwd()
+repository = next((p for p in (here, *here.parents) if (p / "chestxray" / "config.py").is_file()), None)
+if repository is None and "google.colab" in sys.modules:
+    repository = here / "{folder}"
+    if not repository.exists():
+        subprocess.run(["git", "clone", "--depth=1", "{address}", repository], check=True)
+    subprocess.run([sys.executable, "-m", "chestxray", "colab"], cwd=repository, check=True)
+    os.chdir(repository)
+if repository is not None and str(repository) not in sys.path:
+    sys.path.insert(0, str(repository))"""
+
+
+def find(repository: Path = REPOSITORY) -> list[Path]:
+    """The study's notebooks, sorted: those in the numbered folders, not what a run wrote beside its results."""
+    return sorted(p for p in repository.glob("[1-5]_*/*.ipynb") if not p.name.startswith("."))
+
+
+def address(repository: Path = REPOSITORY) -> str:
+    """Where the repository is published, from pyproject.toml."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["urls"]["Repository"].rstrip("/")
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook.
+
+    Raises:
+        StudyError: the file is no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise StudyError(f"{path.name} is no notebook ({type(error).__name__}): restore it from git") from error
+
+
+def write(path: Path, notebook: NotebookNode) -> None:
+    """Write a notebook, complete or not at all, in the form in which git sees the smallest change."""
+    files.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
+
+
+def tagged(notebook: NotebookNode, tag: str) -> NotebookNode | None:
+    """The first cell with this tag."""
+    return next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
+
+
+def button(published: str, path: str) -> str:
+    """The Colab button of one notebook, in Markdown.
+
+    Args:
+        published: the repository's address on GitHub.
+        path: the notebook's path in the repository, with forward slashes.
+    """
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    target = f"{published.replace('https://github.com/', 'https://colab.research.google.com/github/')}/blob/main/{path}"
+    return f"[![Open In Colab]({image})]({target})"
+
+
+def setup_source(published: str) -> str:
+    """The set-up cell, the same in every notebook."""
+    return _SETUP.format(address=published, folder=published.rsplit("/", 1)[-1])
+
+
+def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
+    """Return a copy with the Colab button of its path and the set-up cell of its repository.
+
+    Raises:
+        StudyError: the first cell has no place for the button, or no cell is tagged `setup`.
+    """
+    notebook = _copy(notebook)
+    if not notebook.cells or notebook.cells[0].cell_type != "markdown":
+        raise StudyError(f"{path}: the first cell is no Markdown; it must hold the line {COLAB_LINE} and the title")
+    first = notebook.cells[0]
+    lines = first.source.split("\n")
+    places = [i for i, line in enumerate(lines) if _is_button(line)]
+    if not places:
+        raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the button in")
+    lines[places[0]] = button(published, path)
+    first.source = "\n".join(lines)
+    setup = tagged(notebook, "setup") or next((c for c in notebook.cells if c.source.strip() == SETUP_LINE), None)
+    if setup is None:
+        raise StudyError(f"{path}: no code cell is tagged setup; add one holding the line {SETUP_LINE}")
+    setup.metadata["tags"] = sorted({*setup.metadata.get("tags", []), "setup"})
+    setup.source = setup_source(published)
+    return notebook
+
+
+def without_stamps(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy without what `stamp` writes: the line of the button, and the set-up cell."""
+    notebook = _copy(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells[:1]:
+        cell.source = "\n".join(line for line in cell.source.split("\n") if not _is_button(line))
+    return notebook
+
+
+def with_stamps_of(stamped: NotebookNode, notebook: NotebookNode) -> NotebookNode:
+    """Return a copy of a notebook with the first and the set-up cell as they are in another copy of it."""
+    notebook = _copy(notebook)
+    pairs = [(notebook.cells[0], stamped.cells[0]), (tagged(notebook, "setup"), tagged(stamped, "setup"))]
+    for cell, model in pairs:
+        if cell is not None and model is not None:
+            cell.source = model.source
+    return notebook
+
+
+def set_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> NotebookNode:
+    """Return a copy whose cell tagged `parameters` assigns these values; its other lines stay as they are.
+
+    Raises:
+        StudyError: no cell is tagged `parameters`, or it doesn't assign one of the names on a line of its own.
+    """
+    notebook = _copy(notebook)
+    cell = tagged(notebook, "parameters")
+    if cell is None:
+        raise StudyError("no cell is tagged parameters: tag the one that assigns dataset, profile, seed and overrides")
+    lines = cell.source.split("\n")
+    for statement in reversed(ast.parse(cell.source).body):
+        name = _assigned(statement)
+        if name in values:
+            new = f"{name} = {_literal(values[name])}"
+            comment = re.search(r"\s+#[^'\"]*$", lines[statement.end_lineno - 1][statement.end_col_offset :])
+            lines[statement.lineno - 1 : statement.end_lineno] = [new + (comment[0] if comment else "")]
+    cell.source = "\n".join(lines)
+    absent = set(values) - {_assigned(statement) for statement in ast.parse(cell.source).body}
+    if absent:
+        raise StudyError(f"the cell tagged parameters doesn't assign {', '.join(sorted(absent))}: add the line there")
+    return notebook
+
+
+def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode:
+    """Return a copy in the form that is committed: nothing in it tells when, where or with which tool it ran.
+
+    Args:
+        notebook: executed or not; cells that a runner injected or marked are taken out.
+        keep_stderr: keep what cells wrote to stderr.
+    """
+    source = _copy(notebook)
+    cells = []
+    count = 0
+    for cell in source.cells:
+        tags = cell.metadata.get("tags", [])
+        if {"injected-parameters", "papermill-error-cell-tag"} & set(tags):
+            continue
+        fresh = {"cell_type": cell.cell_type, "id": _identifier(cell, cells), "source": cell.source}
+        fresh["metadata"] = {"tags": list(tags)} if tags else {}
+        if cell.cell_type == "code":
+            if cell.source.strip():
+                count += 1
+            fresh["execution_count"] = count if cell.execution_count is not None else None
+            fresh["outputs"] = [
+                _output(o, fresh["execution_count"]) for o in cell.outputs if keep_stderr or not _noise(o)
+            ]
+        cells.append(fresh)
+    metadata = {"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
+    return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+
+
+def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> list[str]:
+    """What keeps a notebook from being committed.
+
+    Args:
+        notebook: the notebook.
+        path: its path in the repository, with forward slashes.
+        published: the repository's address.
+        size: bytes of the file.
+
+    Returns:
+        One line a problem, each beginning with the path; empty when there is none.
+    """
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    outputs = [output for cell in code for output in cell.outputs]
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    titles = [line for line in _without_fences(text).split("\n") if line.startswith("# ")]
+    buttons = _BUTTON.findall(notebook.cells[0].source) if notebook.cells else []
+    setup = tagged(notebook, "setup")
+    problems = {
+        "its cells are not executed in order 1..n": [c.execution_count for c in code] != list(range(1, len(code) + 1)),
+        "a cell ended in an error": any(o.output_type == "error" for o in outputs),
+        "a cell wrote to stderr": any(o.output_type == "stream" and o.name == "stderr" for o in outputs),
+        f"it has {size / 1e6:.1f} MB, above {LARGEST / 1e6}": size > LARGEST,
+        "it holds the state of widgets": "widgets" in notebook.metadata
+        or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
+        "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook))),
+        "no cell is tagged parameters": tagged(notebook, "parameters") is None,
+        f"its Colab button doesn't lead to it; run chestxray stamp ({buttons})": [button(published, path)]
+        != [f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({t})" for t in buttons],
+        "its set-up cell is not the common one; run chestxray stamp": setup is None
+        or setup.source != setup_source(published),
+        "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
+        f"it has {len(titles)} titles of the first level, not one": len(titles) != 1,
+        "it is not in normal form; run chestxray stamp": normalise(notebook, keep_stderr=True) != notebook,
+    }
+    return [f"{path}: {problem}" for problem, found in problems.items() if found]
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a results notebook's metrics.csv: `model`, `metric`, `estimate`, `low`, `high`.
+
+    Raises:
+        StudyError: the file can't be read, or lacks one of these columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path.name} can't be read ({error}): run stage 5 again") from error
+    absent = {"model", "metric", "estimate", "low", "high"} - set(rows[0] if rows else ())
+    if absent:
+        raise StudyError(f"{path.name} has no column {', '.join(sorted(absent))}: run stage 5 again")
+    return rows
+
+
+SHOWN = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "macro_auroc": "macro AUROC"}
+"""The metrics of the short table of results, and their headings."""
+
+
+def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> list[list[str]]:
+    """The short table of results: a heading and one row a model, each figure with its 95 % interval.
+
+    Args:
+        metrics: rows of `read_metrics`.
+        titles: what a model's folder is called in tables; others appear as they are.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for row in metrics:
+        if row["metric"] in SHOWN:
+            numbers = [float(row[name]) for name in ("estimate", "low", "high")]
+            cells.setdefault(row["model"], {})[row["metric"]] = "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
+    table = [["model", *SHOWN.values()]]
+    for model, found in cells.items():
+        table.append([titles.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
+    return table
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows, the first of them the heading, as a table in Markdown."""
+    rule = ["---"] + ["--:"] * (len(rows[0]) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def fill_results(readme: str, table: str) -> str:
+    """Return the README's text with the table between its markers.
+
+    Raises:
+        StudyError: a marker is missing.
+    """
+    start, end = RESULTS_MARKERS
+    if start not in readme or end not in readme.partition(start)[2]:
+        raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
+    before, _, rest = readme.partition(start)
+    return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+
+
+def _is_button(line: str) -> bool:
+    return line.strip() == COLAB_LINE or bool(_BUTTON.fullmatch(line.strip()))
+
+
+def _copy(notebook: NotebookNode) -> NotebookNode:
+    return nbformat.reads(nbformat.writes(notebook), as_version=4)
+
+
+def _identifier(cell: NotebookNode, before: list[dict[str, Any]]) -> str:
+    """An identifier made of the source: git shows no change for cells that didn't change, wherever they moved."""
+    name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+    twins = sum(other["id"].startswith(name) for other in before)
+    return f"{name}-{twins}" if twins else name
+
+
+def _assigned(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id
+    return None
+
+
+def _literal(value: Any) -> str:
+    # Double quotes, as ruff formats the sources.
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+
+
+def _noise(output: NotebookNode) -> bool:
+    return output.output_type == "stream" and output.name == "stderr"
+
+
+def _output(output: NotebookNode, count: int | None) -> dict[str, Any]:
+    fresh = {key: output[key] for key in output if key not in ("metadata", "execution_count")}
+    if output.output_type in ("display_data", "execute_result"):
+        fresh["metadata"] = {}
+    if output.output_type == "execute_result":
+        fresh["execution_count"] = count
+    return fresh
+
+
+def _without_fences(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def _everything(notebook: NotebookNode) -> str:
+    """All text of a notebook, without the pictures' bytes."""
+    parts = []
+    for cell in notebook.cells:
+        parts.append(cell.source)
+        for output in cell.get("outputs", []):
+            parts.append(output.get("text", "") or "\n".join(output.get("traceback", [])))
+            parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(part if isinstance(part, str) else "".join(part) for part in parts)

@@ -1,0 +1,318 @@
+"""The study as tasks: finds what is stale, executes it in order, and tells what failed and where.
+
+It owns the record of what ran with what, and the processes that execute notebooks. It must not know what happens
+inside a notebook; which files a stage takes and leaves stands in `stages`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from doit.control import TaskControl
+from doit.dependency import Dependency, JsonDB
+from doit.exceptions import BaseFail, TaskFailed
+from doit.reporter import ZeroReporter
+from doit.runner import MThreadRunner
+from doit.task import Task
+
+from chestxray import files, fingerprints, notebooks, sources
+from chestxray.config import REPOSITORY, StageMissing, Study, StudyError
+from chestxray.progress import Progress
+from chestxray.stages import STAGES, Stage
+
+ERROR_LINES = 15
+"""Lines of a cell's traceback that are shown; the whole of it is in the notebook that is kept."""
+
+
+def default_jobs(profile: str) -> int:
+    """How many notebooks run at a time: two in `quick`, where much of the time is single-threaded graph tracing."""
+    return min(2, os.cpu_count() or 1) if profile == "quick" else 1
+
+
+class Failure(Exception):
+    """A stage that did not run to its end; the message may have several lines."""
+
+
+@dataclass
+class Pipeline:
+    """One run of the study.
+
+    Attributes:
+        study: dataset, profile and seed.
+        source: `phantom`, a folder in the NIH layout, or the name of a dataset that is there already.
+        overrides: the fields of the profile that differ, as the notebooks are told.
+        jobs: how many notebooks may run at a time.
+        repository: where the notebooks are.
+        stages: all stages that there are.
+        stream: where progress goes.
+    """
+
+    study: Study
+    source: str = "phantom"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    jobs: int = 1
+    repository: Path = REPOSITORY
+    stages: Sequence[Stage] = STAGES
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    executed: list[Stage] = field(default_factory=list, init=False)
+    failed: list[Stage] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(self.stream)
+        self._modules = fingerprints.Modules(Path(__file__).parent)
+        self._workers: set[subprocess.Popen[str]] = set()
+
+    @property
+    def state(self) -> Path:
+        """The record of which stage ran with what."""
+        return self.study.paths.results / ".doit.db.json"
+
+    def rendered(self, stage: Stage) -> Path:
+        """Where the executed notebook of a stage goes."""
+        return self.study.paths.results / "notebooks" / stage.notebook
+
+    def run(self, chosen: Sequence[Stage], force: bool = False) -> bool:
+        """Run what is stale of these stages, in order.
+
+        Args:
+            chosen: the stages to run; what others leave is taken as it is.
+            force: run all of them, stale or not.
+
+        Returns:
+            Whether all of them are up to date now. What failed was said on the stream.
+
+        Raises:
+            StudyError: another run works on this dataset, or the record can't be written.
+        """
+        with self._alone(), self._progress:
+            tasks = [self._task(stage, chosen) for stage in chosen]
+            control = TaskControl(tasks)
+            control.process([task.name for task in tasks])
+            record = Dependency(_Record, str(self.state))
+            runner = MThreadRunner(record, _Reporter(self, record), always_execute=force, num_process=self.jobs)
+            try:
+                complete = runner.run_all(control.task_dispatcher()) == 0
+            finally:
+                for worker in list(self._workers):
+                    worker.kill()
+        return complete
+
+    def refresh(self, chosen: Sequence[Stage]) -> list[Path]:
+        """Write the executed notebooks of these stages where they are committed, in the form that is committed.
+
+        Returns:
+            The notebooks written.
+        """
+        targets = []
+        for stage in chosen:
+            if stage.notebook:
+                target = self.repository / stage.notebook
+                executed = notebooks.with_stamps_of(notebooks.read(target), notebooks.read(self.rendered(stage)))
+                notebooks.write(target, notebooks.normalise(executed))
+                targets.append(target)
+        return targets
+
+    def _task(self, stage: Stage, chosen: Sequence[Stage]) -> Task:
+        paths = self.study.paths
+        writes = stage.writes(paths) + ([self.rendered(stage)] if stage.notebook else [])
+        unchanged = _Unchanged(lambda: self._describe(stage))
+        return Task(
+            stage.number,
+            [self._execute],
+            file_dep=[str(path) for path in stage.reads(paths)],
+            # Raw data is a folder, which doit can't compare, so what reads it is put after stage 1 by name.
+            task_dep=[other.number for other in chosen if other.number == "1" and stage.reads_raw],
+            targets=[str(path) for path in writes],
+            uptodate=[unchanged],
+            io={"capture": False},  # doit would redirect stdout for all threads at once
+            meta={"stage": stage, "unchanged": unchanged},
+        )
+
+    def _describe(self, stage: Stage) -> dict[str, str]:
+        """What a stage's outcome depends on besides the files it reads: a fingerprint for each kind of thing."""
+        profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
+        described = {"parameters": fingerprints.of_text(self.study.paths.dataset, profile, str(self.study.seed))}
+        if not stage.notebook:
+            place = str(Path(self.source).resolve()) if Path(self.source).is_dir() else self.source
+            return described | {"source": fingerprints.of_text(place), "code": self._modules.of(["sources"])}
+        if stage.reads_raw:
+            described["raw data"] = fingerprints.of_raw(self.study.paths.raw)
+        notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
+        notebook_is, code_is = fingerprints.of_notebook(notebook), self._modules.of_notebook(notebook)
+        return described | {"notebook": notebook_is, "code": code_is}
+
+    def _parameters(self) -> dict[str, Any]:
+        study = self.study
+        values = (study.paths.dataset, study.profile.name, study.seed, self.overrides)
+        return dict(zip(notebooks.PARAMETERS, values, strict=True))
+
+    def _execute(self, task: Task) -> TaskFailed | None:
+        """Run one stage; called by doit, in a thread, with the task."""
+        stage = task.meta["stage"]
+        self._progress.start(stage.label, task.meta["unchanged"].reason(task))
+        try:
+            if stage.notebook:
+                self._execute_notebook(stage)
+            else:
+                sources.prepare_raw(self.source, self.study)
+        except (StudyError, Failure) as error:
+            self.failed.append(stage)
+            self._progress.end(stage.label, "failed")
+            self._progress.say(str(error))
+            return TaskFailed("failed", report=False)
+        self.executed.append(stage)
+        self._progress.end(stage.label, "done")
+        return None
+
+    def _execute_notebook(self, stage: Stage) -> None:
+        source, target = self.repository / stage.notebook, self.rendered(stage)
+        for path in stage.reads(self.study.paths):
+            self.study.require(path, f"stage {self._writer(path)}")
+        places = {"source": str(source), "target": str(target), "folder": str(source.parent)}
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "chestxray.execution", json.dumps(places | {"parameters": self._parameters()})],
+                stdin=subprocess.PIPE,  # held open: the worker ends when this process does, even if that is killed
+                stdout=subprocess.PIPE,
+                stderr=noise,
+                env=self._environment(stage),
+                text=True,
+                start_new_session=True,
+            )
+            self._workers.add(worker)
+            failure = self._follow(stage, worker)
+            code = worker.wait()
+            self._workers.discard(worker)
+            if failure is None and code:
+                noise.seek(0)
+                lines = noise.read().strip().split("\n")[-ERROR_LINES:]
+                failure = {"cell": None, "name": f"exit code {code}", "value": "", "traceback": lines}
+        if failure is not None:
+            raise Failure(self._explain(stage, failure))
+
+    def _follow(self, stage: Stage, worker: subprocess.Popen[str]) -> dict[str, Any] | None:
+        """Show what the worker reports until it ends; return its report of a failure."""
+        failure = None
+        for line in worker.stdout:
+            message = json.loads(line)
+            if message["event"] == "cell":
+                self._progress.cell(stage.label, message["cell"], message["cells"])
+            else:
+                failure = message
+        worker.stdout.close()
+        return failure
+
+    def _explain(self, stage: Stage, failure: dict[str, Any]) -> str:
+        at = f", cell {failure['cell']}" if failure["cell"] else ""
+        if failure["name"] in (StudyError.__name__, StageMissing.__name__) or not failure["traceback"]:
+            lines = [f"{failure['name']}: {failure['value']}"]
+        else:
+            lines = failure["traceback"][-ERROR_LINES:]
+        kept = self.rendered(stage).with_suffix(".failed.ipynb")
+        where = [f"What ran is kept in {self.study.paths.relative(kept)}"] if kept.exists() else []
+        return "\n".join([f"{stage.notebook}{at}:", *(f"    {line}" for line in lines), *where])
+
+    def _writer(self, path: Path) -> str:
+        return next(stage.label for stage in self.stages if path in stage.writes(self.study.paths))
+
+    def _environment(self, stage: Stage) -> dict[str, str]:
+        search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        variables = {
+            **os.environ,
+            "PYTHONPATH": search,
+            "CHESTXRAY_ROOT": str(self.study.paths.root),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        variables.pop("MPLBACKEND", None)  # notebooks draw inline, whatever the shell has set
+        if stage.alongside and self.jobs > 1:
+            threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+            names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+            variables |= dict.fromkeys(names, threads)
+        return variables
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep a second run away from this dataset; the system lifts the lock when this process ends, however."""
+        place = files.make_folder(self.study.paths.results) / ".doit.db.lock"
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with place.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                name = self.study.paths.dataset
+                raise StudyError(f"dataset {name!r}: another run works on it; wait for its end, or end it") from error
+            yield
+
+
+class _Unchanged:
+    """Tells doit whether a stage's description is the one of its last run, and keeps why not."""
+
+    def __init__(self, describe: Callable[[], dict[str, str]]) -> None:
+        self._describe = describe
+        self._changed: list[str] = []
+
+    def __call__(self, task: Task, values: dict[str, Any]) -> bool:
+        now = self._describe()
+        before = values.get("description")
+        task.value_savers.append(lambda: {"description": now})
+        if before is not None:
+            self._changed = [name for name in now if before.get(name) != now[name]]
+        return before == now
+
+    def reason(self, task: Task) -> str:
+        """Why the stage runs again, in words; nothing when it runs for the first time."""
+        missing = [Path(path).name for path in task.targets if not Path(path).exists()]
+        changed = self._changed or ([] if missing else sorted(Path(path).name for path in task.dep_changed))
+        return f"changed: {', '.join(changed)}" if changed else ""
+
+
+class _Record(JsonDB):
+    """doit's record as one file that is never half-written; an unreadable one counts as empty."""
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            return json.loads(Path(self.name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def dump(self) -> None:
+        """Write the record."""
+        files.atomic_write(Path(self.name), self.codec.encode(self._db).encode())
+
+
+class _Reporter(ZeroReporter):
+    """Says what doit decided, and keeps the record after every stage, so that a killed run loses none."""
+
+    def __init__(self, pipeline: Pipeline, record: Dependency) -> None:
+        super().__init__(pipeline.stream, {})
+        self._pipeline = pipeline
+        self._record = record
+
+    def add_success(self, task: Task) -> None:
+        """A stage ran to its end."""
+        self._record.backend.dump()
+
+    def skip_uptodate(self, task: Task) -> None:
+        """A stage needn't run."""
+        self._pipeline._progress.say(f"{task.meta['stage'].label}: up to date")
+
+    def add_failure(self, task: Task, fail: BaseFail) -> None:
+        """A stage failed; what doit itself found wrong has not been said yet."""
+        if fail.report:
+            self._pipeline.failed.append(task.meta["stage"])
+            self._pipeline._progress.say(f"{task.meta['stage'].label}: {fail.get_msg().strip()}")
