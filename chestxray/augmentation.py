@@ -50,6 +50,8 @@ PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "bright
 """The columns of a plan that say what is done to the source."""
 PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETERS, "seed")
 
+_RECIPE = "1"
+"""Changes when the same parameters would give other pixels: files of another recipe are made anew."""
 _STAMP = "chestxray"
 """Key of the PNG text in which a written file carries the digest of its source and its transform."""
 
@@ -226,7 +228,7 @@ def _write_batch(train: Path, target: Path, rows: list[dict]) -> tuple[int, int]
         try:
             data = source.read_bytes()
             done = " ".join(f"{name}={float(value):.4f}" for name, value in parameters.items())
-            digest = hashlib.sha256(data + done.encode()).hexdigest()
+            digest = hashlib.sha256(data + f"{_RECIPE} {done}".encode()).hexdigest()
             if _stamp_of(path) == digest:
                 continue
             pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))

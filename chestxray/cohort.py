@@ -280,7 +280,7 @@ def pixel_summary(stack: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "mean": flat.mean(axis=1),
-            "spread": flat.std(axis=1, dtype=np.float32),
+            "spread": flat.std(axis=1, dtype=np.float32).astype(np.float64),
             "black": (flat == 0).mean(axis=1),
             "white": (flat == 255).mean(axis=1),
             "border": edge.mean(axis=1),

@@ -545,7 +545,8 @@ def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         if odds:
             axis.set_xscale("log")
             ends = axis.get_xlim()
-            ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if ends[0] <= tick <= ends[1]]
+            marks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if ends[1] / ends[0] > 8 else (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+            ticks = [tick for tick in marks if ends[0] <= tick <= ends[1]]
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.set_xlabel("odds ratio" if odds else "rank-biserial correlation")

@@ -141,3 +141,72 @@ def test_a_notebook_shows_a_figure_as_png_without_pyplot():
     figure = plots.learning_curves(history(), "CNN", NOTE)
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_co_occurrence_shows_counts_beside_lift():
+    names = ["Effusion", "Mass"]
+    counts = pd.DataFrame([[1200, 3], [3, 40]], names, names)
+    lift = pd.DataFrame([[np.nan, 0.5], [0.5, np.nan]], names, names)
+    shown = texts(plots.co_occurrence(counts, lift, "Together", NOTE))
+    assert {"1.2k", "3", "40", "0.5", "Together (phantom images)"} <= set(shown)
+
+
+def test_lesion_boxes_scale_with_the_image():
+    figure = plots.lesion_boxes(
+        [np.zeros((64, 64)), np.zeros((32, 32))], [(0.25, 0.5, 0.125, 0.25)] * 2, ["a", "b"], "x"
+    )
+    frames = [axis.patches[0] for axis in figure.axes[:2]]
+    assert [frame.get_xy() for frame in frames] == [(16, 32), (8, 16)]
+    assert [(frame.get_width(), frame.get_height()) for frame in frames] == [(8, 16), (4, 8)]
+
+
+def test_effects_are_filled_only_where_the_correction_holds_and_rare_findings_stay_empty():
+    table = pd.DataFrame(
+        {
+            "factor": ["AP to PA"] * 3 + ["age"] * 3,
+            "finding": ["Effusion", "Mass", "Hernia"] * 2,
+            "odds_ratio": [2.0, 1.1, np.nan, np.nan, np.nan, np.nan],
+            "odds_low": [1.5, 0.9, np.nan, np.nan, np.nan, np.nan],
+            "odds_high": [2.5, 1.3, np.nan, np.nan, np.nan, np.nan],
+            "effect": [0.1, 0.01, np.nan, 0.2, -0.1, np.nan],
+            "effect_low": [0.05, 0.0, np.nan, 0.1, -0.2, np.nan],
+            "effect_high": [0.2, 0.02, np.nan, 0.3, 0.1, np.nan],
+            "p_holm": [0.001, 0.9, np.nan, 0.01, 0.9, np.nan],
+        }
+    )
+    figure = plots.effects(table, "Effects", NOTE)
+    views, ages = figure.axes
+    dots = {axis: [line for line in axis.lines if line.get_marker() == "o"] for axis in (views, ages)}
+    assert [dot.get_xdata()[0] for dot in dots[views]] == [2.0, 1.1]
+    assert [dot.get_xdata()[0] for dot in dots[ages]] == [0.2, -0.1]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots[views]] == [False, True]
+    assert views.get_xscale() == "log" and ages.get_xscale() == "linear"
+
+
+def test_people_counts_each_patient_once():
+    table = pd.DataFrame(
+        {
+            "patient": ["1", "1", "2"],
+            "age": pd.array([50, 51, None], dtype="Int64"),
+            "sex": ["F", "F", ""],
+            "view": ["PA", "AP", ""],
+        }
+    )
+    figure = plots.people(table, "People", NOTE)
+    heights = [bar.get_height() for bar in figure.axes[2].patches]
+    assert heights[:3] == [1, 1, 0]
+    assert {"unknown", "women"} <= set(texts(figure)) | {t.get_text() for t in figure.axes[1].get_xticklabels()}
+
+
+def test_grey_level_figures_draw_every_class_and_both_views():
+    rng = np.random.default_rng(0)
+    levels = pd.DataFrame(rng.random((len(CLASSES), 256)) / 128, index=list(CLASSES))
+    figure = plots.grey_levels(levels, levels.head(2).set_axis(["AP", "PA"]), "Grey", NOTE)
+    assert [len(axis.lines) for axis in figure.axes] == [len(CLASSES), 2]
+    table = pd.DataFrame({"label": [*CLASSES] * 4, "view": ["PA", "AP"] * 14, "mean": rng.random(28)})
+    boxes = plots.distributions(table, ["mean"], "Means", NOTE)
+    assert {"PA", "AP"} <= set(texts(boxes))
+    halves = plots.mean_images([np.zeros((8, 8))] * 2, [np.ones((8, 8))] * 2, ["Mass", "Nodule"], "Means", NOTE)
+    assert {"Mass", "Nodule", "mean", "standard deviation"} <= set(texts(halves)) | {
+        axis.get_ylabel() for axis in halves.axes
+    }
