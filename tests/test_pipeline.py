@@ -157,7 +157,7 @@ def test_what_makes_a_stage_stale(place, at_once, change, expected):
 
 
 def test_only_takes_earlier_files_as_they_are(place):
-    complete, executed, said, line = run(place, STAGES[1:])
+    complete, executed, said, _ = run(place, STAGES[1:])
     assert not complete and executed == []
     assert "1_Datasets/tiny/first.csv is missing: run stage 2.1 One first" in said
     assert "Traceback" not in said
