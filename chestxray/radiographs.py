@@ -323,7 +323,7 @@ def make_plan(study: Study) -> Plan:
     table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
     listed = splits.uses_lists(table, lists)
     notes = [
-        f"{entries.source.name}: {entries.rows} rows; {len(table)} of their images are here, {present.absent} are not.",
+        f"{entries.source.name}: {entries.rows:,} rows; {len(table):,} of their images are here, {present.absent:,} are not.",
         "Test is the official test list." if listed else "No official lists: test is held out here, by patient.",
     ]
     thin = []
