@@ -19,8 +19,13 @@ from scipy import sparse, stats
 
 from chestxray.config import NIH_FINDINGS
 
-FEWEST_PATIENTS = 5
+FEWEST_PATIENTS = 10
 """A finding in fewer patients than this gets no estimate: its interval would be fiction."""
+
+NIH_SIDE = 1024
+"""Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
+_COUNTED = ["factor", "finding", "images", "patients"]
+_EFFECT = ["effect", "effect_low", "effect_high", "p"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ def binary_effects(
     Returns:
         One row a finding: `factor`, `finding`, `images` (that show it), `patients`, `rate` (share among the exposed),
         `rate_other`, `odds_ratio` with `odds_low` and `odds_high`, `effect` (Cramér's V, 0 to 1; of the pooled table)
-        with `effect_low` and `effect_high`, and `p`.
+        with `effect_low` and `effect_high`, and `p`. No estimate for a finding in fewer than FEWEST_PATIENTS patients,
+        or so rare that draws leave a cell of its table empty.
     """
     known = exposed.notna().to_numpy()
     group = np.zeros(len(marks), dtype=int)
@@ -146,19 +152,21 @@ def binary_effects(
         with_it = resample.count(cells, size, where).reshape(everyone.shape)
         row = {"factor": factor, "finding": finding, "images": int(where.sum()), "patients": resample.patients(where)}
         total, seen = everyone[0].sum(axis=0), with_it[0].sum(axis=0)
-        if row["patients"] >= FEWEST_PATIENTS and (total > 0).all():
-            ratio = _odds_ratio(with_it, everyone)
+        ratio = _odds_ratio(with_it, everyone)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = _wald(np.log(ratio))
+        if row["patients"] >= FEWEST_PATIENTS and not np.isnan(p):
             phi = _phi(with_it.sum(axis=1), everyone.sum(axis=1))
             low, high = _interval(phi)
             row |= {"rate": seen[1] / total[1], "rate_other": seen[0] / total[0], "odds_ratio": ratio[0]}
             row |= dict(zip(("odds_low", "odds_high"), _interval(ratio), strict=True))
             # V has no sign: an interval of the signed coefficient that holds 0 starts, for V, at 0.
             ends = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
-            row |= {"effect": abs(phi[0]), "effect_low": ends[0], "effect_high": ends[1]}
-            with np.errstate(divide="ignore", invalid="ignore"):
-                row["p"] = _wald(np.log(ratio))
+            row |= {"effect": abs(phi[0]), "effect_low": ends[0], "effect_high": ends[1], "p": p}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        rows, columns=[*_COUNTED, "rate", "rate_other", "odds_ratio", "odds_low", "odds_high", *_EFFECT]
+    )
 
 
 def ordinal_effects(marks: pd.DataFrame, values: pd.Series, resample: Resample, factor: str) -> pd.DataFrame:
@@ -193,7 +201,7 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, resample: Resample, 
             row |= {"effect": correlation[0], "p": _wald(correlation)}
             row |= dict(zip(("effect_low", "effect_high"), _interval(correlation), strict=True))
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*_COUNTED, "median", "median_other", *_EFFECT])
 
 
 def association(labels: pd.Series, factor: pd.Series, resample: Resample) -> tuple[float, float, float]:
@@ -260,6 +268,23 @@ def told_by(features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: 
     numbers = features.astype(float)
     told = cross_val_predict(trees, numbers, target, groups=groups, cv=parts, method="predict_proba")
     return pd.Series({name: roc_auc_score(target == name, told[:, place]) for place, name in enumerate(names)})
+
+
+def box_side(boxes: pd.DataFrame, image_side: int) -> int:
+    """Say in pixels of which image the lesion boxes are.
+
+    The NIH's are in pixels of its 1024-px images, whatever size the images here have been brought to; those of other
+    sources are in pixels of the images they came with.
+
+    Args:
+        boxes: `x`, `y`, `width`, `height`.
+        image_side: side of the raw images here, in pixels.
+
+    Returns:
+        `image_side` where all boxes lie inside such an image, else NIH_SIDE.
+    """
+    ends = max((boxes["x"] + boxes["width"]).max(), (boxes["y"] + boxes["height"]).max())
+    return NIH_SIDE if ends > image_side + 1 else image_side
 
 
 def pixel_summary(stack: np.ndarray) -> pd.DataFrame:

@@ -369,14 +369,14 @@ def co_occurrence(counts: pd.DataFrame, lift: pd.DataFrame, title: str, note: st
     figure, axes = _canvas(1, 2, 13.5, 6.4)
     common = {"square": True, "linewidths": 0.5, "xticklabels": names, "yticklabels": names}
     brief = counts.map(lambda n: f"{n / 1000:.1f}k" if n >= 1000 else str(n))
-    colours = np.log10(counts.where(counts > 0))
+    colours = np.log1p(counts)
     bar = {"shrink": 0.7}
     sns.heatmap(colours, ax=axes[0, 0], annot=brief, fmt="", cmap="Blues", cbar=False, annot_kws={"size": 7}, **common)
-    times = np.log2(lift.where(lift > 0))
+    times = np.log2(lift.clip(lower=1 / 16))
     sns.heatmap(
         times,
         ax=axes[0, 1],
-        annot=lift.where(lift > 0),
+        annot=lift,
         fmt=".1f",
         cmap="vlag",
         vmin=-2,
@@ -479,7 +479,7 @@ def distributions(table: pd.DataFrame, columns: Sequence[str], title: str, note:
         if number:
             axis.set_yticklabels([])
         sns.despine(ax=axis)
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    axes[0, -1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _titled(figure, title, note)
 
 

@@ -112,7 +112,7 @@ def test_mantel_haenszel_sees_through_simpson() -> None:
 
 def test_empty_values_leave_images_out_and_rare_findings_get_no_estimate() -> None:
     table = made(400, 1, 4)
-    table["Hernia"] = table.index < 3
+    table["Hernia"] = table.index >= 397
     female = table["female"].astype("boolean").mask(table.index < 100)
     resample = cohort.Resample.of(table["patient"], 100, 1)
     rows = cohort.binary_effects(table[["Mass", "Hernia"]], female, resample, "sex").set_index("finding")
@@ -121,7 +121,16 @@ def test_empty_values_leave_images_out_and_rare_findings_get_no_estimate() -> No
     assert rows.loc["Mass", "odds_ratio"] == pytest.approx(expected)
     assert rows.loc["Hernia", ["odds_ratio", "effect", "p"]].isna().all()
     ages = cohort.ordinal_effects(table[["Hernia"]], table["age"], resample, "age")
-    assert ages.loc[0, "patients"] == 3 and "effect" not in ages.dropna(axis=1)
+    assert ages.loc[0, "patients"] == 3 and ages.loc[0, ["effect", "p"]].isna().all()
+    men_only = table["female"] & False
+    assert cohort.binary_effects(table[["Mass"]], men_only, resample, "sex").loc[0, ["odds_ratio", "p"]].isna().all()
+
+
+def test_boxes_are_in_pixels_of_the_raw_image_or_of_the_nihs() -> None:
+    boxes = pd.DataFrame({"x": [10.0, 225.1], "y": [20.0, 547.0], "width": [30.0, 86.8], "height": [40.0, 79.2]})
+    assert cohort.box_side(boxes, 128) == 1024
+    assert cohort.box_side(boxes, 1024) == 1024
+    assert cohort.box_side(boxes.head(1), 128) == 128
 
 
 def test_corrections_on_a_worked_example() -> None:
