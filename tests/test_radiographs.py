@@ -32,7 +32,7 @@ def save_16_bit(pixels: np.ndarray, path: Path) -> None:
 
 
 def save_palette(pixels: np.ndarray, path: Path) -> None:
-    image = Image.fromarray(255 - pixels, "L").convert("P")
+    image = Image.fromarray(255 - pixels).convert("P")
     image.putpalette([grey for value in range(255, -1, -1) for grey in (value,) * 3])
     image.save(path)
 
@@ -75,7 +75,7 @@ def test_transparent_pixels_are_black_and_a_turned_jpeg_stands_upright(tmp_path)
     layers = np.full((32, 32, 4), 200, np.uint8)
     layers[:16, :, 3] = 0
     layers[16:, :, 3] = 255
-    Image.fromarray(layers, "RGBA").save(tmp_path / "a.png")
+    Image.fromarray(layers).save(tmp_path / "a.png")
     assert radiographs.decode(tmp_path / "a.png")[[0, 31], 0].tolist() == [0, 200]
     exif = Image.Exif()
     exif[0x0112] = 6
