@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,19 +87,21 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     """
     if sys.version_info[:2] < PYTHONS[0]:
         check_python()
-    lacking = missing(extras)
+    again = os.environ.pop(_STARTED_AGAIN, None)
+    lacking = [line for line in missing(extras) if not (on_colab() and _name(line) in COLAB_KEEPS)]
     if not lacking:
         return
     if on_colab():
         raise StudyError(f"not installed on Colab: {', '.join(lacking)}; run `python -m chestxray colab` first")
     environment = REPOSITORY / ".venv"
-    python = environment_python(environment)
-    if Path(sys.prefix).resolve() == environment.resolve() and _stamped(environment, extras):
-        # The stamp says complete, and yet something is missing: it was removed by hand. Install again.
-        (environment / _STAMP).unlink()
-    if not _stamped(environment, extras):
-        set_up(environment, extras)
-    _start_again(python, arguments)
+    if again:
+        raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
+    stamp = _read_stamp(environment)
+    inside = Path(sys.prefix).resolve() == environment.resolve()
+    # Inside it, something is missing whatever the stamp says: a package was removed by hand.
+    if inside or not _complete(stamp, extras) or not environment_python(environment).exists():
+        set_up(environment, extras, rebuild=not inside)
+    _start_again(environment_python(environment), arguments)
 
 
 def environment_python(environment: Path) -> Path:
@@ -106,31 +109,34 @@ def environment_python(environment: Path) -> Path:
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def set_up(environment: Path, extras: Sequence[str]) -> None:
-    """Make or repair a virtual environment with what uv.lock pins; a stamp inside tells that it is complete.
+def set_up(environment: Path, extras: Sequence[str], rebuild: bool = True) -> None:
+    """Make, complete or repair a virtual environment with what uv.lock pins; a stamp in it tells that it is complete.
+
+    Args:
+        environment: its folder.
+        extras: extras of pyproject.toml to install besides requirements.txt.
+        rebuild: whether what an interrupted set-up left may be thrown away.
 
     Raises:
         StudyError: Python is too old or too new, has no ensurepip, or the installation failed.
     """
     started = time.monotonic()
     check_python()
-    known = _read_stamp(environment).get("extras", [])
-    extras = sorted({*known, *extras})
-    python = environment_python(environment)
-    _say(f"Setting up {environment.name} for the study, once: about 2 GB, a few minutes. Interrupted? Run it again.")
+    stamp = _read_stamp(environment)
+    extras = sorted({*stamp.get("extras", []), *extras})
+    _say(f"Setting up {environment.name} for the study, once: 2.6 GB on disk. Interrupted? Run it again.")
     try:
-        if not _works(python):
-            import venv
-
-            venv.EnvBuilder(with_pip=True, clear=True, symlinks=os.name != "nt").create(environment)
-        (environment / _STAMP).unlink(missing_ok=True)
+        if rebuild and not _usable(environment, stamp):
+            _create(environment, extras)
+        _write_stamp(environment, extras, complete=False)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StudyError(f"{environment}: {error}; free disk space or rights are missing, then run it again") from error
     _say(f"Installing {len(requirements(extras))} packages and what they need …")
+    python = environment_python(environment)
     if not _install_locked(python, environment, extras):
         _say("uv could not do it; installing with pip, newest allowed versions instead of the locked ones.")
         _install_with_pip(python, extras)
-    _write_stamp(environment, extras)
+    _write_stamp(environment, extras, complete=True)
     _say(f"Environment ready after {time.monotonic() - started:.0f} s.")
 
 
@@ -185,14 +191,46 @@ def pins() -> list[str]:
 
 
 _STAMP = ".chestxray.json"
+_STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
+
+
+def _create(environment: Path, extras: Sequence[str]) -> None:
+    import venv
+
+    if environment.exists():
+        shutil.rmtree(environment)
+    environment.mkdir()
+    _write_stamp(environment, extras, complete=False)  # first of all, so that a broken one is known as ours
+    venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(environment)
+
+
+def _usable(environment: Path, stamp: dict) -> bool:
+    """Whether there is an environment to build on: one that was completed once, or one that the user made.
+
+    Raises:
+        StudyError: the user's own has another Python, or no pip.
+    """
+    if not environment.exists() or stamp.get("complete") is False:
+        return False
+    if _works(environment_python(environment)):
+        return True
+    if stamp:
+        return False
+    raise StudyError(
+        f"{environment} is no environment that the study can use: remove it, or rename it, and run it again"
+    )
 
 
 def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> bool:
-    if subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=False).returncode:
+    if subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV], check=False
+    ).returncode:
         return False
     command = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
     for extra in extras:
         command += ["--extra", extra]
+    if not sys.stderr.isatty():
+        command.append("--quiet")  # without a terminal it shows no progress, only a list of all packages
     # uv must keep to this environment and to this Python, whatever the user's shell has activated.
     variables = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment), "UV_PYTHON_DOWNLOADS": "never"}
     variables.pop("VIRTUAL_ENV", None)
@@ -211,7 +249,7 @@ def _start_again(python: Path, arguments: Sequence[str]) -> None:
     command = [str(python), "-m", "chestxray", *arguments]
     # The package is found where it is now, whatever folder the command was given in.
     search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": search}
+    variables = {**os.environ, "PYTHONPATH": search, _STARTED_AGAIN: "1"}
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":
@@ -231,23 +269,21 @@ def _read_stamp(environment: Path) -> dict:
         return {}
 
 
-def _stamped(environment: Path, extras: Sequence[str]) -> bool:
-    stamp = _read_stamp(environment)
-    complete = stamp.get("digest") == _digest() and set(extras) <= set(stamp.get("extras", []))
-    return complete and environment_python(environment).exists()
+def _complete(stamp: dict, extras: Sequence[str]) -> bool:
+    return bool(stamp.get("complete")) and stamp["digest"] == _digest() and set(extras) <= set(stamp["extras"])
 
 
-def _write_stamp(environment: Path, extras: Sequence[str]) -> None:
+def _write_stamp(environment: Path, extras: Sequence[str], complete: bool) -> None:
     beside = environment / f"{_STAMP}.tmp-{os.getpid()}"
-    beside.write_text(json.dumps({"digest": _digest(), "extras": list(extras)}), "utf-8")
+    beside.write_text(json.dumps({"complete": complete, "digest": _digest(), "extras": list(extras)}), "utf-8")
     beside.replace(environment / _STAMP)
 
 
 def _works(python: Path) -> bool:
-    """Whether an interrupted or older set-up left an interpreter to build on."""
+    """Whether an interpreter runs, is neither too old nor too new, and has pip."""
     if not python.exists():
         return False
-    probe = "import sys, pip; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 1)"
+    probe = f"import sys, pip; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
     return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
 
 

@@ -210,7 +210,8 @@ def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
         print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nNotebooks, executed:")
+    if pages:
+        print("\nNotebooks, executed:")
     for page in pages:
         print(f"  {_shown(page)}")
 
