@@ -57,7 +57,7 @@ SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is no radiograph."""
 
 _RECIPE = "1"
-"""Changes when the same source would be prepared to other pixels: stored images of another recipe are made anew."""
+"""Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 
 _NOTE = "Prepared"
 _COMPRESSION = 3
@@ -323,7 +323,7 @@ def make_plan(study: Study) -> Plan:
     table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
     listed = splits.uses_lists(table, lists)
     notes = [
-        f"{entries.source.name}: {entries.rows:,} rows; {len(table):,} of their images are here, {present.absent:,} are not.",
+        f"{entries.source.name}: {entries.rows:,} rows; images of {len(table):,} are here, of {present.absent:,} not.",
         "Test is the official test list." if listed else "No official lists: test is held out here, by patient.",
     ]
     thin = []
