@@ -17,7 +17,6 @@ from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestxray.config import CLASSES, Study, StudyError
-from chestxray.training import mean_auroc
 
 CANDIDATES: tuple[str, ...] = (
     "dense",
@@ -108,13 +107,14 @@ def fit_head(
 
 
 def cross_validate(
-    x: np.ndarray, y: np.ndarray, patients: np.ndarray, epochs: int, seed: int, folds: int = 5
+    x: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, epochs: int, seed: int, folds: int = 5
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """The head's predictions for patients that it was not fitted on.
 
     Args:
         x: (N, 7 × members) the members' probabilities.
-        y: (N, 7) one-hot classes.
+        y: (N, 7) one-hot classes; zeros where an image has several labels.
+        single: (N,) bool, the images that a head may be fitted on; the others are only predicted.
         patients: (N,) patient of each row; no patient is in two folds.
         epochs: passes of each fit.
         seed: seeds folds and fits.
@@ -123,22 +123,17 @@ def cross_validate(
     Returns:
         Out-of-fold probabilities (N, 7), and the mean history over folds, one row an epoch.
     """
+    strata = np.where(single, y.argmax(axis=1), len(CLASSES))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     out = np.zeros((len(x), len(CLASSES)), "float32")
     histories = []
-    for fit_on, judge_on in splitter.split(x, y.argmax(axis=1), patients):
-        model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judge_on], y[judge_on]))
+    for fit_on, judge_on in splitter.split(x, strata, patients):
+        fit_on, judged = fit_on[single[fit_on]], judge_on[single[judge_on]]
+        model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judged], y[judged]))
         out[judge_on] = model(x[judge_on], training=False).numpy()
         histories.append(history)
-    return out, pd.concat(histories).groupby(level=0).mean()
-
-
-def compare_heads(y: np.ndarray, head_scores: np.ndarray, mean_scores: np.ndarray) -> pd.DataFrame:
-    """Validation macro-AUROC of the cross-validated head and of the plain mean, the better first."""
-    rows = [("head", mean_auroc(y, head_scores)), ("mean", mean_auroc(y, mean_scores))]
-    return pd.DataFrame(rows, columns=["join", "valid_macro_auroc"]).sort_values(
-        "valid_macro_auroc", ascending=False, ignore_index=True
-    )
+    mean = pd.concat(histories).groupby(level=0).mean()
+    return out, mean.assign(epoch=mean.index + 1)
 
 
 def join(members: Sequence[keras.Model], fitted_head: keras.Model | None) -> keras.Model:

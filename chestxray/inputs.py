@@ -93,7 +93,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
     manifest = radiographs.read_manifest(study)
     keep = (manifest["split"] == split).to_numpy()
     if selected:
-        keep &= manifest["selected"].to_numpy()
+        keep = keep & manifest["selected"].to_numpy()
     if not keep.any():
         raise StudyError(
             f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; run stage 2.1 again"
@@ -102,6 +102,17 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
     pixels = _pixel_cache(study.paths, "images", files, study.paths.manifest)
     table = manifest[keep].reset_index(drop=True)
     return Samples(pixels, np.flatnonzero(keep), class_targets(table["label"]), table)
+
+
+def load_findings(study: Study, split: str) -> Samples:
+    """Every radiograph of one split, also those with several labels, with its fourteen findings as targets (N, 14).
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+        StudyError: the split has no image.
+    """
+    samples = load_split(study, split, selected=False)
+    return samples.with_targets(finding_targets(samples.table["findings"]))
 
 
 def load_augmented(study: Study) -> Samples:
@@ -209,7 +220,7 @@ def _pixel_cache(paths: Paths, name: str, files: list[Path], source: Path) -> np
             raise
         pixels.flush()
         del pixels
-        os.replace(beside, target)
+        beside.replace(target)
         for old in paths.cache.glob(f"{name}-*.npy"):
             if old != target:
                 old.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The study's networks: the dense baseline, the small CNN, and transfer from a pretrained backbone.
 
-Every model takes raw 8-bit grey pixels, (N, H, W, 1) in 0–255, and gives seven probabilities in the order of `CLASSES`:
-scaling, augmentation, resizing and the three channels are layers inside it. The module knows layers and nothing of files
-or of fitting.
+Every model takes raw 8-bit grey pixels, (N, H, W, 1) in 0–255, and gives seven probabilities in the order of
+`CLASSES`: scaling, augmentation, resizing and the three channels are layers inside it. The module knows layers and
+nothing of files or of fitting.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Run:
     """
 
     def __init__(self, study: Study, name: str, parameters: dict[str, Any]) -> None:
-        """Open the model folder.
+        """Open the model folder and seed Keras: build the model after this.
 
         Args:
             study: the study.
@@ -163,13 +163,14 @@ class Run:
         self.best: dict[str, tuple[int, float]] = {}
         self._stages: list[dict[str, Any]] = []
         self._finished = _read_json(self.folder / "run.json")
+        start(study.seed)
 
     def fit(self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples) -> pd.DataFrame:
         """Fit the model's trainable layers; it ends with the weights of its best epoch.
 
         The best epoch is the one with the highest validation macro-AUROC: of the seven classes, or with the `binary`
-        loss of the six findings. A checkpoint is written after every epoch; when the same fit is started again after a kill
-        it goes on from there and ends with the same weights on a CPU.
+        loss of the six findings. A checkpoint is written after every epoch; when the same fit is started again after
+        a kill it goes on from there and ends with the same weights on a CPU.
 
         Args:
             model: a built model with outputs (N, K) matching the targets.
@@ -183,12 +184,40 @@ class Run:
         Raises:
             StudyError: the loss became NaN or infinite; the last good weights are kept in the checkpoint.
         """
-        self._stages.append({**dataclasses.asdict(recipe), "model": _architecture(model), "samples": len(train)})
-        if self._is_finished(len(self._stages)):
-            stored = pd.read_csv(self.folder / "history.csv")
-            rows = stored[stored["stage"] == recipe.name]
-            self.history += rows.to_dict("records")
-            return rows.reset_index(drop=True)
+        stored = self._begin(model, recipe, len(train))
+        return self._fit(model, recipe, train, valid) if stored is None else stored
+
+    def fit_head(
+        self, features: keras.Model, head: keras.Model, recipe: Recipe, train: Samples, valid: Samples
+    ) -> pd.DataFrame:
+        """Fit a head on features that the backbone computes once, so that its epochs cost no backbone.
+
+        Args:
+            features: radiographs (N, H, W, 1) to pooled features (N, C).
+            head: pooled features (N, C) to (N, K).
+            recipe: how, as in `fit`.
+            train: radiographs with targets (N, K).
+            valid: radiographs of other patients, with targets (N, K).
+
+        Returns:
+            The stage's history, as in `fit`.
+        """
+        stored = self._begin(head, recipe, len(train))
+        if stored is not None:
+            return stored
+        return self._fit(head, recipe, *(_as_features(features, samples) for samples in (train, valid)))
+
+    def _begin(self, model: keras.Model, recipe: Recipe, samples: int) -> pd.DataFrame | None:
+        """Note the stage; its stored history where the folder holds the finished run."""
+        self._stages.append({**dataclasses.asdict(recipe), "model": _architecture(model), "samples": samples})
+        if not self._is_finished(len(self._stages)):
+            return None
+        history = pd.read_csv(self.folder / "history.csv")
+        rows = history[history["stage"] == recipe.name].reset_index(drop=True)
+        self.history += rows.to_dict("records")
+        return rows
+
+    def _fit(self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples) -> pd.DataFrame:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "run.json").unlink(missing_ok=True)
         checkpoint = self.folder / f"checkpoint-{len(self._stages)}-{recipe.name}.npz"
@@ -199,35 +228,43 @@ class Run:
         self.seconds += sum(row["seconds"] for row in rows)
         return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
-    def finish(self, model: keras.Model, extra: dict[str, Any] | None = None) -> keras.Model:
+    def note(self, history: pd.DataFrame) -> None:
+        """Take the history of a fit that was done elsewhere, such as the mean over folds of an ensemble's head."""
+        self.history += history.reindex(columns=HISTORY_COLUMNS).to_dict("records")
+
+    def finish(
+        self, model: keras.Model, valid: pd.DataFrame | None = None, extra: dict[str, Any] | None = None
+    ) -> keras.Model:
         """Save the model, its history and its predictions on valid and test; `run.json` is written last.
 
         Args:
             model: radiographs (N, H, W, 1) in 0–255 to seven probabilities.
+            valid: the prediction table for validation where the model itself may not make it, since it was fitted on
+                these patients: out-of-fold predictions of an ensemble's head.
             extra: further entries for `run.json`.
 
         Returns:
             The saved model, loaded from its file.
         """
-        if self._is_finished(len(self._stages)):
-            print(f"{self.name}: already trained from these parameters and data; loaded from {self._where()}")
+        if self._stages and self._is_finished(len(self._stages)):
+            print(f"Trained before from the same parameters and data: loaded from {self._where()}.")
             return keras.models.load_model(self.folder / "model.keras")
         save_model(model, self.folder / "model.keras")
         history = pd.DataFrame(self.history, columns=HISTORY_COLUMNS)
         write_csv(history, self.folder / "history.csv")
         saved = keras.models.load_model(self.folder / "model.keras")
-        tables = {
-            split: predict(saved, inputs.load_split(self.study, split, selected=False)) for split in ("valid", "test")
-        }
-        for split, table in tables.items():
-            write_csv(table, self.folder / f"predictions_{split}.csv")
-        self.write_run(model.count_params(), tables["valid"], extra)
+        if valid is None:
+            valid = predict(saved, inputs.load_split(self.study, "valid", selected=False))
+        write_csv(valid, self.folder / "predictions_valid.csv")
+        test = predict(saved, inputs.load_split(self.study, "test", selected=False))
+        write_csv(test, self.folder / "predictions_test.csv")
+        self._write_run(model.count_params(), valid, extra)
         for checkpoint in self.folder.glob("checkpoint-*.npz"):
             checkpoint.unlink()
         return saved
 
-    def write_run(self, weights: int, valid: pd.DataFrame, extra: dict[str, Any] | None = None) -> None:
-        """Write `run.json`, the last file of a model folder."""
+    def _write_run(self, weights: int, valid: pd.DataFrame, extra: dict[str, Any] | None) -> None:
+        """Write the last file of a model folder; with it the folder is finished."""
         chosen = valid[valid["selected"]]
         record = {
             "model": self.name,
@@ -278,8 +315,8 @@ class _Fit:
         self.steps = len(train) // recipe.batch_size
         if self.steps == 0:
             raise StudyError(
-                f"recipe {recipe.name!r}: {len(train)} training samples are fewer than one batch of {recipe.batch_size}; "
-                "lower batch_size or add images"
+                f"recipe {recipe.name!r}: {len(train)} training samples are fewer than one batch of "
+                f"{recipe.batch_size}; lower batch_size or add images"
             )
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_score = 0, -np.inf
@@ -324,8 +361,9 @@ class _Fit:
         fitted = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0).history
         if not np.isfinite(fitted["loss"][0]):
             raise StudyError(
-                f"stage {recipe.name!r}, epoch {epoch + 1}: the loss is {fitted['loss'][0]}; the weights of epoch {epoch} "
-                f"are kept in {self.checkpoint.name}. Lower learning_rate ({recipe.learning_rate:g}) and run again"
+                f"stage {recipe.name!r}, epoch {epoch + 1}: the loss is {fitted['loss'][0]}; the weights of epoch "
+                f"{epoch} are kept in {self.checkpoint.name}. Lower learning_rate ({recipe.learning_rate:g}) and "
+                "run again"
             )
         live = [np.array(w) for w in self.model.weights]
         if recipe.ema:
@@ -456,18 +494,16 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".tmp-{os.getpid()}-{path.name}"
-    optimizer, model.optimizer = model.optimizer, None
-    try:
-        model.save(beside)
-    finally:
-        model.optimizer = optimizer
+    # Compiling without an optimizer keeps its slots, twice the weights, out of the file.
+    model.compile()
+    model.save(beside)
     if half:
         _halve(beside)
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def _halve(path: Path) -> None:
-    """Store kernels of the `.keras` file as float16; vectors (BatchNorm, biases) keep float32, whose range they need."""
+    """Store kernels of a `.keras` file as float16; vectors (BatchNorm, biases) need float32's range and keep it."""
     beside = path.with_name(f"{path.name}-half")
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as small:
         for item in whole.infolist():
@@ -497,6 +533,12 @@ def _halved_weights(weights: h5py.File) -> bytes:
         weights.visititems(visit)
         copy.attrs.update(weights.attrs)
     return buffer.getvalue()
+
+
+def _as_features(features: keras.Model, samples: Samples) -> Samples:
+    """The same samples with pooled features in the place of pixels."""
+    x = predict_batches(features, samples)
+    return Samples(x, np.arange(len(samples)), samples.y, samples.table)
 
 
 def _accuracy(y: np.ndarray, scores: np.ndarray, loss: str) -> float:
