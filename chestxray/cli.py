@@ -107,6 +107,8 @@ def run_study(chosen: argparse.Namespace) -> int:
     from chestxray.progress import duration
 
     started = time.monotonic()
+    if not 0 <= chosen.seed < 2**32:
+        raise StudyError(f"--seed {chosen.seed}: give a number from 0 to {2**32 - 1}")
     overrides = dict(_override(text) for text in chosen.overrides)
     study = open_study(_known(chosen.dataset), chosen.profile, chosen.seed, overrides)
     wanted = stages.choose(chosen.only)
@@ -201,6 +203,7 @@ def _titles() -> dict[str, str]:
 
 def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
     from chestxray import notebooks
+    from chestxray.pipeline import shown
 
     metrics = paths.results / RESULTS
     if metrics.exists():
@@ -213,12 +216,7 @@ def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
     if pages:
         print("\nNotebooks, executed:")
     for page in pages:
-        print(f"  {_shown(page)}")
-
-
-def _shown(path: Path) -> str:
-    """A path as it can be typed where the user is."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+        print(f"  {shown(page)}")
 
 
 def _known(dataset: str) -> str:

@@ -13,12 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from doit.control import TaskControl
+from doit.control import ExecNode, TaskControl, TaskDispatcher
 from doit.dependency import Dependency, JsonDB
 from doit.exceptions import BaseFail, TaskFailed
 from doit.reporter import ZeroReporter
@@ -37,6 +38,11 @@ ERROR_LINES = 15
 def default_jobs(profile: str) -> int:
     """How many notebooks run at a time: two in `quick`, where much of the time is single-threaded graph tracing."""
     return min(2, os.cpu_count() or 1) if profile == "quick" else 1
+
+
+def shown(path: Path) -> str:
+    """A path as it can be typed where the user is."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class Failure(Exception):
@@ -101,7 +107,7 @@ class Pipeline:
             record = Dependency(_Record, str(self.state))
             runner = MThreadRunner(record, _Reporter(self, record), always_execute=force, num_process=self.jobs)
             try:
-                complete = runner.run_all(control.task_dispatcher()) == 0
+                complete = runner.run_all(_InOrder(control.tasks, control.targets, control.selected_tasks)) == 0
             finally:
                 for worker in list(self._workers):
                     worker.kill()
@@ -219,7 +225,7 @@ class Pipeline:
         else:
             lines = failure["traceback"][-ERROR_LINES:]
         kept = self.rendered(stage).with_suffix(".failed.ipynb")
-        where = [f"What ran is kept in {self.study.paths.relative(kept)}"] if kept.exists() else []
+        where = [f"What ran is kept in {shown(kept)}"] if kept.exists() else []
         return "\n".join([f"{stage.notebook}{at}:", *(f"    {line}" for line in lines), *where])
 
     def _writer(self, path: Path) -> str:
@@ -279,6 +285,14 @@ class _Unchanged:
         missing = [Path(path).name for path in task.targets if not Path(path).exists()]
         changed = self._changed or ([] if missing else sorted(Path(path).name for path in task.dep_changed))
         return f"changed: {', '.join(changed)}" if changed else ""
+
+
+class _InOrder(TaskDispatcher):
+    """doit's dispatcher, which takes stages that become ready together in the order of the study."""
+
+    def _update_waiting(self, processed: ExecNode | None) -> None:
+        super()._update_waiting(processed)
+        self.ready = deque(sorted(self.ready, key=lambda node: self.selected_tasks.index(node.task.name)))
 
 
 class _Record(JsonDB):

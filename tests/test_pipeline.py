@@ -171,7 +171,7 @@ def test_failure_names_notebook_and_cell_and_the_next_run_goes_on_there(place):
     assert "ZeroDivisionError: division by zero" in said
     assert "\x1b" not in said
     kept = line.rendered(STAGES[1]).with_suffix(".failed.ipynb")
-    assert "5_results/tiny/notebooks/folder/second.failed.ipynb" in said
+    assert f"What ran is kept in {kept}" in said
     assert notebooks.read(kept).cells[3].outputs[0].text == "before\n"
     assert not line.rendered(STAGES[1]).exists()
 
@@ -214,6 +214,14 @@ def test_notebooks_alongside_share_the_cores(place):
         assert int(threads) == max(1, os.cpu_count() // 2)
         spans.append((float(start), float(end)))
     assert max(start for start, _ in spans) < min(end for _, end in spans)
+
+
+def test_stages_that_become_ready_together_run_in_order(place, at_once):
+    numbers = [f"4.{i}" for i in range(12)]
+    for number in numbers:
+        notebooks.write(place / f"{number}.ipynb", notebook("done = True"))
+    after = [Stage(n, n, n, f"{n}.ipynb", reads=lambda p: [p.data / "first.csv"]) for n in numbers]
+    assert run(place, [STAGES[0], *after])[1] == ["2.1", *numbers]
 
 
 def test_in_place_refreshes_what_is_committed(place):

@@ -1,0 +1,120 @@
+"""The whole study as a newcomer runs it, on phantoms in the quick profile: every stage, every file, and the outcome."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from chestxray import config, evaluation, notebooks
+from chestxray.config import CLASSES, REPOSITORY, Paths
+from chestxray.stages import STAGES
+
+pytestmark = pytest.mark.slow
+
+
+def chestxray(root, *arguments):
+    started = time.monotonic()
+    command = [sys.executable, "-m", "chestxray", "run", "--root", str(root), *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    return done, time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The root of a finished run, and what it printed."""
+    root = tmp_path_factory.mktemp("study")
+    done, _ = chestxray(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Paths("phantom", root), done.stdout
+
+
+def test_every_stage_leaves_its_files(study):
+    paths, _ = study
+    for stage in STAGES:
+        for path in stage.writes(paths):
+            assert path.exists(), path
+    assert not [path for path in paths.root.rglob("*.tmp-*") if path.is_file()]
+
+
+def test_it_ends_with_the_table_and_the_notebooks(study):
+    paths, printed = study
+    table = re.findall(r"^(\d\w? [\w ]+?)  +0\.\d{3} \(0\.\d{3}–[01]\.\d{3}\)", printed, flags=re.MULTILINE)
+    assert {title for title, _ in evaluation.MODELS.values()} <= set(table)
+    pages = re.findall(r"^  (\S+\.html)$", printed, flags=re.MULTILINE)
+    assert len(pages) == 12 and all((paths.root / page).exists() for page in pages)
+
+
+def test_the_ensemble_has_learnt(study):
+    metrics = pd.read_csv(study[0].results / "metrics.csv", index_col=["model", "metric"])
+    assert metrics.loc[("ensemble", "macro_auroc"), "estimate"] >= 0.85
+
+
+def test_rendered_notebooks_are_in_good_form(study):
+    paths, _ = study
+    for stage in STAGES:
+        if stage.notebook:
+            rendered = paths.results / "notebooks" / stage.notebook
+            notebook = notebooks.read(rendered)
+            size = rendered.stat().st_size
+            assert notebooks.check(notebook, stage.notebook, notebooks.address(), size) == []
+            assert str(paths.root) not in rendered.read_text()
+
+
+def test_no_patient_is_in_two_splits(study):
+    paths, _ = study
+    manifest = pd.read_csv(paths.manifest, dtype={"patient": str})
+    assert (manifest.groupby("patient")["split"].nunique() == 1).all()
+    assert set(manifest["split"]) == set(config.SPLITS)
+    augmented = pd.read_csv(paths.augmented_rows, dtype={"patient": str})
+    others = manifest[manifest["split"] != "train"]
+    assert not set(augmented["patient"]) & set(others["patient"])
+    assert not set(augmented["image"]) & set(others["image"])
+
+
+def test_predictions_are_of_the_split_and_sum_to_one(study):
+    paths, _ = study
+    manifest = pd.read_csv(paths.manifest)
+    for model in evaluation.MODELS:
+        for split in ("valid", "test"):
+            table = pd.read_csv(paths.saved(model) / f"predictions_{split}.csv")
+            assert sorted(table["image"]) == sorted(manifest.loc[manifest["split"] == split, "image"])
+            assert (table[list(CLASSES)].sum(axis=1) - 1).abs().max() < 1e-3
+
+
+def test_the_record_of_each_model_agrees_with_its_files(study):
+    paths, _ = study
+    for model in evaluation.MODELS:
+        record = json.loads((paths.saved(model) / "run.json").read_text())
+        assert record["model"] == model
+        valid = evaluation.read_predictions(paths.saved(model) / "predictions_valid.csv")
+        chosen = valid[valid["selected"]]
+        auroc = evaluation.macro_auroc(chosen["label"].map(CLASSES.index), chosen[list(CLASSES)])
+        stated = [value for key, value in record.items() if "auroc" in key]
+        assert stated and stated[0] == pytest.approx(auroc, abs=2e-3)
+
+
+def test_a_second_run_does_nothing(study):
+    paths, _ = study
+    before = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*") if path.is_file()}
+    done, seconds = chestxray(paths.root)
+    assert done.returncode == 0 and "0 of 13 stages run" in done.stdout
+    assert seconds <= 15
+    after = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} <= {
+        paths.results / ".doit.db.json",
+        paths.results / ".doit.db.lock",
+    }
+
+
+def test_a_notebook_runs_alone_and_tells_what_is_missing(study, tmp_path):
+    paths, _ = study
+    done, _ = chestxray(paths.root, "--only", "5", "--force")
+    assert done.returncode == 0 and "1 of 1 stages run" in done.stdout
+    done, _ = chestxray(tmp_path, "--only", "cnn")
+    assert done.returncode == 1
+    assert "manifest.csv is missing: run stage 2.1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,238 @@
+"""Every committed notebook, held to the form that readers and GitHub rely on; and the tools that bring it there."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from chestxray import cli, notebooks
+from chestxray.config import REPOSITORY, StudyError
+from chestxray.stages import STAGES
+
+COMMITTED = notebooks.find()
+NAMES = [path.relative_to(REPOSITORY).as_posix() for path in COMMITTED]
+PUBLISHED = "https://github.com/someone/a-study"
+
+
+def texts(notebook):
+    """What a reader sees of a notebook's outputs, as text."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found.append(output.get("text", ""))
+            found += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(found)
+
+
+def parameters(notebook):
+    """The values that the cell tagged parameters assigns."""
+    body = ast.parse(notebooks.tagged(notebook, "parameters").source).body
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in body if isinstance(line, ast.Assign)}
+
+
+def test_the_notebooks_are_those_of_the_stages():
+    assert sorted(stage.notebook for stage in STAGES if stage.notebook) == NAMES
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
+def test_committed_notebook(path):
+    name = path.relative_to(REPOSITORY).as_posix()
+    assert notebooks.check(notebooks.read(path), name, notebooks.address(), path.stat().st_size) == []
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
+def test_outputs_are_of_the_parameters_shown(path):
+    """The data, profile and seed that the outputs name are the ones in the parameters cell."""
+    notebook = notebooks.read(path)
+    values, said = parameters(notebook), texts(notebook)
+    assert set(re.findall(r"\bprofile +'?(quick|cpu|gpu)\b", said)) == {values["profile"]}
+    assert set(re.findall(r"\bprofile +\w+, seed (\d+)", said)) == {str(values["seed"])}
+    assert ("phantom images" in said) == (values["dataset"] == "phantom")
+
+
+def test_all_committed_notebooks_are_of_one_run():
+    runs = {tuple(str(parameters(notebooks.read(path))[name]) for name in notebooks.PARAMETERS) for path in COMMITTED}
+    assert len(runs) == 1
+
+
+def test_readme_shows_the_reference_results():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert notebooks.fill_results(readme, cli.reference_table()) == readme, "run chestxray stamp"
+
+
+def good():
+    """A notebook with nothing to object to."""
+    cells = [
+        nbformat.v4.new_markdown_cell("<!-- colab -->\n# A title\n\n```python\n# no title\n```"),
+        nbformat.v4.new_code_cell("# setup", metadata={"tags": ["setup"]}),
+        nbformat.v4.new_code_cell("dataset = 'a'  # which\nseed = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(1)", outputs=[nbformat.v4.new_output("stream", text="1\n")]),
+    ]
+    for count, cell in enumerate(cells[1:], 1):
+        cell.execution_count = count
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": notebooks.KERNEL})
+    return notebooks.normalise(notebooks.stamp(notebook, "4_models/x.ipynb", PUBLISHED))
+
+
+def objections(notebook, path="4_models/x.ipynb", size=1000):
+    return notebooks.check(notebook, path, PUBLISHED, size)
+
+
+def test_check_has_nothing_against_a_good_one():
+    assert objections(good()) == []
+
+
+def set_source(cell, source):
+    def change(notebook):
+        notebook.cells[cell].source = source
+
+    return change
+
+
+def add_output(output):
+    def change(notebook):
+        notebook.cells[3].outputs.append(output)
+
+    return change
+
+
+DATA = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "objection"),
+    [
+        (lambda n: n.cells[3].update(execution_count=5), "not executed in order"),
+        (lambda n: n.cells[3].update(execution_count=None), "not executed in order"),
+        (add_output(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])), "ended in an error"),
+        (add_output(nbformat.v4.new_output("stream", name="stderr", text="warning")), "wrote to stderr"),
+        (add_output(nbformat.v4.new_output("stream", text="in /home/someone/x")), "absolute path"),
+        (set_source(3, r"open('C:\\Users\\x')"), "absolute path"),
+        (add_output(DATA), "state of widgets"),
+        (lambda n: n.metadata.update(widgets={}), "state of widgets"),
+        (lambda n: n.metadata.update(papermill={}), "not in normal form"),
+        (lambda n: n.cells[2].metadata.update(tags=[]), "no cell is tagged parameters"),
+        (set_source(0, "# A title"), "Colab button"),
+        (set_source(1, "import os"), "set-up cell"),
+        (lambda n: n.metadata.update(kernelspec={"name": "other"}), "kernel is not python3"),
+        (lambda n: n.cells[0].update(source=n.cells[0].source + "\n# Another"), "2 titles"),
+    ],
+)
+def test_check_objects(change, objection):
+    notebook = good()
+    change(notebook)
+    assert any(objection in line for line in objections(notebook))
+
+
+def test_check_objects_to_size_and_to_another_files_button():
+    assert "1.6 MB" in objections(good(), size=1_600_000)[0]
+    assert "Colab button" in objections(good(), path="4_models/y.ipynb")[0]
+
+
+def test_button_leads_to_the_file():
+    line = good().cells[0].source.split("\n")[0]
+    assert "(https://colab.research.google.com/github/someone/a-study/blob/main/4_models/x.ipynb)" in line
+    moved = notebooks.stamp(good(), "5_results/y.ipynb", "https://github.com/other/fork")
+    assert "github/other/fork/blob/main/5_results/y.ipynb" in moved.cells[0].source
+    assert "a-study" not in moved.cells[0].source + moved.cells[1].source
+    with pytest.raises(StudyError, match="no line <!-- colab -->"):
+        notebooks.stamp(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T")]), "x.ipynb", PUBLISHED)
+
+
+def test_set_parameters_changes_these_lines_only():
+    cell = nbformat.v4.new_code_cell(
+        "# Which data.\ndataset = 'a'  # a name\nseed = (\n    1\n)\nother = 2", metadata={"tags": ["parameters"]}
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    changed = notebooks.set_parameters(notebook, {"dataset": 'b"c', "seed": 3}).cells[0].source
+    assert changed == '# Which data.\ndataset = "b\\"c"  # a name\nseed = 3\nother = 2'
+    with pytest.raises(StudyError, match="doesn't assign profile"):
+        notebooks.set_parameters(notebook, {"profile": "quick"})
+
+
+def test_normalise_leaves_no_trace_of_the_run():
+    notebook = good()
+    notebook.cells.insert(3, nbformat.v4.new_code_cell("seed = 2", metadata={"tags": ["injected-parameters"]}))
+    notebook.cells[4].execution_count = 9
+    notebook.cells[4].metadata["papermill"] = {"duration": 1.0}
+    notebook.cells[4].id = "random"
+    notebook.cells[4].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="noise"))
+    notebook.metadata["papermill"] = {"input_path": "/home/someone"}
+    notebook.metadata["language_info"] = {"version": "3.11.7"}
+    assert notebooks.normalise(notebook) == good()
+    assert notebooks.normalise(good()) == good()
+
+
+def test_cells_keep_their_identifiers_when_others_are_added():
+    more = good()
+    more.cells.insert(2, nbformat.v4.new_markdown_cell("words"))
+    more.cells.append(nbformat.v4.new_code_cell("print(1)"))
+    ids = [cell.id for cell in notebooks.normalise(more).cells]
+    assert [ids[i] for i in (0, 1, 3, 4)] == [cell.id for cell in good().cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_setup_cell_finds_the_package_from_a_notebooks_folder():
+    code = notebooks.setup_source(PUBLISHED) + "\nfrom chestxray import config\nprint(config.REPOSITORY)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=REPOSITORY / "4_models", capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(REPOSITORY), done.stderr
+
+
+def test_setup_cell_on_colab_fetches_and_installs_once(tmp_path):
+    """Colab is played by a module of its name; the repository by a small one that notes what it was asked."""
+    origin, content = tmp_path / "a-study", tmp_path / "content"
+    package = origin / "chestxray"
+    package.mkdir(parents=True)
+    content.mkdir()
+    (package / "config.py").touch()
+    (package / "__main__.py").write_text("import sys\nopen('asked', 'a').write(sys.argv[1])")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=origin, check=True)
+    setup = notebooks.setup_source(origin.as_uri())
+    code = f"""
+import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+exec({setup!r}); exec({setup!r})
+import os; print(os.getcwd()); print(sys.path[0])
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=content, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(content / "a-study")] * 2
+    assert (content / "a-study" / "asked").read_text() == "colab"
+
+
+def test_results_table(tmp_path):
+    table = tmp_path / "metrics.csv"
+    table.write_text(
+        "model,metric,estimate,low,high,n_images\n"
+        "cnn,macro_auroc,0.9004,0.85,0.95,10\ncnn,accuracy,0.5,0.4,0.6,10\nmean,macro_f1,0.5,0.4,0.6,10\n"
+    )
+    rows = notebooks.results_rows(notebooks.read_metrics(table), {"cnn": "1 CNN"})
+    assert rows == [
+        ["model", "balanced accuracy", "macro-F1", "macro AUROC"],
+        ["1 CNN", "–", "–", "0.900 (0.850–0.950)"],
+        ["mean", "–", "0.500 (0.400–0.600)", "–"],
+    ]
+    assert notebooks.markdown_table(rows).split("\n")[1] == "| --- | --: | --: | --: |"
+    table.write_text("model,metric\ncnn,macro_f1\n")
+    with pytest.raises(StudyError, match=r"metrics.csv has no column estimate, high, low"):
+        notebooks.read_metrics(table)
+
+
+def test_readme_without_markers_is_refused():
+    filled = notebooks.fill_results("a\n<!-- results:start -->\nold\n<!-- results:end -->\nb", "new")
+    assert filled == "a\n<!-- results:start -->\nnew\n<!-- results:end -->\nb"
+    with pytest.raises(StudyError, match="markers"):
+        notebooks.fill_results("a", "new")
+
+
+def test_what_is_no_notebook_is_named(tmp_path):
+    (tmp_path / "x.ipynb").write_text("{")
+    with pytest.raises(StudyError, match=r"x.ipynb is no notebook"):
+        notebooks.read(tmp_path / "x.ipynb")
