@@ -130,33 +130,28 @@ def run_study(chosen: argparse.Namespace) -> int:
 
 def run_predict(chosen: argparse.Namespace) -> int:
     """`chestxray predict`."""
-    from chestxray import files, sources
-
-    paths = []
-    for place in chosen.images:
-        if place.is_dir():
-            found = [p for p in sorted(place.rglob("*")) if p.suffix.lower() in sources.IMAGE_SUFFIXES and p.is_file()]
-            if not found:
-                raise StudyError(f"{place}: no PNG or JPEG file in this folder; give another")
-            paths += found
-        else:
-            paths.append(place)
-    if chosen.batch_size < 1:
-        raise StudyError(f"--batch-size {chosen.batch_size}: give 1 or more")
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from tqdm import tqdm
+
+    from chestxray import files
     from chestxray.prediction import predict_files
 
-    table = predict_files(paths, chosen.model, chosen.batch_size)
-    failed = len(paths) - len(table)
+    failed = 0
+
+    def report(error: StudyError) -> None:
+        nonlocal failed
+        failed += 1
+        tqdm.write(str(error), file=sys.stderr)
+
+    table = predict_files(chosen.images, chosen.model, chosen.batch_size, report)
     if len(table):
         files.atomic_write(chosen.out, table[["image", *CLASSES]].to_csv(index=False).encode())
-    print(f"{len(table)} of {len(paths)} images answered, {failed} failed", file=sys.stderr)
-    if not len(table):
-        return 2
-    print(chosen.out)
-    return 1 if failed else 0
+        print(f"{chosen.out}: {len(table)} images answered, {failed} files or folders not usable")
+        return 1 if failed else 0
+    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
+    return 2
 
 
 def run_tests(chosen: argparse.Namespace) -> int:

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from chestxray import __main__, cli, pipeline
-from chestxray.config import CLASSES, REPOSITORY
+from chestxray.config import CLASSES, REPOSITORY, StudyError
 
 
 @pytest.fixture
@@ -17,11 +18,13 @@ def predictor(monkeypatch):
     """A stand-in for the module that predicts: answers all files but those named bad, and notes how it was called."""
     module = types.ModuleType("chestxray.prediction")
 
-    def predict_files(paths, model_path, batch_size):
+    def predict_files(paths, model_path, batch_size, report):
         module.called = (paths, model_path, batch_size)
+        for path in paths:
+            if "bad" in path.name:
+                report(StudyError(f"{path}: no image; give another"))
         good = [path.name for path in paths if "bad" not in path.name]
-        table = pd.DataFrame(np.full((len(good), 7), 1 / 7), columns=list(CLASSES))
-        return table.assign(image=good)
+        return pd.DataFrame(np.full((len(good), 7), 1 / 7), columns=list(CLASSES)).assign(image=good)
 
     module.predict_files = predict_files
     monkeypatch.setitem(sys.modules, "chestxray.prediction", module)
@@ -29,23 +32,20 @@ def predictor(monkeypatch):
 
 
 def test_predict_writes_the_table(predictor, tmp_path, capsys):
-    folder = tmp_path / "images"
-    (folder / "deeper").mkdir(parents=True)
-    for name in ("b.png", "a.JPG", "notes.txt", "deeper/c.jpeg"):
-        (folder / name).touch()
     out = tmp_path / "new" / "predictions.csv"
-    assert cli.main(["predict", str(folder), str(tmp_path / "one.png"), "--out", str(out), "--batch-size", "3"]) == 0
+    assert cli.main(["predict", "folder", "one.png", "--out", str(out), "--batch-size", "3", "--model", "m.keras"]) == 0
     table = pd.read_csv(out)
     assert list(table.columns) == ["image", *CLASSES]
-    assert list(table["image"]) == ["a.JPG", "b.png", "c.jpeg", "one.png"]
-    assert predictor.called[1:] == (None, 3)
-    assert "4 of 4 images answered, 0 failed" in capsys.readouterr().err
+    assert list(table["image"]) == ["folder", "one.png"]
+    assert predictor.called == ([Path("folder"), Path("one.png")], Path("m.keras"), 3)
+    assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable\n"
 
 
-def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path):
+def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path, capsys):
     out = tmp_path / "p.csv"
     assert cli.main(["predict", "good.png", "bad.png", "--out", str(out)]) == 1
     assert len(pd.read_csv(out)) == 1
+    assert capsys.readouterr().err == "bad.png: no image; give another\n"
     out.unlink()
     assert cli.main(["predict", "bad.png", "--out", str(out)]) == 2
     assert not out.exists()
@@ -54,9 +54,7 @@ def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["predict", "EMPTY", "--out", "p.csv"], "no PNG or JPEG file in this folder"),
         (["predict", "a.png", "--out", "EMPTY"], "is a folder"),
-        (["predict", "a.png", "--out", "p.csv", "--batch-size", "0"], "--batch-size 0: give 1 or more"),
         (["run", "--dataset", "nowhere/at/all"], "'nowhere/at/all': no such folder"),
         (["run", "--only", "9"], "stage '9' is unknown"),
         (["run", "--jobs", "0"], "--jobs 0: give 1 or more"),
