@@ -274,3 +274,12 @@ def test_layers_switch_off_and_flip() -> None:
     assert "flip" in [layer.name for layer in augmentation.layers(0.5, seed=1, flip=True)]
     with pytest.raises(ValueError, match="strength -1"):
         augmentation.layers(-1.0, seed=1)
+
+
+def test_no_patient_of_valid_or_test_is_augmented_on_the_real_radiographs(nih_plan) -> None:
+    table = nih_plan.table
+    rows = augmentation.plan(table, seed=2024)
+    assert rows["label"].value_counts().nunique() == 1
+    assert not set(rows["patient"]) & set(table.loc[table["split"] != "train", "patient"])
+    assert rows.groupby("image")["label"].nunique().max() == 1
+    assert abs(augmentation.class_cue(rows, seed=1) - 0.5) < 0.03

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from chestxray import cohort
+from chestxray import cohort, metadata
 
 
 def made(images: int, per_patient: int, seed: int) -> pd.DataFrame:
@@ -165,3 +165,16 @@ def test_pixel_summary_by_hand() -> None:
     frame = 40 * 40 - 36 * 36
     assert rows["border_black"].iloc[0] == pytest.approx(80 / frame)
     assert rows["border"].iloc[0] == pytest.approx(100 * (frame - 80) / frame)
+
+
+def test_sex_and_pneumothorax_in_the_whole_nih_table(nih) -> None:
+    """The published prevalences (3.20 % in women, 2.09 % in men), and an interval that says they differ."""
+    table = metadata.read_entries(nih).table
+    if len(table) < 112_000:
+        pytest.skip("needs the whole image table")
+    single = table[table["label"] != ""].reset_index(drop=True)
+    resample = cohort.Resample.of(single["patient"], 200, 1)
+    mark = pd.DataFrame({"Pneumothorax": single["label"] == "Pneumothorax"})
+    row = cohort.binary_effects(mark, single["sex"] == "F", resample, "sex").iloc[0]
+    assert (round(row["rate"], 4), round(row["rate_other"], 4)) == (0.0320, 0.0209)
+    assert row["odds_low"] > 1.2 and row["p"] < 0.001
