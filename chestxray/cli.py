@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--in-place", action="store_true", help="write the executed notebooks over the committed ones")
     run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: 2024)")
     run.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
-    run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2 in the quick profile, else 1)")
+    run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, in the gpu profile 1)")
     run.add_argument(
         "--set",
         nargs="+",
@@ -132,7 +133,10 @@ def run_predict(chosen: argparse.Namespace) -> int:
     """`chestxray predict`."""
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _without_greetings():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()
     from tqdm import tqdm
 
     from chestxray import files
@@ -212,6 +216,19 @@ def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
         print("\nNotebooks, executed:")
     for page in pages:
         print(f"  {shown(page)}")
+
+
+@contextlib.contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Drop what TensorFlow's C++ side prints at its start; no setting of its own stops that."""
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _known(dataset: str) -> str:

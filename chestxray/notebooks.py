@@ -36,6 +36,10 @@ RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
 
 _BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\((?P<target>[^)]*)\)")
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
+_GREETINGS = re.compile(
+    r"^(?:WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ |E\d{4} [\d:.]+ .*failed call to cuInit).*\n?",
+    re.MULTILINE,
+)
 _SETUP = """\
 # setup: on Colab, fetch the repository and what Colab lacks; anywhere, find the package from a notebook's folder.
 import os
@@ -192,9 +196,9 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
             if cell.source.strip():
                 count += 1
             fresh["execution_count"] = count if cell.execution_count is not None else None
-            fresh["outputs"] = [
-                _output(o, fresh["execution_count"]) for o in cell.outputs if keep_stderr or not _noise(o)
-            ]
+            outputs = map(_quieter, cell.outputs)
+            kept = [o for o in outputs if not _is_stderr(o) or (keep_stderr and o.text)]
+            fresh["outputs"] = [_output(output, fresh["execution_count"]) for output in kept]
         cells.append(fresh)
     metadata = {"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
@@ -221,7 +225,7 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
     problems = {
         "its cells are not executed in order 1..n": [c.execution_count for c in code] != list(range(1, len(code) + 1)),
         "a cell ended in an error": any(o.output_type == "error" for o in outputs),
-        "a cell wrote to stderr": any(o.output_type == "stream" and o.name == "stderr" for o in outputs),
+        "a cell wrote to stderr": any(map(_is_stderr, outputs)),
         f"it has {size / 1e6:.1f} MB, above {LARGEST / 1e6}": size > LARGEST,
         "it holds the state of widgets": "widgets" in notebook.metadata
         or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
@@ -322,8 +326,15 @@ def _literal(value: Any) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
 
 
-def _noise(output: NotebookNode) -> bool:
+def _is_stderr(output: NotebookNode) -> bool:
     return output.output_type == "stream" and output.name == "stderr"
+
+
+def _quieter(output: NotebookNode) -> NotebookNode:
+    """Take out of stderr what TensorFlow's C++ side prints at its start; no setting of its own stops that."""
+    if _is_stderr(output):
+        output.text = _GREETINGS.sub("", output.text).lstrip("\n")
+    return output
 
 
 def _output(output: NotebookNode, count: int | None) -> dict[str, Any]:

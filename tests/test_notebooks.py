@@ -166,6 +166,18 @@ def test_normalise_leaves_no_trace_of_the_run():
     assert notebooks.normalise(good()) == good()
 
 
+def test_normalise_keeps_stderr_on_demand_but_for_the_greetings():
+    greetings = "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+    greetings += "I0000 00:00:1795384984.283568   18411 port.cc:153] oneDNN custom operations are on.\n"
+    greetings += "E0000 00:00:1795385420.394978   21156 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA\n"
+    notebook = good()
+    for text in (greetings, greetings + "UserWarning: mind this\n" + greetings):
+        notebook.cells[3].outputs.append(nbformat.v4.new_output("stream", name="stderr", text=text))
+    kept = notebooks.normalise(notebook, keep_stderr=True).cells[3].outputs
+    assert [output.text for output in kept] == ["1\n", "UserWarning: mind this\n"]
+    assert notebooks.normalise(notebook) == good()
+
+
 def test_cells_keep_their_identifiers_when_others_are_added():
     more = good()
     more.cells.insert(2, nbformat.v4.new_markdown_cell("words"))
