@@ -84,6 +84,8 @@ class Profile:
         all_findings_epochs: epochs of the preliminary multi-label stage of a fine-tuned model; 0 leaves it out.
         fine_tune_epochs: epochs with all layers trainable on the seven classes.
         learning_rate: peak learning rate of the stages that train a whole backbone.
+        ema: momentum of the running mean of a fine-tuned model's weights; its memory, 1 / (1 - ema) steps, has to be
+            short beside the steps of a stage.
         mixed_precision: compute in float16 where a GPU is present.
     """
 
@@ -103,6 +105,7 @@ class Profile:
     all_findings_epochs: int
     fine_tune_epochs: int
     learning_rate: float
+    ema: float
     mixed_precision: bool = False
 
     def override(self, **changes: Any) -> Profile:
@@ -138,7 +141,8 @@ PROFILES: dict[str, Profile] = {
         ensemble_epochs=60,
         all_findings_epochs=0,
         fine_tune_epochs=3,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
+        ema=0.9,
     ),
     "cpu": Profile(
         name="cpu",
@@ -147,16 +151,17 @@ PROFILES: dict[str, Profile] = {
         no_finding=1000,
         valid_share=0.15,
         backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
-        member_sizes=(128, 128, 128, 128),
+        member_sizes=(128, 128, 112, 112),
         feature_backbone="EfficientNetLite0",
         batch_size=32,
         dense_epochs=15,
-        cnn_epochs=10,
+        cnn_epochs=15,
         head_epochs=20,
         ensemble_epochs=100,
-        all_findings_epochs=8,
-        fine_tune_epochs=3,
+        all_findings_epochs=5,
+        fine_tune_epochs=2,
         learning_rate=1e-3,
+        ema=0.99,
     ),
     "gpu": Profile(
         name="gpu",
@@ -175,6 +180,7 @@ PROFILES: dict[str, Profile] = {
         all_findings_epochs=6,
         fine_tune_epochs=6,
         learning_rate=5e-4,
+        ema=0.999,
         mixed_precision=True,
     ),
 }

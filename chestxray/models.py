@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from chestxray import augmentation, backbones
+from chestxray import backbones
 from chestxray.config import CLASSES, NIH_FINDINGS
 
 
@@ -103,10 +103,7 @@ def transfer(
         StudyError: the backbone is unknown or its weights cannot be had.
     """
     member_size = member_size or image_size
-    net = backbones.build(backbone, (member_size, member_size, 3), weights, drop_connect_rate=drop_connect_rate)
-    for layer in net._flatten_layers():
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = bn_momentum
+    net = backbones.build(backbone, (member_size, member_size, 3), weights, drop_connect_rate, bn_momentum)
     pixels = layers.Input((image_size, image_size, 1), name="radiograph")
     x = layers.Rescaling(1.0, name="to_float")(pixels)
     for layer in augment:
@@ -127,20 +124,6 @@ def transfer(
         head=keras.Model(pooled, classes(drop(pooled)), name="head"),
         classifier=keras.Model(pixels, classes(drop(x)), name="classifier"),
     )
-
-
-def fine_tuned(backbone: str, image_size: int, member_size: int, strength: float, flip: bool, seed: int) -> Transfer:
-    """The transfer network of the fine-tuning notebooks, with augmentation in graph.
-
-    Args:
-        backbone: a key of `backbones.BACKBONES`.
-        image_size: side of the radiographs, pixels.
-        member_size: side that the backbone sees, pixels.
-        strength: of the augmentation; 0 is none, 1 what a radiographer would accept.
-        flip: mirror half of the images of every class alike.
-        seed: seeds the augmentation.
-    """
-    return transfer(backbone, image_size, member_size, augmentation.layers(strength, seed, flip=flip))
 
 
 def _probabilities(x: keras.KerasTensor) -> keras.KerasTensor:

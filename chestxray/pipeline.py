@@ -36,8 +36,8 @@ ERROR_LINES = 15
 
 
 def default_jobs(profile: str) -> int:
-    """How many notebooks run at a time: two in `quick`, where much of the time is single-threaded graph tracing."""
-    return min(2, os.cpu_count() or 1) if profile == "quick" else 1
+    """How many notebooks run at a time: two on CPUs, where two fits of one thread outrun one of two; one on a GPU."""
+    return 1 if profile == "gpu" else min(2, os.cpu_count() or 1)
 
 
 def shown(path: Path) -> str:
