@@ -73,8 +73,9 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     failed = target.with_suffix(".failed.ipynb")
-    running = target.with_name(f".{target.stem}.tmp-{os.getpid()}.ipynb")
-    files.make_folder(target.parent)
+    for left in target.parent.glob(f".{target.stem}.tmp-*.ipynb"):  # by a run that was killed
+        files.remove(left)
+    running = files.make_folder(target.parent) / f".{target.stem}.tmp-{os.getpid()}.ipynb"
     failure = _run(notebook, running, folder, report)
     executed = notebooks.normalise(notebooks.read(running), keep_stderr=True) if running.exists() else notebook
     running.unlink(missing_ok=True)

@@ -257,7 +257,9 @@ def test_a_killed_run_leaves_no_process_and_goes_on(place):
     runner.wait()
     assert _within(20, lambda: not _alive(int(pid.read_text())))
     notebooks.write(place / "folder" / "second.ipynb", notebook(SECOND))
-    assert run(place)[1] == ["2.2"]
+    _, executed, _, line = run(place)
+    assert executed == ["2.2"]
+    assert not list(line.rendered(STAGES[1]).parent.glob(".*"))
 
 
 def _within(seconds, condition):
