@@ -365,14 +365,14 @@ class _Fit:
                 f"{epoch} are kept in {self.checkpoint.name}. Lower learning_rate ({recipe.learning_rate:g}) and "
                 "run again"
             )
-        live = [np.array(w) for w in self.model.weights]
+        live = [w.numpy() for w in self.model.weights]
         if recipe.ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         scores = predict_batches(self.model, self.valid)
         score = self._score(scores)
         if score > self.best_score or not self.best_weights:
             self.best_epoch, self.best_score = epoch + 1, score
-            self.best_weights = [np.array(w) for w in self.model.weights]
+            self.best_weights = [w.numpy() for w in self.model.weights]
         if recipe.ema:
             _assign(self.model.weights, live)
         self.history.append(
@@ -425,8 +425,8 @@ class _Fit:
         np.savez(
             buffer,
             state=np.frombuffer(json.dumps(state).encode(), np.uint8),
-            **{f"m{i}": np.array(v) for i, v in enumerate(self._model_variables())},
-            **{f"o{i}": np.array(v) for i, v in enumerate(self.model.optimizer.variables)},
+            **{f"m{i}": v.numpy() for i, v in enumerate(self._model_variables())},
+            **{f"o{i}": v.numpy() for i, v in enumerate(self.model.optimizer.variables)},
             **{f"b{i}": v for i, v in enumerate(self.best_weights)},
         )
         atomic_write(self.checkpoint, buffer.getvalue())
@@ -494,8 +494,9 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".tmp-{os.getpid()}-{path.name}"
-    # Compiling without an optimizer keeps its slots, twice the weights, out of the file.
-    model.compile()
+    # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a word.
+    model.compile(optimizer=None)
+    model.compiled = False
     model.save(beside)
     if half:
         _halve(beside)

@@ -129,3 +129,14 @@ def nih_plan(nih: Path, tmp_path_factory: pytest.TempPathFactory):
     paths.data.mkdir(parents=True)
     paths.raw.symlink_to(nih)
     return radiographs.make_plan(Study(paths, PROFILES["cpu"], 2024))
+
+
+@pytest.fixture
+def prepared_study(study_of: Callable[..., Study], make_raw: Callable[..., Path]) -> Study:
+    """A study of 240 tiny images with stages 2.1 and 2.2 done, small enough to fit models on in seconds."""
+    from chestxray import augmentation, radiographs
+
+    study = study_of(make_raw(images=240), batch_size=8)
+    manifest = radiographs.prepare(study).manifest
+    augmentation.write(study, augmentation.plan(manifest, study.seed))
+    return study

@@ -1,0 +1,92 @@
+"""The ensemble: who is chosen, what the head may see, and that the joined model is the sum of its parts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestxray import ensemble, models
+from chestxray.config import CLASSES, StageMissing, StudyError
+
+
+def probabilities(rows=60, seed=0):
+    return np.random.default_rng(seed).dirichlet(np.ones(7), rows).astype("float32")
+
+
+def table(values, images=None):
+    images = images if images is not None else [f"{i}.png" for i in range(len(values))]
+    return pd.DataFrame(values, columns=list(CLASSES)).assign(image=images)
+
+
+def test_members_are_ranked_by_validation(tiny_study):
+    for name, score in zip(ensemble.CANDIDATES, (0.5, 0.6, 0.65, 0.7, 0.62, 0.71, 0.69), strict=True):
+        folder = tiny_study.paths.saved(name)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"valid_macro_auroc": score, "key": name}))
+    ranked = ensemble.rank(tiny_study)["model"].tolist()
+    assert ranked[:3] == ["fine_tuning_3c", "fine_tuning_3a", "fine_tuning_3d"]
+
+
+def test_a_missing_member_is_named(tiny_study):
+    with pytest.raises(StageMissing, match=r"dense/run\.json is missing: run stage 4 for dense first"):
+        ensemble.rank(tiny_study)
+
+
+def test_tables_of_other_images_are_refused():
+    with pytest.raises(StudyError, match="list different images"):
+        ensemble.concatenated([table(probabilities()), table(probabilities(), [f"x{i}.png" for i in range(60)])])
+
+
+def test_the_mean_by_hand():
+    one, other = probabilities(seed=1), probabilities(seed=2)
+    joined = ensemble.concatenated([table(one), table(other)])
+    assert joined.shape == (60, 14)
+    assert np.allclose(ensemble.mean_of(joined), (one + other) / 2)
+
+
+def test_no_head_predicts_a_patient_it_was_fitted_on(monkeypatch):
+    patients = np.repeat([f"p{i}" for i in range(30)], 4)
+    x = np.concatenate([probabilities(120, 1), probabilities(120, 2)], axis=1)
+    y = np.eye(7, dtype="float32")[np.arange(120) % 7]
+    single = np.arange(120) % 5 > 0
+    y[~single] = 0
+    seen = []
+    fit = ensemble.fit_head
+
+    def watched(x_fit, y_fit, *rest, held_out):
+        # Rows are told apart by their values, which are all different.
+        rows = {row.tobytes() for row in x_fit}
+        fitted = np.array([row.tobytes() in rows for row in x])
+        judged = np.array([row.tobytes() in {r.tobytes() for r in held_out[0]} for row in x])
+        seen.append((set(patients[fitted]), set(patients[judged]), single[fitted].all()))
+        return fit(x_fit, y_fit, *rest, held_out=held_out)
+
+    monkeypatch.setattr(ensemble, "fit_head", watched)
+    out, history = ensemble.cross_validate(x, y, single, patients, epochs=2, seed=0)
+    assert len(seen) == 5 and all(not fitted & judged and only_single for fitted, judged, only_single in seen)
+    assert np.allclose(out.sum(axis=1), 1, atol=1e-5), "every image is predicted, also those with several labels"
+    assert history["epoch"].tolist() == [1, 2] and {"loss", "val_loss"} <= set(history)
+
+
+def test_a_head_learns_whom_to_trust():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, 600)
+    y = np.eye(7, dtype="float32")[labels]
+    good = 0.6 * y + 0.4 * probabilities(600, 3)
+    x = np.concatenate([good, probabilities(600, 4), probabilities(600, 5)], axis=1).astype("float32")
+    head, history = ensemble.fit_head(x[:400], y[:400], 60, 0, held_out=(x[400:], y[400:]))
+    right = head(x[400:], training=False).numpy().argmax(axis=1) == labels[400:]
+    assert right.mean() > 0.9 and history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_the_joined_model_is_its_members_and_their_join(with_head):
+    members = [models.dense(16), models.cnn(16, filters=(4, 8)), models.dense(16, units=(8,))]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    parts = np.concatenate([member(pixels, training=False) for member in members], axis=1)
+    head = ensemble.head(3) if with_head else None
+    joined = ensemble.join(members, head)
+    expected = head(parts, training=False).numpy() if with_head else ensemble.mean_of(parts)
+    assert np.allclose(joined(pixels, training=False), expected, atol=1e-5)
+    assert len(joined.inputs) == 1 and not joined.trainable_variables

@@ -1,0 +1,98 @@
+"""From trees to batches: the right pixels with the right targets, in an order that can be repeated."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from chestxray import inputs, radiographs
+from chestxray.config import CLASSES, NIH_FINDINGS, StageMissing
+
+
+def test_targets_by_hand():
+    labels = pd.Series(["Mass", "", "No_finding"])
+    assert inputs.class_targets(labels).tolist() == [[0, 0, 0, 1, 0, 0, 0], [0] * 7, [0, 0, 0, 0, 1, 0, 0]]
+    findings = inputs.finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia"]))
+    shown = [[NIH_FINDINGS[k] for k in np.flatnonzero(row)] for row in findings]
+    assert shown == [["Effusion", "Mass"], [], ["Hernia"]]
+
+
+def test_a_split_holds_its_own_images(prepared_study):
+    study = prepared_study
+    for split in ("train", "valid", "test"):
+        samples = inputs.load_split(study, split)
+        files = sorted(study.paths.tree(split).glob("*/*.png"))
+        assert len(samples) == len(files) > 0
+        assert {f"{file.parent.name}/{file.stem}" for file in files} == {
+            f"{row.label}/{row.image[:-4]}" for row in samples.table.itertuples()
+        }
+        for position in (0, len(samples) - 1):
+            row = samples.table.iloc[position]
+            stored = np.asarray(Image.open(study.paths.tree(split) / row.label / f"{row.image[:-4]}.png"))
+            assert np.array_equal(samples.x[samples.rows[position], :, :, 0], stored)
+            assert CLASSES[samples.y[position].argmax()] == row.label
+
+
+def test_every_image_of_a_split_teaches_findings(prepared_study):
+    samples = inputs.load_findings(prepared_study, "train")
+    manifest = radiographs.read_manifest(prepared_study)
+    assert len(samples) == (manifest["split"] == "train").sum() > manifest["selected"].sum() / 3
+    several = samples.table["findings"].eq("Effusion|Infiltration").to_numpy()
+    assert several.any() and (samples.y[several].sum(axis=1) == 2).all()
+
+
+def test_augmented_files_are_read_as_planned(prepared_study):
+    samples = inputs.load_augmented(prepared_study)
+    row = samples.table.iloc[5]
+    stored = np.asarray(Image.open(prepared_study.paths.tree("train_augmented") / row["file"]))
+    assert np.array_equal(samples.x[samples.rows[5], :, :, 0], stored)
+    assert len(set(samples.y.sum(axis=0)) - {0.0}) == 1
+
+
+def test_an_order_can_be_repeated_and_is_complete():
+    y = np.eye(7, dtype="float32")[np.repeat(np.arange(7), [40, 3, 9, 1, 70, 5, 12])]
+    first, again, other = (inputs.epoch_order(y, 1, epoch) for epoch in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(np.sort(first), np.arange(len(y)))
+
+
+def test_balanced_draws_every_class_equally_often():
+    y = np.eye(7, dtype="float32")[np.repeat(np.arange(7), [40, 3, 9, 1, 70, 5, 12])]
+    counts = y[inputs.epoch_order(y, 1, 0, balanced=True)].sum(axis=0)
+    assert counts.sum() == len(y) and counts.max() - counts.min() <= 1
+
+
+def test_batches_follow_the_order(prepared_study):
+    samples = inputs.load_split(prepared_study, "train")
+    order = inputs.epoch_order(samples.y, 3, 0)
+    batches = list(inputs.dataset(samples, order, 4))
+    assert len(batches) == len(samples) // 4
+    x, y = (part.numpy() for part in batches[1])
+    assert x.dtype == np.uint8
+    assert np.array_equal(x, samples.x[samples.rows[order[4:8]]]) and np.array_equal(y, samples.y[order[4:8]])
+
+
+def test_mixup_mixes_a_batch_with_itself_reversed(prepared_study):
+    samples = inputs.load_split(prepared_study, "train")
+    order = inputs.epoch_order(samples.y, 3, 0)
+    steps = len(order) // 4
+    shares = inputs.mixing_shares(0.3, seed=3, epoch=0, steps=steps)
+    assert (shares >= 0.5).all() and np.array_equal(shares, inputs.mixing_shares(0.3, 3, 0, steps))
+    plain = next(iter(inputs.dataset(samples, order, 4)))[0].numpy().astype(float)
+    mixed, targets = (part.numpy() for part in next(iter(inputs.dataset(samples, order, 4, shares))))
+    assert np.allclose(mixed, shares[0] * plain + (1 - shares[0]) * plain[::-1], atol=1e-3)
+    assert np.allclose(targets.sum(axis=1), 1)
+
+
+def test_the_fingerprint_follows_the_data(prepared_study):
+    before = inputs.fingerprint(prepared_study)
+    manifest = prepared_study.paths.manifest
+    manifest.write_text(manifest.read_text().replace("valid", "train", 1))
+    assert inputs.fingerprint(prepared_study) != before
+
+
+def test_missing_stages_are_named(tiny_study):
+    with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1"):
+        inputs.load_split(tiny_study, "train")
+    with pytest.raises(StageMissing, match=r"train_augmented\.csv is missing: run stage 2\.2"):
+        inputs.load_augmented(tiny_study)

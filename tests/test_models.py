@@ -1,0 +1,73 @@
+"""Networks: raw 8-bit grey in, seven probabilities out, whatever is in between."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from chestxray import augmentation, models, training
+
+
+def radiographs(count=3, size=32):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+
+
+def small_transfer(**changes):
+    settings = {"image_size": 32, "weights": None, "augment": augmentation.layers(1.0, 0)} | changes
+    return models.transfer("EfficientNetLite0", **settings)
+
+
+@pytest.mark.parametrize("make", [models.dense, models.cnn])
+def test_baselines_give_probabilities(make):
+    probabilities = make(32)(radiographs(), training=False).numpy()
+    assert probabilities.shape == (3, 7)
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+def test_transfer_heads_share_one_backbone():
+    net = small_transfer()
+    x = radiographs()
+    pooled = net.features(x, training=False)
+    assert np.allclose(net.head(pooled, training=False), net.classifier(x, training=False), atol=1e-5)
+    findings = net.findings(x, training=False).numpy()
+    assert findings.shape == (3, 14) and ((findings > 0) & (findings < 1)).all()
+    before = net.classifier(x, training=False).numpy()
+    net.backbone.weights[0].assign(net.backbone.weights[0] * 0)
+    assert not np.allclose(before, net.classifier(x, training=False))
+
+
+def test_augmentation_acts_while_training_only():
+    net = small_transfer(dropout=0.0, drop_connect_rate=0.0)
+    layers = [layer for layer in net.features.layers if isinstance(layer, keras.layers.RandomRotation)]
+    x = radiographs(1).astype("float32")
+    assert not np.allclose(layers[0](x, training=True), x)
+    assert np.allclose(net.classifier(x, training=False), net.classifier(x, training=False))
+
+
+def test_the_backbone_sees_its_own_size():
+    net = small_transfer(member_size=48)
+    assert net.classifier.input_shape == (None, 32, 32, 1)
+    assert net.backbone.input_shape == (None, 48, 48, 3)
+
+
+def test_freezing_leaves_the_head_to_learn():
+    net = small_transfer()
+    net.train_backbone(False)
+    assert {v.path.split("/")[0] for v in net.classifier.trainable_variables} == {"classes"}
+
+
+def test_batchnorm_takes_the_momentum_asked_for():
+    net = small_transfer(bn_momentum=0.8)
+    momenta = {layer.momentum for layer in net.backbone.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    assert momenta == {0.8}
+
+
+def test_a_saved_model_takes_raw_pixels(tmp_path):
+    net = small_transfer()
+    x = radiographs()
+    training.save_model(net.classifier, tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert np.allclose(loaded(x, training=False), net.classifier(x, training=False), atol=1e-6)

@@ -1,0 +1,171 @@
+"""One fit, one folder: what is kept, what is chosen, and that a killed fit ends as an unbroken one does."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from chestxray import augmentation, config, inputs, models, training
+from chestxray.config import CLASSES, StudyError, open_study
+
+FITTED = """
+import os, signal, sys
+from chestxray import training
+from tests.test_training import fit_small
+
+if len(sys.argv) > 2:
+    calls, predict = [], training.predict_batches
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == int(sys.argv[2]):  # epoch 2 is fitted and not yet saved
+            os.kill(os.getpid(), signal.SIGKILL)
+        return predict(*arguments)
+
+    training.predict_batches = dying
+fit_small(sys.argv[1])
+"""
+
+
+def small_net(size):
+    """A transfer-like network with everything random in it: augmentation, dropout, BatchNorm."""
+    pixels = keras.Input((size, size, 1))
+    x = pixels
+    for layer in augmentation.layers(1.0, seed=5, flip=True):
+        x = layer(x)
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(4, 3, strides=2)(x)
+    x = keras.layers.BatchNormalization(momentum=0.9)(x)
+    x = keras.layers.Dropout(0.3)(keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x)))
+    return keras.Model(pixels, keras.layers.Dense(7, activation="softmax")(x))
+
+
+def fit_small(dataset, name="small", epochs=4, **changes):
+    study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
+    run = training.Run(study, name, {"kind": "small"})
+    model = small_net(32)
+    settings = {"learning_rate": 3e-3, "batch_size": 8, "ema": 0.8, "mixup": 0.3, "label_smoothing": 0.1} | changes
+    recipe = training.Recipe("fit", epochs, **settings)
+    history = run.fit(model, recipe, inputs.load_augmented(study), inputs.load_split(study, "valid"))
+    return run, history, run.finish(model)
+
+
+def test_a_folder_is_complete(prepared_study):
+    run, history, model = fit_small(prepared_study.paths.dataset)
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "history.csv",
+        "model.keras",
+        "predictions_test.csv",
+        "predictions_valid.csv",
+        "run.json",
+    ]
+    record = json.loads((run.folder / "run.json").read_text())
+    valid = pd.read_csv(run.folder / "predictions_valid.csv")
+    single = valid[valid["selected"]]
+    truth = inputs.class_targets(single["label"])
+    areas = [roc_auc_score(truth[:, k], single[name]) for k, name in enumerate(CLASSES) if truth[:, k].any()]
+    assert record["valid_macro_auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert record["data_fingerprint"] == inputs.fingerprint(prepared_study)
+    assert record["seed"] == 2024 and record["versions"]["tensorflow"]
+    # The kept weights are those of the best epoch.
+    assert record["valid_macro_auroc"] == pytest.approx(history["val_macro_auroc"].max(), abs=1e-4)
+    assert record["best_epoch"]["fit"] == history["val_macro_auroc"].idxmax() + 1
+    test = pd.read_csv(run.folder / "predictions_test.csv")
+    samples = inputs.load_split(prepared_study, "test", selected=False)
+    assert test["image"].tolist() == samples.table["image"].tolist()
+    again = np.concatenate([model(x, training=False) for x in samples.batches(16)])
+    assert np.allclose(test[list(CLASSES)], again, atol=1e-5)
+
+
+def test_a_finished_fit_is_not_fitted_again(prepared_study, monkeypatch):
+    _, history, model = fit_small(prepared_study.paths.dataset)
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("fitted again"))
+    _, stored, loaded = fit_small(prepared_study.paths.dataset)
+    pd.testing.assert_frame_equal(stored, history, check_dtype=False)
+    assert all(np.array_equal(a, b) for a, b in zip(model.weights, loaded.weights, strict=True))
+
+
+def test_other_parameters_are_fitted_anew(prepared_study):
+    fit_small(prepared_study.paths.dataset)
+    _, history, _ = fit_small(prepared_study.paths.dataset, learning_rate=1e-3, epochs=2)
+    assert len(history) == 2
+
+
+def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
+    dataset = prepared_study.paths.dataset
+    command = [sys.executable, "-c", FITTED, dataset]
+    killed = subprocess.run([*command, "2"], cwd=config.REPOSITORY, capture_output=True, text=True)
+    folder = prepared_study.paths.saved("small")
+    assert killed.returncode == -9, killed.stderr
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-1-fit.npz"]
+    resumed = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+    assert "going on after epoch 1 of 4" in resumed.stdout, resumed.stderr
+    tables = {name: (folder / name).read_text() for name in ("predictions_valid.csv", "predictions_test.csv")}
+    for path in folder.iterdir():
+        path.unlink()
+    unbroken = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+    assert unbroken.returncode == 0 and "going on" not in unbroken.stdout
+    assert tables == {name: (folder / name).read_text() for name in tables}
+
+
+def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
+    run = training.Run(prepared_study, "head", {})
+    net = models.transfer("EfficientNetLite0", 32, weights=None)
+    train, valid = inputs.load_split(prepared_study, "train"), inputs.load_split(prepared_study, "valid")
+    before = [w.numpy() for w in net.backbone.weights]
+    history = run.fit_head(net.features, net.head, training.Recipe("head", 3, 1e-2, 8), train, valid)
+    assert all(np.array_equal(a, b) for a, b in zip(before, net.backbone.weights, strict=True))
+    scores = training.predict_batches(net.classifier, valid)
+    assert training.mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
+
+
+def test_nan_stops_the_fit_and_says_what_to_change(prepared_study):
+    run = training.Run(prepared_study, "nan", {})
+    model = small_net(32)
+    train = inputs.load_split(prepared_study, "train")
+    poisoned = train.with_targets(np.where(train.y > 0, np.nan, train.y))
+    with pytest.raises(StudyError, match=r"epoch 1: the loss is nan.*Lower learning_rate"):
+        run.fit(model, training.Recipe("fit", 2, 1e-3, 8), poisoned, inputs.load_split(prepared_study, "valid"))
+    assert not (run.folder / "run.json").exists()
+
+
+def test_early_stopping_counts_from_the_best_epoch(prepared_study):
+    _, history, _ = fit_small(prepared_study.paths.dataset, epochs=30, patience=1, learning_rate=1e-5)
+    assert len(history) == history["val_macro_auroc"].idxmax() + 2 < 30
+
+
+def test_too_few_samples_for_a_batch(prepared_study):
+    run = training.Run(prepared_study, "few", {})
+    train = inputs.load_split(prepared_study, "train")
+    with pytest.raises(StudyError, match=r"2 training samples are fewer than one batch of 8; lower batch_size"):
+        run.fit(small_net(32), training.Recipe("fit", 1, 1e-3, 8), train.take(np.array([0, 1])), train)
+
+
+def test_mean_auroc_against_scikit_learn():
+    rng = np.random.default_rng(1)
+    y, scores = (rng.random((80, 4)) < 0.3).astype(float), rng.random((80, 4)).round(1)
+    assert training.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y, scores, average="macro"))
+    y[:, 2] = 0
+    assert training.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y[:, [0, 1, 3]], scores[:, [0, 1, 3]]))
+
+
+def test_half_precision_halves_the_file_and_not_the_answer(tmp_path):
+    net = models.transfer("EfficientNetLite0", 32, weights="imagenet").classifier
+    training.save_model(net, tmp_path / "whole.keras")
+    training.save_model(net, tmp_path / "half.keras", half=True)
+    sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.55 * sizes[1]
+    x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+    half = keras.models.load_model(tmp_path / "half.keras")
+    assert half.weights[0].dtype == "float32"
+    assert np.allclose(half(x, training=False), net(x, training=False), atol=2e-3)
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(StudyError, match="'hinge' is unknown; there are: categorical, binary"):
+        training.Recipe("fit", 1, 1e-3, loss="hinge")
