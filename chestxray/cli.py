@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     test.set_defaults(command=run_tests)
     stamp = commands.add_parser("stamp", help="write Colab buttons, set-up cells and the README's results table")
     stamp.set_defaults(command=run_stamp)
+    publish = commands.add_parser(
+        "publish", help="copy a finished run's numbers, figures and ensemble to 5_results/reference"
+    )
+    publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
+    publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
+    publish.set_defaults(command=run_publish)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
     return top
 
@@ -183,6 +189,19 @@ def run_stamp(chosen: argparse.Namespace) -> int:
         files.atomic_write(readme, filled.encode())
         print("filled README.md")
     return 0
+
+
+def run_publish(chosen: argparse.Namespace) -> int:
+    """`chestxray publish`."""
+    with _without_greetings():
+        from chestxray import reference
+
+    done = reference.publish(open_study(_known(chosen.dataset), chosen.profile, seed=0))
+    print(
+        f"5_results/reference: {done.files} files, the ensemble {done.ensemble_bytes / 1e6:.1f} MB; its probabilities "
+        f"depart by at most {done.departure:.1e} from those as trained"
+    )
+    return run_stamp(chosen)
 
 
 def reference_table() -> str:

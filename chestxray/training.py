@@ -88,10 +88,16 @@ class Recipe:
             raise StudyError(f"recipe {self.name!r}: epochs and batch_size are at least 1, warmup is in [0, 1)")
 
 
-def start(seed: int) -> None:
-    """Seed Python, NumPy and Keras, so that the layers made after this call begin from the same weights."""
+def start(study: Study) -> None:
+    """Seed Python, NumPy and Keras, so that the layers made after this call begin from the same weights.
+
+    Where the profile asks for it and a GPU is present, layers made after this call compute in float16 and keep their
+    weights in float32 (Micikevicius et al., ICLR 2018).
+    """
     keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(study.seed)
+    mixed = study.profile.mixed_precision and bool(tf.config.list_physical_devices("GPU"))
+    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
 
 
 def versions() -> dict[str, str]:
@@ -163,7 +169,7 @@ class Run:
         self.best: dict[str, tuple[int, float]] = {}
         self._stages: list[dict[str, Any]] = []
         self._finished = _read_json(self.folder / "run.json")
-        start(study.seed)
+        start(study)
 
     def fit(self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples) -> pd.DataFrame:
         """Fit the model's trainable layers; it ends with the weights of its best epoch.
@@ -351,7 +357,8 @@ class _Fit:
             loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
         # XLA is slower than plain TensorFlow on the CPUs that this study is planned for.
         self.model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
-        optimizer.build(self.model.trainable_variables)
+        # Not the optimizer above: in mixed precision Keras wraps it in one that scales the loss.
+        self.model.optimizer.build(self.model.trainable_variables)
 
     def _epoch(self, epoch: int) -> None:
         recipe, began = self.recipe, time.perf_counter()

@@ -1,0 +1,84 @@
+"""The committed reference: complete, small, and the same answers as the run that it comes from."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestxray import evaluation, models, reference, training
+from chestxray.config import CLASSES, REFERENCE, StageMissing, StudyError, open_study
+from chestxray.evaluation import MODELS
+
+
+def finish(study):
+    """Leave what stages 4 and 5 leave, with a small network in the place of the ensemble."""
+    for model in MODELS:
+        folder = study.paths.saved(model)
+        folder.mkdir(parents=True)
+        for name in reference.MODEL_FILES:
+            (folder / name).write_text(f"{model} {name}")
+    net = models.cnn(study.profile.image_size, filters=(8, 16))
+    training.save_model(net, study.paths.saved("ensemble") / "model.keras")
+    study.paths.results.mkdir(parents=True)
+    (study.paths.results / "metrics.csv").write_text("model,metric\n")
+    (study.paths.results / ".doit.db.json").write_text("{}")
+    return net
+
+
+def test_it_holds_what_the_run_left(prepared_study, tmp_path):
+    net = finish(prepared_study)
+    target = tmp_path / "reference"
+    target.mkdir()
+    (target / "old.csv").write_text("of another run")
+    done = reference.publish(prepared_study, target)
+    written = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    models_files = {f"{model}/{name}" for model in MODELS for name in reference.MODEL_FILES}
+    assert written == {"metrics.csv", "ensemble.keras"} | models_files
+    assert done.files == len(written) and (target / "cnn" / "run.json").read_text() == "cnn run.json"
+    x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+    loaded = keras.models.load_model(target / "ensemble.keras")
+    assert np.allclose(loaded(x, training=False), net(x, training=False), atol=2e-3)
+    assert done.departure < 2e-3
+
+
+def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
+    finish(prepared_study)
+    (prepared_study.paths.saved("cnn") / "run.json").unlink()
+    target = tmp_path / "reference"
+    target.mkdir()
+    (target / "metrics.csv").write_text("before")
+    with pytest.raises(StageMissing, match=r"cnn/run\.json is missing"):
+        reference.publish(prepared_study, target)
+    assert [path.name for path in target.iterdir()] == ["metrics.csv"]
+
+
+def test_phantoms_are_no_reference(tmp_path):
+    with pytest.raises(StudyError, match="real radiographs"):
+        reference.publish(open_study("phantom", "quick", 1), tmp_path)
+
+
+@pytest.mark.skipif(not (REFERENCE / "metrics.csv").exists(), reason="no reference is committed")
+class TestCommitted:
+    """The reference in the repository agrees with itself."""
+
+    def test_metrics_follow_from_the_predictions(self):
+        metrics = pd.read_csv(REFERENCE / "metrics.csv", index_col=["model", "metric"])
+        for model in MODELS:
+            table = evaluation.read_predictions(REFERENCE / model / "predictions_test.csv")
+            found = evaluation.evaluate(table, draws=2)["estimate"]
+            for metric in ("macro_auroc", "balanced_accuracy", "macro_f1", "six_finding_auroc"):
+                assert found[metric] == pytest.approx(metrics.loc[(model, metric), "estimate"], abs=1e-9)
+
+    def test_members_were_the_best_on_validation(self):
+        runs = {model: json.loads((REFERENCE / model / "run.json").read_text()) for model in MODELS}
+        scores = {model: run["valid_macro_auroc"] for model, run in runs.items() if model != "ensemble"}
+        assert set(runs["ensemble"]["members"]) == set(sorted(scores, key=scores.get)[-3:])
+        assert len({run["data_fingerprint"] for run in runs.values()}) == 1
+
+    def test_the_ensemble_is_small_and_loads(self):
+        path = REFERENCE / "ensemble.keras"
+        assert path.stat().st_size <= reference.LARGEST
+        model = keras.models.load_model(path)
+        assert model.output_shape == (None, len(CLASSES))
