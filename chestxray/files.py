@@ -20,8 +20,12 @@ TEMPORARY = ".tmp-"
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about `path` into one line with the remedy."""
+def explained(path: Path) -> Iterator[None]:
+    """Turn an `OSError` about `path` into one line with the remedy.
+
+    Raises:
+        StudyError: the block raised an `OSError`.
+    """
     try:
         yield
     except OSError as error:
@@ -38,7 +42,7 @@ def make_folder(path: Path) -> Path:
     Raises:
         StudyError: the file system refuses.
     """
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -57,7 +61,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     """
     make_folder(path.parent)
     temporary = _beside(path)
-    with _explained(path):
+    with explained(path):
         try:
             with temporary.open("wb", buffering=0) as file:
                 remaining = memoryview(data)
@@ -98,7 +102,7 @@ def link(target: Path, place: Path) -> None:
     if _same(target, place):
         return
     temporary = _beside(place)
-    with _explained(place):
+    with explained(place):
         try:
             temporary.unlink(missing_ok=True)
             try:
@@ -120,7 +124,7 @@ def remove(path: Path) -> None:
     Raises:
         StudyError: the file system refuses.
     """
-    with _explained(path):
+    with explained(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -135,7 +139,7 @@ def keep_only(folder: Path, names: set[str]) -> int:
     """
     if not folder.is_dir():
         return 0
-    with _explained(folder), os.scandir(folder) as found:
+    with explained(folder), os.scandir(folder) as found:
         strangers = [Path(entry.path) for entry in found if entry.name not in names]
     for stranger in strangers:
         remove(stranger)
