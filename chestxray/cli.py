@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="")
     _add_run(commands)
     _add_predict(commands)
+    _add_data(commands)
     test = commands.add_parser(
         "test", help="run the tests", description="Run the tests; arguments after -- go to pytest."
     )
@@ -71,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="run the study, or what is stale of it", description="Run what is stale.")
     run.add_argument(
-        "--dataset", default="phantom", metavar="phantom|DIR", help="phantom, or a folder in the NIH layout"
+        "--dataset",
+        default="phantom",
+        metavar="phantom|nih|nih-sample|DIR",
+        help="phantom; nih or nih-sample, fetched from Kaggle unless they are here; or a folder in the NIH layout",
     )
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
     run.add_argument(
@@ -104,6 +108,30 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--out", type=Path, required=True, help="the table to write: image and seven probabilities")
     predict.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
     predict.set_defaults(command=run_predict)
+
+
+def _add_data(commands: Any) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="fetch ChestX-ray14 or its sample, and verify it",
+        description="Use a copy that is here, or fetch it: from Kaggle, or the NIH's archives by --urls. Goes on where "
+        "an earlier call was stopped, and verifies what it got.",
+    )
+    fetch.add_argument("dataset", choices=("nih", "nih-sample"), help="112,120 images (42 GB), or 5,606 of them")
+    fetch.add_argument("--urls", type=Path, metavar="FILE", help="a list of archives and tables: URL [NAME] [SHA256]")
+    fetch.add_argument("--mend", action="store_true", help="fetch again only what is missing or broken")
+    verify = commands.add_parser("verify", help="check a dataset: all there, nothing broken")
+    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
+    show = commands.add_parser("show", help="show what a dataset has: images, patients, findings, views, splits, sizes")
+    for command in (verify, show):
+        command.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
+    for command in (fetch, verify):
+        command.add_argument(
+            "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
+        )
+    for command, run in ((fetch, run_fetch), (verify, run_verify), (show, run_show)):
+        command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+        command.set_defaults(command=run)
 
 
 def run_study(chosen: argparse.Namespace) -> int:
@@ -162,6 +190,91 @@ def run_predict(chosen: argparse.Namespace) -> int:
         return 1 if failed else 0
     print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
     return 2
+
+
+def run_fetch(chosen: argparse.Namespace) -> int:
+    """`chestxray fetch`."""
+    _set_root(chosen)
+    from chestxray import inventory, published
+
+    dataset, paths = published.DATASETS[chosen.dataset], Paths(chosen.dataset)
+    failed: list[str] = []
+    if chosen.urls:
+        failed += published.fetch_urls(paths, published.read_list(chosen.urls))
+    if chosen.mend:
+        broken, listed = inventory.to_mend(paths.raw, dataset, chosen.verify == "full")
+        print(f"{len(broken):,} files to mend")
+        failed += published.mend(dataset, paths, broken, listed)
+    elif not chosen.urls:
+        print(published.provide(dataset, paths))
+    for line in failed:
+        print(line, file=sys.stderr)
+    if failed:
+        print("Run the same command again: it goes on with what is missing.", file=sys.stderr)
+        return 1
+    return _verify(paths.raw, dataset, chosen.verify == "full", None)
+
+
+def run_verify(chosen: argparse.Namespace) -> int:
+    """`chestxray verify`."""
+    _set_root(chosen)
+    from chestxray import published
+
+    raw, _ = _raw_of(chosen.dataset)
+    whole = None if Path(chosen.dataset).is_dir() else published.DATASETS.get(chosen.dataset)
+    return _verify(raw, whole, chosen.verify == "full", chosen.report)
+
+
+def _verify(raw: Path, dataset: Any, full: bool, target: Path | None) -> int:
+    from chestxray import files, inventory, metadata
+
+    report = inventory.verify(raw, dataset, full)
+    for line in inventory.describe(report, dataset):
+        print(line)
+    if target:
+        table = metadata.rejections_frame(report.faults)
+        files.atomic_write(target, table.to_csv(index=False, lineterminator="\n").encode())
+        print(f"{target}: {len(table):,} lines")
+    return 1 if report.faults else 0
+
+
+def run_show(chosen: argparse.Namespace) -> int:
+    """`chestxray show`."""
+    _set_root(chosen)
+    from chestxray import inventory
+
+    raw, paths = _raw_of(chosen.dataset)
+    for title, table in inventory.contents(raw, paths):
+        print(f"\n{title}\n" if title else "", end="")
+        rows = [list(table.columns), *table.astype(str).values.tolist()] if title else table.astype(str).values.tolist()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [row[0].ljust(widths[0])]
+            cells += [cell.rjust(width) if title else cell for cell, width in zip(row[1:], widths[1:], strict=True)]
+            print("  ".join(cells).rstrip())
+    return 0
+
+
+def _set_root(chosen: argparse.Namespace) -> None:
+    if chosen.root:
+        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
+
+
+def _raw_of(word: str) -> tuple[Path, Paths | None]:
+    """The raw folder meant by a folder or a dataset's name, and the places of the dataset if it is one already.
+
+    Raises:
+        StudyError: there is neither.
+    """
+    paths = Paths(dataset_name(word))
+    if Path(word).is_dir():
+        same = paths.raw.exists() and paths.raw.samefile(word)
+        return Path(word), paths if same else None
+    if paths.raw.exists():
+        return paths.raw, paths
+    raise StudyError(
+        f"dataset {word!r}: no such folder, and none of this name under 1_Datasets; fetch it, or give a folder"
+    )
 
 
 def run_tests(chosen: argparse.Namespace) -> int:
@@ -254,10 +367,13 @@ def _known(dataset: str) -> str:
     """Check `--dataset` before anything runs.
 
     Raises:
-        StudyError: it is neither `phantom`, nor a folder, nor a dataset that is there already.
+        StudyError: it is neither `phantom`, nor a published dataset, nor a folder, nor a dataset that is there already.
     """
-    if dataset != "phantom" and not Path(dataset).is_dir() and not Paths(dataset_name(dataset)).raw.exists():
-        raise StudyError(f"dataset {dataset!r}: no such folder; give phantom, or a folder in the NIH layout")
+    named = dataset in ("phantom", "nih", "nih-sample")
+    if not named and not Path(dataset).is_dir() and not Paths(dataset_name(dataset)).raw.exists():
+        raise StudyError(
+            f"dataset {dataset!r}: no such folder; give phantom, nih, nih-sample, or a folder in the NIH layout"
+        )
     return dataset
 
 

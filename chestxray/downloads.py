@@ -184,10 +184,11 @@ def fetch(url: str, target: Path, sha256: str = "", patience: Patience = PATIENC
                 failures = 1 if part.have() > best else failures + 1
                 best = max(best, part.have())
                 if failures >= patience.attempts:
-                    raise StudyError(
-                        f"{url}: {error}, {failures} times in a row; {gigabytes(part.have())} are kept: "
-                        "run the same command again to go on"
-                    ) from error
+                    have = part.have()
+                    again = (
+                        f"{gigabytes(have)} are kept: run the same command again to go on" if have else "try it later"
+                    )
+                    raise StudyError(f"{url}: {error}, {failures} times in a row; {again}") from error
                 pause = max(patience.pause * 2 ** (failures - 1), error.wait)
                 time.sleep(min(pause, patience.longest_pause))
         if sha256 and (came := digest(part.data)) != sha256.lower():

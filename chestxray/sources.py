@@ -1,4 +1,4 @@
-"""Where raw data comes from: phantoms drawn here, or a folder in the NIH layout; both end as a dataset's `raw` folder.
+"""Where raw data comes from: phantoms, a folder in the NIH layout, or a published dataset; all end as a `raw` folder.
 
 It owns the raw folder and finds the image files in it. It must not know what the tables say or how images are decoded.
 """
@@ -10,13 +10,13 @@ import os
 import shutil
 from pathlib import Path
 
-from chestxray import files
+from chestxray import files, published
 from chestxray.config import Study, StudyError
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")
 """Names of the image table, the best first: the NIH's corrected edition, its first one, and Kaggle's sample's."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = published.IMAGE_SUFFIXES
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
@@ -69,16 +69,20 @@ def prepare_raw(source: str, study: Study) -> None:
     """Make `study.paths.raw` hold the raw data of `source`. What is there already is not made again.
 
     Args:
-        source: `phantom`; the path of a folder in the NIH layout; or the name of a dataset already under `1_Datasets`.
+        source: `phantom`; the path of a folder in the NIH layout; `nih` or `nih-sample`, which are looked for on this
+            machine and fetched from Kaggle if they are not there; or the name of a dataset already under `1_Datasets`.
         study: gives the place, and for phantoms their number, size and seed.
 
     Raises:
-        StudyError: the folder is missing, empty or not in the NIH layout; or the disk is full or read-only.
+        StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; or the disk is full or
+            read-only.
     """
     if study.is_phantom:
         _draw_phantoms(study)
     elif Path(source).is_dir():
         _link_folder(Path(source).resolve(), study.paths.raw)
+    elif source in published.DATASETS:
+        published.provide(published.DATASETS[source], study.paths)
     elif not study.paths.raw.exists():
         raise StudyError(f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {LAYOUT}")
     find_table(study.paths.raw)

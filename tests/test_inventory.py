@@ -1,0 +1,131 @@
+"""Verification finds what is wrong with each file and table, and nothing where nothing is; the tables of contents."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pandas as pd
+import pytest
+from loopback import note
+from PIL import Image
+
+from chestxray import __main__, inventory, sources
+
+NAME = "00000003_001.png"
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+
+
+def rechecked(data: bytes) -> bytes:
+    """Destroy pixels of a PNG but keep its checksums right, as a fault before writing does."""
+    place = data.index(b"IDAT")
+    length = struct.unpack(">I", data[place - 4 : place])[0]
+    body = b"IDAT" + b"\x55" * length
+    return data[:place] + body + struct.pack(">I", zlib.crc32(body)) + data[place + 8 + length :]
+
+
+BREAKS = {
+    "image: 0 bytes": (lambda data: b"", "0 bytes"),
+    "image: cut off": (lambda data: data[:-40], "ends before the PNG does"),
+    "image: cut off in its header": (lambda data: data[:20], "broken PNG header"),
+    "image: header damaged": (lambda data: flipped(data, 18), "broken PNG header"),
+    "image: a web page": (lambda data: b"<html>no</html>", "no PNG or JPEG"),
+    "image: a bit flipped in the pixels": (lambda data: flipped(data, len(data) // 2), "wrong checksum at byte"),
+    "image: pixels destroyed before it was written": (rechecked, "broken ("),
+    "image: JPEG cut off": (lambda data: b"\xff\xd8\xff\xe0" + data[:90], "broken ("),
+}
+
+
+def test_nothing_is_wrong_with_a_good_folder(tiny_raw, capsys):
+    report = inventory.verify(tiny_raw)
+    assert (report.images, report.decoded, report.absent, report.faults) == (60, 60, (), ())
+    assert report.sides == {(48, 48): 60}
+    assert report.size == sum(path.stat().st_size for path in (tiny_raw / "images").iterdir())
+    assert __main__.main(["verify", str(tiny_raw)]) == 0
+    assert "Nothing is wrong." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", BREAKS)
+def test_each_broken_image_is_named(tiny_raw, fault, capsys, tmp_path):
+    destroy, said = BREAKS[fault]
+    path = tiny_raw / "images" / NAME
+    path.write_bytes(destroy(path.read_bytes()))
+    assert __main__.main(["verify", str(tiny_raw), "--verify", "full", "--report", str(tmp_path / "r.csv")]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(lines) == 1 and NAME in lines[0] and said in lines[0]
+    assert list(pd.read_csv(tmp_path / "r.csv")["file"]) == [NAME]
+    note(fault, lines[0].strip(), tmp_path / "none")
+
+
+def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, monkeypatch):
+    from dataclasses import replace
+
+    from chestxray import published
+
+    (tiny_raw / "images" / NAME).unlink()
+    report = inventory.verify(tiny_raw)
+    assert report.absent == (NAME,) and report.faults == ()
+    monkeypatch.setattr(published, "SIDE", 48)
+    whole = replace(published.DATASETS["nih"], images=60)
+    assert [(f.file, f.value) for f in inventory.verify(tiny_raw, whole).faults] == [(NAME, "is not there")]
+    (tiny_raw / "test_list.txt").unlink()
+    (tiny_raw / "train_val_list.txt").unlink()
+    Image.new("L", (50, 48)).save(tiny_raw / "images" / NAME)
+    said = {f.file: f.value for f in inventory.verify(tiny_raw, whole).faults}
+    assert said[NAME] == "50 × 48 px, not 48 × 48" and "test_list.txt" in said
+    more = replace(whole, images=61)
+    assert "60 images listed" in {f.value for f in inventory.verify(tiny_raw, more).faults}
+
+
+def test_a_sample_is_decoded_and_every_file_is_opened(make_raw, monkeypatch):
+    monkeypatch.setattr(inventory, "SAMPLE", 10)
+    raw = make_raw(images=40)
+    assert inventory.verify(raw).decoded == 10
+    path = raw / "images" / NAME
+    path.write_bytes(path.read_bytes()[:-1])
+    for seed in range(3):
+        assert [fault.file for fault in inventory.verify(raw, seed=seed).faults] == [NAME]
+
+
+def test_no_dataset_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path / "root"))
+    for command in ("verify", "show"):
+        for name in ("nih", "nowhere", str(tmp_path)):
+            assert __main__.main([command, name]) == 2
+            assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_contents_agree_with_the_table(tiny_study, tiny_raw):
+    tables = dict(inventory.contents(tiny_raw, tiny_study.paths))
+    rows = pd.read_csv(tiny_raw / "Data_Entry_2017_v2020.csv")
+    findings = tables["Findings"].set_index("finding")
+    effusion = rows["Finding Labels"].str.contains("Effusion")
+    assert findings.loc["Effusion"].tolist() == [
+        str(effusion.sum()),
+        str(rows["Finding Labels"].eq("Effusion").sum()),
+        str(rows[effusion]["Patient ID"].nunique()),
+        str(effusion.sum()),
+    ]
+    whole = tables[""].set_index("what")["value"]
+    assert whole["images"] == "60" and whole["patients"] == "20"
+    assert tables["View and sex"]["images"].astype(int).sum() == 60
+    assert tables["Splits"]["images"].astype(int).sum() == 60
+    assert tables["On disk"].iloc[0]["files"] == "60"
+
+
+def test_contents_of_a_prepared_dataset(tiny_study, tiny_raw, capsys):
+    from chestxray import radiographs
+
+    radiographs.prepare(tiny_study, workers=1)
+    assert __main__.main(["show", "tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "prepared: train" in said and "manifest.csv" in said
+    assert "\ntrain  " not in said  # hard links to the store, counted there
+
+
+def test_real_radiographs(nih):
+    report = inventory.verify(nih)
+    assert report.faults == () and report.images == len(sources.find_images(nih))
