@@ -59,7 +59,9 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
     for model in MODELS:
         for name in MODEL_FILES:
             copies[f"{model}/{name}"] = study.require(study.paths.saved(model) / name, f"stage 4 for {model}")
-    whole = keras.models.load_model(study.require(study.paths.saved("ensemble") / "model.keras", "stage 4.4"))
+    whole = keras.models.load_model(
+        study.require(study.paths.saved("ensemble") / "model.keras", "stage 4.4"), compile=False
+    )
     ensemble = target / "ensemble.keras"
     beside = target.with_name(f".{target.name}.tmp-ensemble.keras")
     try:
@@ -69,7 +71,7 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
             raise StudyError(
                 f"{ensemble.name}: {size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f} MB; join smaller members"
             )
-        departure = _departure(whole, keras.models.load_model(beside), study)
+        departure = _departure(whole, keras.models.load_model(beside, compile=False), study)
         if target.exists():
             shutil.rmtree(target)
         for name, source in copies.items():

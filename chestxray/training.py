@@ -17,6 +17,7 @@ import platform
 import shutil
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -220,6 +221,8 @@ class Run:
             return None
         history = pd.read_csv(self.folder / "history.csv")
         rows = history[history["stage"] == recipe.name].reset_index(drop=True)
+        for row in rows.to_dict("records"):
+            print(_epoch_line(row, recipe.epochs))
         self.history += rows.to_dict("records")
         return rows
 
@@ -254,11 +257,11 @@ class Run:
         """
         if self._stages and self._is_finished(len(self._stages)):
             print(f"Trained before from the same parameters and data: loaded from {self._where()}.")
-            return keras.models.load_model(self.folder / "model.keras")
+            return keras.models.load_model(self.folder / "model.keras", compile=False)
         save_model(model, self.folder / "model.keras")
         history = pd.DataFrame(self.history, columns=HISTORY_COLUMNS)
         write_csv(history, self.folder / "history.csv")
-        saved = keras.models.load_model(self.folder / "model.keras")
+        saved = keras.models.load_model(self.folder / "model.keras", compile=False)
         if valid is None:
             valid = predict(saved, inputs.load_split(self.study, "valid", selected=False))
         write_csv(valid, self.folder / "predictions_valid.csv")
@@ -329,6 +332,7 @@ class _Fit:
         self.best_weights: list[np.ndarray] = []
         self.done = False
         self._compile()
+        self.forward = compiled(model)
 
     def run(self) -> list[dict[str, Any]]:
         first = self._resume()
@@ -365,7 +369,7 @@ class _Fit:
         order = inputs.epoch_order(self.train.y, self.seed, epoch, recipe.balanced)
         shares = inputs.mixing_shares(recipe.mixup, self.seed, epoch, self.steps) if recipe.mixup else None
         batches = inputs.dataset(self.train, order, recipe.batch_size, shares)
-        fitted = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, verbose=0).history
+        fitted = self.model.fit(batches, initial_epoch=epoch, epochs=epoch + 1, shuffle=False, verbose=0).history
         if not np.isfinite(fitted["loss"][0]):
             raise StudyError(
                 f"stage {recipe.name!r}, epoch {epoch + 1}: the loss is {fitted['loss'][0]}; the weights of epoch "
@@ -375,7 +379,7 @@ class _Fit:
         live = [w.numpy() for w in self.model.weights]
         if recipe.ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        scores = predict_batches(self.model, self.valid)
+        scores = predict_batches(self.forward, self.valid)
         score = self._score(scores)
         if score > self.best_score or not self.best_weights:
             self.best_epoch, self.best_score = epoch + 1, score
@@ -407,14 +411,8 @@ class _Fit:
         return mean_auroc(self.valid.y, scores)
 
     def _report(self, epoch: int) -> None:
-        row = self.history[-1]
-        left = (self.recipe.epochs - epoch - 1) * np.mean([r["seconds"] for r in self.history])
-        print(
-            f"{row['stage']:>12} {row['epoch']:>3}/{self.recipe.epochs}  loss {row['loss']:.4f}  "
-            f"valid loss {row['val_loss']:.4f}  valid macro-AUROC {row['val_macro_auroc']:.4f}  "
-            f"{row['seconds']:.0f} s, {left / 60:.1f} min left",
-            flush=True,
-        )
+        left = (self.recipe.epochs - epoch - 1) * np.mean([row["seconds"] for row in self.history])
+        print(f"{_epoch_line(self.history[-1], self.recipe.epochs)}, {left / 60:.1f} min left", flush=True)
 
     def _save(self, epoch: int) -> None:
         """Everything that the next step depends on, in one file: weights, seeds' states, optimizer, best so far."""
@@ -463,10 +461,22 @@ class _Fit:
         return [v for v in self.model.variables if id(v) not in skip]
 
 
-def predict_batches(model: keras.Model, samples: Samples, batch_size: int = 128) -> np.ndarray:
-    """The model's outputs for the samples in order, (N, K) float32."""
-    # One compiled function for every batch of one shape: `Model.predict` on arrays would copy a memory-mapped set.
-    step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+def compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The model's forward pass as one graph, to call many times: `Model.predict` would copy a memory-mapped set."""
+    return tf.function(lambda x: model(x, training=False))
+
+
+def predict_batches(
+    model: keras.Model | Callable[[tf.Tensor], tf.Tensor], samples: Samples, batch_size: int = 128
+) -> np.ndarray:
+    """The outputs for the samples in order, (N, K) float32.
+
+    Args:
+        model: a model, or what `compiled` made of it, where it is asked more than once.
+        samples: (N, …) inputs.
+        batch_size: samples at a time; the last batch is filled up, so that one graph serves all.
+    """
+    step = compiled(model) if isinstance(model, keras.Model) else model
     outputs = []
     for batch in samples.batches(batch_size):
         short = batch_size - len(batch)
@@ -541,6 +551,13 @@ def _halved_weights(weights: h5py.File) -> bytes:
         weights.visititems(visit)
         copy.attrs.update(weights.attrs)
     return buffer.getvalue()
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    return (
+        f"{row['stage']:>12} {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  valid loss {row['val_loss']:.4f}  "
+        f"valid macro-AUROC {row['val_macro_auroc']:.4f}  {row['seconds']:.0f} s"
+    )
 
 
 def _as_features(features: keras.Model, samples: Samples) -> Samples:
