@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import requests
+
 from chestxray import archives, downloads, files
 from chestxray.config import Paths, StudyError
 from chestxray.downloads import PATIENCE, Patience
@@ -224,6 +226,8 @@ def _ask_kaggle(handle: str, **details: Any) -> str:
         return kagglehub.dataset_download(handle, **details)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if isinstance(error, requests.ConnectionError):  # whose words fill a screen
+            reason = "no connection"
         what = f"{handle} {details['path']}" if "path" in details else handle
         raise StudyError(
             f"Kaggle's {what}: not to be had ({reason}); check the network, run it again to go on, "
