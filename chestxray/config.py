@@ -128,7 +128,7 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(
         name="quick",
         image_size=64,
-        phantom_images=1600,
+        phantom_images=1200,
         no_finding=300,
         valid_share=0.2,
         backbones=_LITE0,
@@ -140,7 +140,7 @@ PROFILES: dict[str, Profile] = {
         head_epochs=10,
         ensemble_epochs=60,
         all_findings_epochs=0,
-        fine_tune_epochs=3,
+        fine_tune_epochs=2,
         learning_rate=3e-4,
         ema=0.9,
     ),
