@@ -81,7 +81,7 @@ class Profile:
         feature_backbone: backbone of the feature-extraction model.
         batch_size: images a step.
         dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
-        all_findings_epochs: epochs of the preliminary multi-label stage of a fine-tuned model; 0 leaves it out.
+        all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
         fine_tune_epochs: epochs with all layers trainable on the seven classes.
         learning_rate: peak learning rate of the stages that train a whole backbone.
         ema: momentum of the running mean of a fine-tuned model's weights; its memory, 1 / (1 - ema) steps, has to be
@@ -102,7 +102,7 @@ class Profile:
     cnn_epochs: int
     head_epochs: int
     ensemble_epochs: int
-    all_findings_epochs: int
+    all_findings_epochs: tuple[int, int, int, int]
     fine_tune_epochs: int
     learning_rate: float
     ema: float
@@ -139,7 +139,7 @@ PROFILES: dict[str, Profile] = {
         cnn_epochs=5,
         head_epochs=10,
         ensemble_epochs=60,
-        all_findings_epochs=0,
+        all_findings_epochs=(0, 0, 0, 0),
         fine_tune_epochs=2,
         learning_rate=3e-4,
         ema=0.9,
@@ -158,7 +158,7 @@ PROFILES: dict[str, Profile] = {
         cnn_epochs=15,
         head_epochs=20,
         ensemble_epochs=100,
-        all_findings_epochs=5,
+        all_findings_epochs=(5, 5, 5, 3),
         fine_tune_epochs=2,
         learning_rate=1e-3,
         ema=0.99,
@@ -177,7 +177,7 @@ PROFILES: dict[str, Profile] = {
         cnn_epochs=20,
         head_epochs=20,
         ensemble_epochs=100,
-        all_findings_epochs=6,
+        all_findings_epochs=(6, 6, 6, 6),
         fine_tune_epochs=6,
         learning_rate=5e-4,
         ema=0.999,
