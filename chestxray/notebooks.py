@@ -52,7 +52,8 @@ repository = next((p for p in (here, *here.parents) if (p / "chestxray" / "confi
 if repository is None and "google.colab" in sys.modules:
     repository = here / "{folder}"
     if not repository.exists():
-        subprocess.run(["git", "clone", "--depth=1", "{address}", repository], check=True)
+        published = "{address}"
+        subprocess.run(["git", "clone", "--depth=1", published, repository], check=True)
     subprocess.run([sys.executable, "-m", "chestxray", "colab"], cwd=repository, check=True)
     os.chdir(repository)
 if repository is not None and str(repository) not in sys.path:
