@@ -172,7 +172,9 @@ class Run:
         self._finished = _read_json(self.folder / "run.json")
         start(study)
 
-    def fit(self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples) -> pd.DataFrame:
+    def fit(
+        self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples, keep_start: bool = False
+    ) -> pd.DataFrame:
         """Fit the model's trainable layers; it ends with the weights of its best epoch.
 
         The best epoch is the one with the highest validation macro-AUROC: of the seven classes, or with the `binary`
@@ -184,6 +186,7 @@ class Run:
             recipe: how.
             train: samples with targets (N, K).
             valid: samples of other patients, with targets (N, K).
+            keep_start: let the weights that the stage begins with compete with those of its epochs.
 
         Returns:
             The stage's history, one row an epoch (`HISTORY_COLUMNS`).
@@ -191,8 +194,8 @@ class Run:
         Raises:
             StudyError: the loss became NaN or infinite; the last good weights are kept in the checkpoint.
         """
-        stored = self._begin(model, recipe, len(train))
-        return self._fit(model, recipe, train, valid) if stored is None else stored
+        stored = self._begin(model, recipe, len(train), **({"keep_start": True} if keep_start else {}))
+        return self._fit(model, recipe, train, valid, keep_start) if stored is None else stored
 
     def fit_head(
         self, features: keras.Model, head: keras.Model, recipe: Recipe, train: Samples, valid: Samples
@@ -214,9 +217,9 @@ class Run:
             return stored
         return self._fit(head, recipe, *(_as_features(features, samples) for samples in (train, valid)))
 
-    def _begin(self, model: keras.Model, recipe: Recipe, samples: int) -> pd.DataFrame | None:
+    def _begin(self, model: keras.Model, recipe: Recipe, samples: int, **more: bool) -> pd.DataFrame | None:
         """Note the stage; its stored history where the folder holds the finished run."""
-        self._stages.append({**dataclasses.asdict(recipe), "model": _architecture(model), "samples": samples})
+        self._stages.append({**dataclasses.asdict(recipe), "model": _architecture(model), "samples": samples, **more})
         if not self._is_finished(len(self._stages)):
             return None
         history = pd.read_csv(self.folder / "history.csv")
@@ -226,12 +229,14 @@ class Run:
         self.history += rows.to_dict("records")
         return rows
 
-    def _fit(self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples) -> pd.DataFrame:
+    def _fit(
+        self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples, keep_start: bool = False
+    ) -> pd.DataFrame:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "run.json").unlink(missing_ok=True)
         checkpoint = self.folder / f"checkpoint-{len(self._stages)}-{recipe.name}.npz"
         fit = _Fit(model, recipe, train, valid, seed=self.study.seed, checkpoint=checkpoint, key=self._key())
-        rows = fit.run()
+        rows = fit.run(keep_start)
         self.history += rows
         self.best[recipe.name] = (fit.best_epoch, fit.best_score)
         self.seconds += sum(row["seconds"] for row in rows)
@@ -334,8 +339,11 @@ class _Fit:
         self._compile()
         self.forward = compiled(model)
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self, keep_start: bool) -> list[dict[str, Any]]:
         first = self._resume()
+        if keep_start and first == 0:
+            self.best_score = self._score(predict_batches(self.forward, self.valid))
+            self.best_weights = [w.numpy() for w in self.model.weights]
         for epoch in range(first, self.recipe.epochs):
             if self.done:
                 break

@@ -113,6 +113,19 @@ def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
     assert tables == {name: (folder / name).read_text() for name in tables}
 
 
+@pytest.mark.parametrize("keep_start", [True, False])
+def test_a_stage_that_only_spoils_may_leave_its_start(prepared_study, monkeypatch, keep_start):
+    scores = iter([0.9, 0.5, 0.6] if keep_start else [0.5, 0.6])
+    monkeypatch.setattr(training._Fit, "_score", lambda *_: next(scores))
+    run = training.Run(prepared_study, "start", {})
+    model = small_net(32)
+    before = [w.numpy() for w in model.weights]
+    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
+    run.fit(model, training.Recipe("fit", 2, 3e-3, 8), train, valid, keep_start)
+    kept = all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
+    assert run.best["fit"] == ((0, 0.9) if keep_start else (2, 0.6)) and kept == keep_start
+
+
 def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     run = training.Run(prepared_study, "head", {})
     net = models.transfer("EfficientNetLite0", 32, weights=None)
