@@ -30,7 +30,7 @@ import pandas as pd
 import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
-from chestxray import inputs
+from chestxray import files, inputs
 from chestxray.config import CLASSES, NIH_FINDINGS, SIX_FINDINGS, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.inputs import Samples
@@ -169,6 +169,7 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, tuple[int, float]] = {}
         self._stages: list[dict[str, Any]] = []
+        self._taken: list[Callable[[], pd.DataFrame]] = []
         self._finished = _read_json(self.folder / "run.json")
         start(study)
 
@@ -194,8 +195,8 @@ class Run:
         Raises:
             StudyError: the loss became NaN or infinite; the last good weights are kept in the checkpoint.
         """
-        stored = self._begin(model, recipe, len(train), **({"keep_start": True} if keep_start else {}))
-        return self._fit(model, recipe, train, valid, keep_start) if stored is None else stored
+        more = {"keep_start": True} if keep_start else {}
+        return self._stage(model, recipe, len(train), lambda: (train, valid), **more)
 
     def fit_head(
         self, features: keras.Model, head: keras.Model, recipe: Recipe, train: Samples, valid: Samples
@@ -212,16 +213,32 @@ class Run:
         Returns:
             The stage's history, as in `fit`.
         """
-        stored = self._begin(head, recipe, len(train))
-        if stored is not None:
-            return stored
-        return self._fit(head, recipe, *(_as_features(features, samples) for samples in (train, valid)))
+        return self._stage(
+            head, recipe, len(train), lambda: (_as_features(features, train), _as_features(features, valid))
+        )
 
-    def _begin(self, model: keras.Model, recipe: Recipe, samples: int, **more: bool) -> pd.DataFrame | None:
-        """Note the stage; its stored history where the folder holds the finished run."""
-        self._stages.append({**dataclasses.asdict(recipe), "model": _architecture(model), "samples": samples, **more})
-        if not self._is_finished(len(self._stages)):
-            return None
+    def _stage(
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        count: int,
+        samples: Callable[[], tuple[Samples, Samples]],
+        keep_start: bool = False,
+    ) -> pd.DataFrame:
+        """Fit one stage, or take its history from the finished run as long as that began in the same way."""
+        described = {**dataclasses.asdict(recipe), "model": _architecture(model), "samples": count}
+        self._stages.append({**described, "keep_start": True} if keep_start else described)
+        number, key = len(self._stages), self._key()
+
+        def fit() -> pd.DataFrame:
+            return self._fit(
+                _Fit(model, recipe, *samples(), self.study.seed, self._checkpoint(number), key), keep_start
+            )
+
+        if not self._is_finished(number):
+            self._fit_taken()
+            return fit()
+        self._taken.append(fit)
         history = pd.read_csv(self.folder / "history.csv")
         rows = history[history["stage"] == recipe.name].reset_index(drop=True)
         for row in rows.to_dict("records"):
@@ -229,18 +246,26 @@ class Run:
         self.history += rows.to_dict("records")
         return rows
 
-    def _fit(
-        self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples, keep_start: bool = False
-    ) -> pd.DataFrame:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _fit_taken(self) -> None:
+        """Fit the stages whose histories were taken from the folder, now that this run turns out to be another."""
+        if self._taken:
+            print("A later stage differs from the finished run: the stages above are fitted anew.")
+            taken, self._taken, self.history = self._taken, [], []
+            for fit in taken:
+                fit()
+
+    def _fit(self, fit: _Fit, keep_start: bool) -> pd.DataFrame:
+        files.make_folder(self.folder)
         (self.folder / "run.json").unlink(missing_ok=True)
-        checkpoint = self.folder / f"checkpoint-{len(self._stages)}-{recipe.name}.npz"
-        fit = _Fit(model, recipe, train, valid, seed=self.study.seed, checkpoint=checkpoint, key=self._key())
+        self._finished = None
         rows = fit.run(keep_start)
         self.history += rows
-        self.best[recipe.name] = (fit.best_epoch, fit.best_score)
+        self.best[fit.recipe.name] = (fit.best_epoch, fit.best_score)
         self.seconds += sum(row["seconds"] for row in rows)
         return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.folder / f"checkpoint-{number}-{self._stages[number - 1]['name']}.npz"
 
     def note(self, history: pd.DataFrame) -> None:
         """Take the history of a fit that was done elsewhere, such as the mean over folds of an ensemble's head."""
@@ -260,9 +285,10 @@ class Run:
         Returns:
             The saved model, loaded from its file.
         """
-        if self._stages and self._is_finished(len(self._stages)):
+        if self._taken and len(self._taken) == len(self._finished["stages"]):
             print(f"Trained before from the same parameters and data: loaded from {self._where()}.")
             return keras.models.load_model(self.folder / "model.keras", compile=False)
+        self._fit_taken()
         save_model(model, self.folder / "model.keras")
         history = pd.DataFrame(self.history, columns=HISTORY_COLUMNS)
         write_csv(history, self.folder / "history.csv")

@@ -96,6 +96,38 @@ def test_other_parameters_are_fitted_anew(prepared_study):
     assert len(history) == 2
 
 
+def fit_two_stages(dataset, second_rate):
+    study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
+    run = training.Run(study, "two", {})
+    model = small_net(32)
+    train, valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
+    run.fit(model, training.Recipe("first", 2, 3e-3, 8), train, valid)
+    run.fit(model, training.Recipe("second", 1, second_rate, 8), train, valid)
+    run.finish(model)
+    return (run.folder / "predictions_test.csv").read_text(), pd.read_csv(run.folder / "history.csv")
+
+
+def test_another_second_stage_starts_from_the_first(prepared_study):
+    dataset = prepared_study.paths.dataset
+    fresh, history = fit_two_stages(dataset, 1e-3)
+    fit_two_stages(dataset, 1e-4)
+    again, same = fit_two_stages(dataset, 1e-3)
+    assert again == fresh
+    columns = ["stage", "epoch", "loss", "val_macro_auroc"]
+    pd.testing.assert_frame_equal(same[columns], history[columns])
+
+
+def test_a_run_with_fewer_stages_is_another(prepared_study):
+    fit_two_stages(prepared_study.paths.dataset, 1e-3)
+    study = open_study(prepared_study.paths.dataset, "quick", 2024, {"image_size": 32})
+    run = training.Run(study, "two", {})
+    model = small_net(32)
+    train, valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
+    run.fit(model, training.Recipe("first", 2, 3e-3, 8), train, valid)
+    run.finish(model)
+    assert set(pd.read_csv(run.folder / "history.csv")["stage"]) == {"first"}
+
+
 def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
     dataset = prepared_study.paths.dataset
     command = [sys.executable, "-c", FITTED, dataset]
