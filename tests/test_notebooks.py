@@ -201,7 +201,8 @@ def test_setup_cell_on_colab_fetches_and_installs_once(tmp_path):
     package = origin / "chestxray"
     package.mkdir(parents=True)
     content.mkdir()
-    (package / "config.py").touch()
+    for name in ("__init__.py", "config.py"):
+        (package / name).touch()
     (package / "__main__.py").write_text("import sys\nopen('asked', 'a').write(sys.argv[1])")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
