@@ -47,6 +47,8 @@ HISTORY_COLUMNS = [
     "learning_rate",
     "seconds",
 ]
+_NEWER = {"input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
+"""What Keras 3.15 writes for initializers and BatchNorm left at their defaults, and Keras 3.13 refuses."""
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
 
@@ -549,23 +551,35 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
     model.compile(optimizer=None)
     model.compiled = False
     model.save(beside)
-    if half:
-        _halve(beside)
+    _rewrite(beside, half)
     beside.replace(path)
 
 
-def _halve(path: Path) -> None:
-    """Store kernels of a `.keras` file as float16; vectors (BatchNorm, biases) need float32's range and keep it."""
-    beside = path.with_name(f"{path.name}-half")
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as small:
+def _rewrite(path: Path, half: bool) -> None:
+    """Let every Keras that the study allows load the file and, with `half`, store its kernels as float16.
+
+    Vectors (BatchNorm, biases) need float32's range and keep it.
+    """
+    beside = path.with_name(f"{path.name}-rewritten")
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as rewritten:
         for item in whole.infolist():
             data = whole.read(item.filename)
-            if item.filename == "model.weights.h5":
-                buffer = io.BytesIO(data)
-                with h5py.File(buffer, "r+") as weights:
+            if item.filename == "config.json":
+                data = json.dumps(_portable(json.loads(data))).encode()
+            elif half and item.filename == "model.weights.h5":
+                with h5py.File(io.BytesIO(data), "r+") as weights:
                     data = _halved_weights(weights)
-            small.writestr(item.filename, data)
+            rewritten.writestr(item.filename, data)
     shutil.move(beside, path)
+
+
+def _portable(config: Any) -> Any:
+    """A model's configuration without entries that say nothing and that older Keras versions refuse."""
+    if isinstance(config, list):
+        return [_portable(entry) for entry in config]
+    if not isinstance(config, dict):
+        return config
+    return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
 
 
 def _halved_weights(weights: h5py.File) -> bytes:
