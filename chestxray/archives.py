@@ -44,7 +44,6 @@ _BROKEN = (
     EOFError,
     OSError,
     ValueError,
-    NotImplementedError,
     RuntimeError,
     OverflowError,
 )
