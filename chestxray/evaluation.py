@@ -3,25 +3,28 @@
 It owns what a number in a results table means: which images it is taken over, which truth it is held against, and how
 sure it is. It knows the columns of a predictions table, and nothing of images, networks or figures.
 
-Two tests are taken from one table. The **single-label test** is the rows with `selected`: one of the seven classes
-each, truth in `label`. The **natural test** is every row, truth in `findings`: an image may show several findings.
+Three tests are taken from one table. The **single-label test** is the rows with `selected`: one of the seven classes
+each, truth in `label`. The **balanced test** is those of them with `balanced_test`, as many of each class. The
+**natural test** is every row, truth in `findings`: an image may show several findings.
 
-Intervals come from resampling patients, not images: images of one patient resemble each other, and counting them as
-independent makes intervals too narrow. A draw is a weight for each patient (how often he was drawn), and every metric
-is computed for all draws at once with these weights; models compared with each other meet the same draws. A metric
+Intervals come from resampling patients (`resampling`); models compared with each other meet the same draws. A metric
 that a draw leaves undefined (none of the images of some class was drawn) leaves that draw out of its interval, and the
-column `draws` tells how many remain.
+column `draws` tells how many remain. No function expects the seven probabilities to sum to one: the class is that of
+the largest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from chestxray import resampling
 from chestxray.config import CLASSES, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
+from chestxray.resampling import Draws
 
 METRICS: dict[str, str] = {
     "macro_auroc": "Macro AUROC",
@@ -55,7 +58,7 @@ PUBLISHED_AUROC: dict[str, dict[str, float]] = {
 """AUROC on the official test list of ChestX-ray14, each finding against all images, several labels an image."""
 
 COLUMNS: tuple[str, ...] = ("image", "patient", "label", "selected", "findings")
-COVERAGE = 95.0
+_BOOLEANS = ("selected", "balanced_test")
 _FLOATS_AT_ONCE = 4_000_000
 
 
@@ -66,8 +69,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
         path: a `predictions_valid.csv` or `predictions_test.csv`.
 
     Returns:
-        One row an image, `patient` as text as it stands in the file, `selected` as bool, empty text where the file has
-        none, and seven probability columns named as `CLASSES`.
+        One row an image, `patient` as text as it stands in the file, `selected` and (where the file has it)
+        `balanced_test` as bool, empty text where the file has none, and seven probability columns named as `CLASSES`.
 
     Raises:
         StudyError: the file is missing or no table, or a column or value in it can't be used.
@@ -78,10 +81,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: ["", "nan"] for name in CLASSES})
     except (OSError, ValueError) as error:
         raise StudyError(f"{source} can't be read ({type(error).__name__}): run the model's notebook again") from error
-    if "selected" in table:
-        table["selected"] = table["selected"].astype(str).map({"True": True, "False": False})
+    for column in _BOOLEANS:
+        if column in table:
+            table[column] = table[column].astype(str).map({"True": True, "False": False})
     table.attrs["source"] = source
-    return _checked(table)
+    return checked(table)
 
 
 def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
@@ -123,8 +127,28 @@ def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
         if count in (0, len(labels)):
             name = CLASSES[index] if number == len(CLASSES) else f"class {index}"
             raise StudyError(f"{count} of {len(labels)} images are {name}, so it has no AUROC: use more images")
-    codes, once = np.arange(len(labels)), np.ones((len(labels), 1))
-    return float(np.mean([_ranking(labels == k, probabilities[:, k], codes, once)[0] for k in range(number)]))
+    once = Draws(np.zeros(len(labels), dtype=int), np.ones((1, 1)))
+    return float(np.mean([auroc_draws(labels == k, probabilities[:, k], once)[0] for k in range(number)]))
+
+
+def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
+    """The rows of the balanced test, to be evaluated like a whole table; None where the table doesn't tell them.
+
+    Raises:
+        StudyError: a column or value can't be used, or a row of the balanced test is not of the single-label test.
+    """
+    table = checked(predictions)
+    if "balanced_test" not in table or not table["balanced_test"].any():
+        return None
+    stray = table["balanced_test"] & ~table["selected"]
+    if stray.any():
+        raise StudyError(
+            f"{_source(table)}, {table.loc[stray, 'image'].iloc[0]}: in the balanced test without being selected; "
+            "run the model's notebook again"
+        )
+    rows = table[table["balanced_test"]].reset_index(drop=True)
+    rows.attrs.update(table.attrs)
+    return rows
 
 
 def evaluate(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -142,9 +166,9 @@ def evaluate(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.
     Raises:
         StudyError: a column, label or probability can't be used, or a class has no image in the test.
     """
-    predictions = _checked(predictions)
+    predictions = checked(predictions)
     _require_classes(predictions)
-    return _interval_table(_all_draws(predictions, *_draw_patients(predictions, draws, seed)), predictions)
+    return _interval_table(_all_draws(predictions, Draws.of(predictions["patient"], draws, seed)), predictions)
 
 
 def summary(models: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -174,13 +198,10 @@ def per_class(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd
     Raises:
         StudyError: as in `evaluate`.
     """
-    predictions = _checked(predictions)
+    predictions = checked(predictions)
     _require_classes(predictions)
-    patients, weights = _draw_patients(predictions, draws, seed)
-    single, natural = (
-        _single_label_draws(predictions, patients, weights),
-        _natural_draws(predictions, patients, weights),
-    )
+    drawn = Draws.of(predictions["patient"], draws, seed)
+    single, natural = _single_label_draws(predictions, drawn), _natural_draws(predictions, drawn)
     tables = {}
     for index, name in enumerate(CLASSES):
         rows = {metric: values[index] for metric, values in single.items() if metric != "accuracy"}
@@ -189,7 +210,7 @@ def per_class(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd
         if name in SIX_FINDINGS:
             rows = {metric: values[SIX_FINDINGS.index(name)] for metric, values in natural.items()}
             wide = _interval_table(rows, predictions)
-            wide["n_positive"] = int(_shows(predictions, name).sum())
+            wide["n_positive"] = int(shows(predictions, name).sum())
             table = pd.concat([table, wide])
         tables[name] = table
     return pd.concat(tables, names=["class", "metric"])
@@ -213,19 +234,101 @@ def compare(
     Raises:
         StudyError: as in `evaluate`; a metric is unknown; or the tables are of different images.
     """
-    for metric in metrics:
-        if metric not in METRICS:
-            raise StudyError(f"metric {metric!r} is unknown; there are: {', '.join(METRICS)}")
-    first = _checked(first)
-    second = _aligned(_checked(second), first)
+    _check_metrics(metrics)
+    first = checked(first)
+    second = _aligned(checked(second), first)
     _require_classes(first)
-    patients, weights = _draw_patients(first, draws, seed)
-    one, other = _all_draws(first, patients, weights), _all_draws(second, patients, weights)
+    drawn = Draws.of(first["patient"], draws, seed)
+    one, other = _all_draws(first, drawn, metrics), _all_draws(second, drawn, metrics)
     table = _interval_table({metric: one[metric] - other[metric] for metric in metrics}, first)
     table = table.rename(columns={"estimate": "difference"})
     table.insert(0, "first", [one[metric][0] for metric in metrics])
     table.insert(1, "second", [other[metric][0] for metric in metrics])
     return table
+
+
+def compare_all(
+    models: Mapping[str, pd.DataFrame],
+    metrics: Sequence[str] = ("macro_auroc", "six_finding_auroc"),
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every pair of models, paired by patient, corrected for having asked about so many pairs.
+
+    Args:
+        models: predictions tables of the same images.
+        metrics: keys of `METRICS`; the pairs under one metric are one family of questions.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Index (`metric`, `first`, `second`), each pair once and in the order of `models`; columns `difference` (first -
+        second) with its interval `low` and `high`, `p` (`resampling.p_value`), `p_holm` (Holm's, within the metric)
+        and `draws`.
+
+    Raises:
+        StudyError: as in `compare`.
+    """
+    found = _same_draws(models, metrics, draws, seed)
+    tables = {}
+    for metric in metrics:
+        rows = {}
+        for place, first in enumerate(models):
+            for second in list(models)[place + 1 :]:
+                gap = found[first][metric] - found[second][metric]
+                rows[first, second] = resampling.entry(gap) | {"p": resampling.p_value(gap)}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"estimate": "difference"})
+        table.insert(4, "p_holm", resampling.holm(table["p"]) if len(table) else [])
+        tables[metric] = table.rename_axis(["first", "second"])
+    return pd.concat(tables, names=["metric"])[["difference", "low", "high", "p", "p_holm", "draws"]]
+
+
+def ranking(
+    models: Mapping[str, pd.DataFrame], metric: str = "macro_auroc", draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """How often each model takes each place when the patients are drawn again.
+
+    Returns:
+        Index `model`, best estimate first; columns `estimate`, `low`, `high`, `rank` (mean over draws; 1 is the best)
+        and its `rank_low`, `rank_high`, then `place_1` to `place_n`, the shares of draws (0 to 1; ties share the
+        better place).
+
+    Raises:
+        StudyError: as in `compare`.
+    """
+    found = _same_draws(models, [metric], draws, seed)
+    values = np.stack([found[name][metric] for name in models])
+    defined = np.isfinite(values).all(axis=0)
+    defined[0] = False
+    drawn = values[:, defined]
+    places = 1 + (drawn[None] > drawn[:, None]).sum(axis=1)
+    rows = {}
+    for row, name in enumerate(models):
+        low, high = np.percentile(places[row], [2.5, 97.5]) if defined.any() else (np.nan, np.nan)
+        rank = {"rank": places[row].mean() if defined.any() else np.nan, "rank_low": low, "rank_high": high}
+        shares = {f"place_{n}": float(np.mean(places[row] == n)) for n in range(1, len(models) + 1)}
+        rows[name] = {key: resampling.entry(values[row])[key] for key in ("estimate", "low", "high")} | rank | shares
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.sort_values("estimate", ascending=False, kind="stable")
+
+
+def _same_draws(
+    models: Mapping[str, pd.DataFrame], metrics: Sequence[str], draws: int, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The draws of each model's metrics, all on the same draws of the same patients."""
+    if not models:
+        raise StudyError("no predictions to compare: name at least one model")
+    _check_metrics(metrics)
+    first = checked(next(iter(models.values())))
+    _require_classes(first)
+    drawn = Draws.of(first["patient"], draws, seed)
+    return {name: _all_draws(_aligned(checked(table), first), drawn, metrics) for name, table in models.items()}
+
+
+def _check_metrics(metrics: Sequence[str]) -> None:
+    for metric in metrics:
+        if metric not in METRICS:
+            raise StudyError(f"metric {metric!r} is unknown; there are: {', '.join(METRICS)}")
 
 
 def by_group(
@@ -253,15 +356,15 @@ def by_group(
     Raises:
         StudyError: as in `evaluate`; or `column` is missing.
     """
-    predictions = _checked(predictions)
+    predictions = checked(predictions)
     if column not in predictions:
         raise StudyError(f"{_source(predictions)} has no column {column!r}: run the model's notebook again")
-    patients, weights = _draw_patients(predictions, draws, seed)
+    drawn = Draws.of(predictions["patient"], draws, seed)
     values = predictions[column].fillna("").astype(str)
     found, tables = {}, {}
     for group in sorted(set(values) - {""}):
         inside = (values == group).to_numpy()
-        found[group] = _all_draws(predictions[inside], patients[inside], weights)
+        found[group] = _all_draws(predictions[inside], drawn.within(inside), metrics)
         tables[group] = _interval_table({metric: found[group][metric] for metric in metrics}, predictions[inside])
     if len(found) == 2:
         one, other = found
@@ -280,7 +383,7 @@ def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFram
     Raises:
         StudyError: as in `evaluate`.
     """
-    predictions = _checked(predictions)
+    predictions = checked(predictions)
     _require_classes(predictions)
     truth, guess = _single_label(predictions)
     counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
@@ -300,7 +403,7 @@ def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     from sklearn.metrics import auc, roc_curve
 
-    predictions = _checked(predictions)
+    predictions = checked(predictions)
     _require_classes(predictions)
     selected = predictions[predictions["selected"]]
     tables = []
@@ -319,10 +422,10 @@ def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     if not tables:
         raise StudyError("no predictions to average: name at least one model")
-    first = _checked(tables[0])
+    first = checked(tables[0])
     mean = first.copy()
     mean[list(CLASSES)] = np.mean(
-        [_aligned(_checked(table), first)[list(CLASSES)].to_numpy() for table in tables], axis=0
+        [_aligned(checked(table), first)[list(CLASSES)].to_numpy() for table in tables], axis=0
     )
     return mean
 
@@ -342,7 +445,7 @@ def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame({**PUBLISHED_AUROC, name: ours}).T[list(_PUBLISHED_COLUMNS)]
 
 
-def _checked(predictions: pd.DataFrame) -> pd.DataFrame:
+def checked(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
     source = _source(predictions)
     again = "run the model's notebook again"
@@ -362,10 +465,11 @@ def _checked(predictions: pd.DataFrame) -> pd.DataFrame:
     twice = predictions["image"].duplicated()
     if twice.any():
         raise StudyError(f"{source} has image {predictions['image'][twice].iloc[0]} twice: {again}")
-    if predictions["selected"].isna().any():
-        raise StudyError(f"{source}: column 'selected' holds something else than True and False: {again}")
     checked = predictions.reset_index(drop=True)
-    checked["selected"] = checked["selected"].astype(bool)
+    for column in (name for name in _BOOLEANS if name in checked):
+        if checked[column].isna().any():
+            raise StudyError(f"{source}: column {column!r} holds something else than True and False: {again}")
+        checked[column] = checked[column].astype(bool)
     checked["label"] = checked["label"].fillna("").astype(str)
     _check_names(checked, checked.loc[checked["selected"], "label"], CLASSES, "label")
     known = (*NIH_FINDINGS, NO_FINDING_NIH)
@@ -388,7 +492,7 @@ def _require_classes(predictions: pd.DataFrame) -> None:
     for name in CLASSES:
         truths = {"single-label": labels == name}
         if name in SIX_FINDINGS:
-            truths["natural"] = _shows(predictions, name)
+            truths["natural"] = shows(predictions, name)
         for test, truth in truths.items():
             if truth.sum() in (0, len(truth)):
                 raise StudyError(
@@ -412,7 +516,7 @@ def _aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("image").loc[first["image"]].reset_index()[list(table.columns)]
 
 
-def _shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
+def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
     """(n,) bool: which images show the finding, alone or among others."""
     return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
 
@@ -424,82 +528,105 @@ def _single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return truth, selected[list(CLASSES)].to_numpy(dtype=float).argmax(axis=1)
 
 
-def _draw_patients(predictions: pd.DataFrame, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's patient, (n,) int, and how often each patient was drawn, (patients, 1 + draws) float.
+def auroc_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
+    """AUROC in every draw of patients.
 
-    Column 0 is all ones: the data as they are, so that estimate and draws come from the same arithmetic.
-    """
-    codes, patients = pd.factorize(predictions["patient"].astype(str), sort=True)
-    number = len(patients)
-    drawn = np.random.default_rng(seed).integers(number, size=(draws, number))
-    weights = np.ones((number, 1 + draws))
-    for draw in range(draws):
-        weights[:, 1 + draw] = np.bincount(drawn[draw], minlength=number)
-    return codes, weights
-
-
-def _ranking(
-    truth: np.ndarray, scores: np.ndarray, patients: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision for many weightings of the same images at once.
-
-    Images are sorted once by score; those with the same score form one step, so that a tied pair counts half in the
-    AUROC, and average precision takes a step's precision at its end, both as in scikit-learn.
+    Pairs of a positive and a negative image are counted once for each pair of patients, those rightly ordered as 1,
+    tied ones as a half; a draw then only weighs the pairs of patients.
 
     Args:
         truth: (n,) bool.
         scores: (n,) float, high for positive.
-        patients: (n,) int, row of `weights` that belongs to each image.
-        weights: (patients, draws) float.
+        draws: draws over the same images.
 
     Returns:
-        Two arrays (draws,), NaN where no positive or no negative has a weight.
+        (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
     """
-    if len(truth) == 0:
-        return np.full(weights.shape[1], np.nan), np.full(weights.shape[1], np.nan)
+    truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
+    if truth.all() or not truth.any():
+        return np.full(draws.weights.shape[1], np.nan)
+    shown, absent = (_by_patient(scores[side], draws.codes[side]) for side in (truth, ~truth))
+    wins = np.zeros((len(shown.patients), len(absent.patients)))
+    for row, (start, stop) in enumerate(zip(shown.starts, [*shown.starts[1:], len(shown.scores)], strict=True)):
+        above = shown.scores[start:stop, None] - absent.scores[None, :]
+        right = ((above > 0) + 0.5 * (above == 0)).sum(axis=0)
+        wins[row] = np.add.reduceat(right, absent.starts)
+    positive, negative = draws.weights[shown.patients], draws.weights[absent.patients]
+    pairs = (shown.counts @ positive) * (absent.counts @ negative)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.einsum("pd,pd->d", positive, wins @ negative) / pairs
+
+
+class _ByPatient(NamedTuple):
+    """Scores sorted by patient: the patients, where each one's scores start, and how many he has."""
+
+    scores: np.ndarray
+    patients: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+
+
+def _by_patient(scores: np.ndarray, codes: np.ndarray) -> _ByPatient:
+    order = np.argsort(codes, kind="stable")
+    patients, starts, counts = np.unique(codes[order], return_index=True, return_counts=True)
+    return _ByPatient(scores[order], patients, starts, counts)
+
+
+def precision_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
+    """Average precision in every draw of patients.
+
+    Images are sorted once by score; those with the same score form one step, whose precision is taken at its end, as
+    in scikit-learn.
+
+    Args:
+        truth: (n,) bool.
+        scores: (n,) float, high for positive.
+        draws: draws over the same images.
+
+    Returns:
+        (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
+    """
+    truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
+    if truth.all() or not truth.any():
+        return np.full(draws.weights.shape[1], np.nan)
     order = np.argsort(-scores, kind="stable")
-    truth, scores, patients = truth[order], scores[order], patients[order]
+    truth, scores, codes = truth[order], scores[order], draws.codes[order]
     steps = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
-    tied = len(steps) < len(scores)
-    results = np.empty((2, weights.shape[1]))
-    width = max(1, _FLOATS_AT_ONCE // max(1, len(truth)))
-    for start in range(0, weights.shape[1], width):
-        drawn = weights[patients, start : start + width]
+    results = np.empty(draws.weights.shape[1])
+    width = max(1, _FLOATS_AT_ONCE // len(truth))
+    for start in range(0, len(results), width):
+        drawn = draws.weights[codes, start : start + width]
         positive = drawn * truth[:, None]
-        if tied:
+        if len(steps) < len(scores):
             drawn, positive = np.add.reduceat(drawn, steps), np.add.reduceat(positive, steps)
         found, passed = np.cumsum(positive, axis=0), np.cumsum(drawn, axis=0)
-        positives, total = found[-1].copy(), passed[-1].copy()
         with np.errstate(divide="ignore", invalid="ignore"):
             precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
-            results[1, start : start + width] = np.einsum("nd,nd->d", positive, precision) / positives
-            found -= positive / 2
-            drawn -= positive
-            pairs = positives * (total - positives)
-            results[0, start : start + width] = np.einsum("nd,nd->d", drawn, found) / pairs
-    results[:, ~np.isfinite(results).all(axis=0)] = np.nan
-    return results[0], results[1]
+            area = np.einsum("nd,nd->d", positive, precision) / found[-1]
+        results[start : start + width] = np.where((found[-1] > 0) & (passed[-1] > found[-1]), area, np.nan)
+    return results
 
 
-def _single_label_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _single_label_draws(predictions: pd.DataFrame, draws: Draws, precision: bool = True) -> dict[str, np.ndarray]:
     """Metrics of the single-label test: each (classes, draws), and `accuracy` (draws,)."""
     selected = predictions["selected"].to_numpy()
-    patients = patients[selected]
+    draws = draws.within(selected)
     truth, guess = _single_label(predictions)
     scores = predictions.loc[selected, list(CLASSES)].to_numpy(dtype=float)
-    rankings = [_ranking(truth == k, scores[:, k], patients, weights) for k in range(len(CLASSES))]
-
     number = len(CLASSES)
-    cells = np.zeros((number * number, len(weights)))
-    np.add.at(cells, (truth * number + guess, patients), 1)
-    counts = (cells @ weights).reshape(number, number, -1)
+    rankings = {"auroc": np.stack([auroc_draws(truth == k, scores[:, k], draws) for k in range(number)])}
+    if precision:
+        rankings["average_precision"] = np.stack(
+            [precision_draws(truth == k, scores[:, k], draws) for k in range(number)]
+        )
+    cells = np.zeros((len(truth), number * number))
+    cells[range(len(truth)), truth * number + guess] = 1
+    counts = draws.totals(cells).T.reshape(number, number, -1)
     right = counts[range(number), range(number)]
     of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         defined = np.where(of_truth > 0, 1.0, np.nan)
-        return {
-            "auroc": np.stack([auroc for auroc, _ in rankings]),
-            "average_precision": np.stack([precision for _, precision in rankings]),
+        return rankings | {
             "sensitivity": right / of_truth,
             "precision": np.where(of_guess > 0, right / of_guess, 0) * defined,
             "f1": 2 * right / (of_truth + of_guess) * defined,
@@ -507,51 +634,45 @@ def _single_label_draws(predictions: pd.DataFrame, patients: np.ndarray, weights
         }
 
 
-def _natural_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _natural_draws(predictions: pd.DataFrame, draws: Draws, precision: bool = True) -> dict[str, np.ndarray]:
     """Metrics of the natural test: each (six findings, draws)."""
-    rankings = [
-        _ranking(_shows(predictions, name), predictions[name].to_numpy(dtype=float), patients, weights)
-        for name in SIX_FINDINGS
-    ]
-    return {
-        "natural_auroc": np.stack([auroc for auroc, _ in rankings]),
-        "natural_average_precision": np.stack([precision for _, precision in rankings]),
-    }
+    pairs = [(shows(predictions, name), predictions[name].to_numpy(dtype=float)) for name in SIX_FINDINGS]
+    found = {"natural_auroc": np.stack([auroc_draws(truth, scores, draws) for truth, scores in pairs])}
+    if precision:
+        found["natural_average_precision"] = np.stack(
+            [precision_draws(truth, scores, draws) for truth, scores in pairs]
+        )
+    return found
 
 
-def _all_draws(predictions: pd.DataFrame, patients: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every metric of `METRICS`, each (draws,). A mean over classes is NaN where any class is undefined."""
-    single = _single_label_draws(predictions, patients, weights)
-    natural = _natural_draws(predictions, patients, weights)
-    return {
-        "macro_auroc": single["auroc"].mean(axis=0),
-        "macro_average_precision": single["average_precision"].mean(axis=0),
-        "balanced_accuracy": single["sensitivity"].mean(axis=0),
-        "macro_f1": single["f1"].mean(axis=0),
-        "accuracy": single["accuracy"],
-        "six_finding_auroc": natural["natural_auroc"].mean(axis=0),
-    }
+def _all_draws(
+    predictions: pd.DataFrame, draws: Draws, metrics: Sequence[str] = tuple(METRICS)
+) -> dict[str, np.ndarray]:
+    """Metrics of `METRICS`, each (draws,). A mean over classes is NaN where any class is undefined."""
+    found = {}
+    if set(metrics) - {"six_finding_auroc"}:
+        single = _single_label_draws(predictions, draws, precision="macro_average_precision" in metrics)
+        means = {
+            "macro_auroc": "auroc",
+            "macro_average_precision": "average_precision",
+            "balanced_accuracy": "sensitivity",
+            "macro_f1": "f1",
+        }
+        found = {metric: single[each].mean(axis=0) for metric, each in means.items() if each in single}
+        found["accuracy"] = single["accuracy"]
+    if "six_finding_auroc" in metrics:
+        found["six_finding_auroc"] = _natural_draws(predictions, draws, precision=False)["natural_auroc"].mean(axis=0)
+    return found
 
 
 def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -> pd.DataFrame:
-    """Estimate (entry 0) and percentile interval (the other entries) of each metric, with the images it is over."""
-    tail = (100 - COVERAGE) / 2
+    """Estimate (entry 0) and interval (the other entries) of each metric, with the images it is over."""
     records = []
     for metric, values in rows.items():
-        drawn = values[1:][np.isfinite(values[1:])]
-        defined = len(drawn) > 0 and np.isfinite(values[0])
-        low, high = np.percentile(drawn, [tail, 100 - tail]) if defined else (np.nan, np.nan)
         whole = metric.startswith("natural_") or metric == "six_finding_auroc"
         images = predictions if whole else predictions[predictions["selected"]]
-        records.append(
-            {
-                "metric": metric,
-                "estimate": float(values[0]),
-                "low": float(low),
-                "high": float(high),
-                "n_images": len(images),
-                "n_patients": images["patient"].nunique(),
-                "draws": len(drawn),
-            }
-        )
+        size = {"n_images": len(images), "n_patients": images["patient"].nunique()}
+        found = resampling.entry(values)
+        defined = found.pop("draws")
+        records.append({"metric": metric} | found | size | {"draws": defined})
     return pd.DataFrame(records).set_index("metric")

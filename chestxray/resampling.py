@@ -1,0 +1,145 @@
+"""Drawing patients again and again, and what their draws say: intervals, p-values, and Holm's correction.
+
+It owns the bootstrap of the study. Patients are drawn, not images: images of one patient resemble each other, and
+counting them as independent makes intervals too narrow. A draw is a weight for each patient, how often he was drawn, so
+that a statistic is computed for all draws at once. It knows neither metrics nor the columns of any table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+COVERAGE = 95.0
+"""Per cent of the draws that an interval encloses."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of patients for a set of images.
+
+    Attributes:
+        codes: (n,) int, each image's patient, a row of `weights`.
+        weights: (patients, 1 + draws) float, how often each draw takes each patient. Column 0 is all ones, the data as
+            they are, so that estimate and draws come from the same arithmetic.
+    """
+
+    codes: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, patients: pd.Series | np.ndarray, draws: int, seed: int) -> Draws:
+        """Draw as many patients as there are, with replacement, `draws` times.
+
+        Args:
+            patients: (n,) each image's patient; their order doesn't matter.
+            draws: how many times.
+            seed: the same patients and seed give the same draws.
+        """
+        codes, names = pd.factorize(np.asarray(patients).astype(str), sort=True)
+        number = len(names)
+        drawn = np.random.default_rng(seed).integers(number, size=(draws, number))
+        weights = np.ones((number, 1 + draws))
+        for draw in range(draws):
+            weights[:, 1 + draw] = np.bincount(drawn[draw], minlength=number)
+        return cls(codes, weights)
+
+    def within(self, images: np.ndarray) -> Draws:
+        """The same draws for some images, (n,) bool or positions: a patient is in or out of all such sets together."""
+        return Draws(self.codes[images], self.weights)
+
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Sum what each image counts, in every draw.
+
+        Args:
+            values: (n,) or (n, K) numbers or truths.
+
+        Returns:
+            (1 + draws,) or (1 + draws, K); row 0 is the data as they are.
+        """
+        values = np.asarray(values, dtype=float)
+        flat = values.reshape(len(values), -1)
+        each = np.zeros((len(self.weights), flat.shape[1]))
+        np.add.at(each, self.codes, flat)
+        return (self.weights.T @ each).reshape(-1, *values.shape[1:])
+
+    def means(self, values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+        """Mean of each image's value in every draw, NaN where a draw has no such image.
+
+        Args:
+            values: (n,) or (n, K).
+            of: (n,) or (n, K) bool, the images that count; all if None.
+
+        Returns:
+            (1 + draws,) or (1 + draws, K).
+        """
+        values = np.asarray(values, dtype=float)
+        of = np.ones(len(values), dtype=bool) if of is None else np.asarray(of, dtype=bool)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.totals(np.where(of, values, 0)) / self.totals(of)
+
+
+def interval(values: np.ndarray, basic: bool = False) -> tuple[float, float, int]:
+    """The middle 95 % of the draws.
+
+    Args:
+        values: (1 + draws,), the estimate first; draws in which the statistic is undefined are NaN and left out.
+        basic: turn the percentiles about the estimate (Davison & Hinkley 1997, 5.2): for a statistic that is biased
+            upwards by chance, such as a calibration error, draws are biased a second time, and plain percentiles would
+            lie above the truth.
+
+    Returns:
+        Low, high (NaN where nothing is defined), and how many draws are defined.
+    """
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not len(drawn) or not np.isfinite(values[0]):
+        return np.nan, np.nan, len(drawn)
+    tail = (100 - COVERAGE) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    if basic:
+        low, high = 2 * values[0] - high, 2 * values[0] - low
+    return float(low), float(high), len(drawn)
+
+
+def entry(values: np.ndarray, basic: bool = False) -> dict[str, float]:
+    """A row of a results table: `estimate`, `low`, `high`, `draws`; arguments as for `interval`."""
+    low, high, defined = interval(values, basic)
+    return {"estimate": float(values[0]), "low": low, "high": high, "draws": defined}
+
+
+def p_value(values: np.ndarray) -> float:
+    """Two-sided p of the estimate against 0: a Wald test with the draws' standard deviation.
+
+    Args:
+        values: (1 + draws,), the estimate first.
+
+    Returns:
+        0 to 1; NaN where more than 1 draw in 100 is undefined; 1 where estimate and draws are all 0.
+    """
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(values[0]) or len(drawn) < max(2, 0.99 * (len(values) - 1)):
+        return np.nan
+    error = drawn.std(ddof=1)
+    if error == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(values[0]) / error))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Correct p-values for having asked many questions at once (Holm, Scand J Stat 1979).
+
+    Args:
+        p: (n,) 0 to 1; NaN where nothing was asked.
+
+    Returns:
+        (n,): rejecting what is below .05 here makes one false claim or more in at most 5 of 100 such families.
+    """
+    p = np.asarray(p, dtype=float)
+    asked = np.flatnonzero(~np.isnan(p))
+    order = asked[np.argsort(p[asked], kind="stable")]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return corrected
