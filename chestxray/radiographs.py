@@ -51,6 +51,8 @@ MANIFEST_COLUMNS = (
     "label",
     "split",
     "selected",
+    "natural_test",
+    "balanced_test",
     "sha256",
 )
 SMALLEST_SIDE = 16
@@ -59,6 +61,7 @@ SMALLEST_SIDE = 16
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 
+_BOOLEANS = ("selected", "natural_test", "balanced_test")
 _NOTE = "Prepared"
 _COMPRESSION = 3
 """zlib level: half the time of Pillow's 6 for files an eighth larger."""
@@ -276,7 +279,7 @@ class Plan:
     """What stage 2.1 is going to make, known before any pixel is read.
 
     Attributes:
-        table: the image table of the images that are there, with `split` and `selected`.
+        table: the image table of the images that are there, with what `splits.plan` adds.
         paths: image → its source file.
         rejected: rows, values and files that cannot be used.
         notes: what a reader should know, one line each.
@@ -385,13 +388,15 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
 
 
 def read_manifest(study: Study) -> pd.DataFrame:
-    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` as bool.
+    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` and the tests as bool.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
     """
     path = study.require(study.paths.manifest, "stage 2.1")
-    text = {name: "str" for name in MANIFEST_COLUMNS if name not in ("follow_up", "age", "selected")}
-    types = {**text, "follow_up": "int64", "age": "Int64", "selected": "bool"}
+    types = dict.fromkeys(MANIFEST_COLUMNS, "str") | {"follow_up": "int64", "age": "Int64"}
+    types |= dict.fromkeys(_BOOLEANS, "bool")
     table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"age": [""]})
+    if "balanced_test" not in table:  # of a dataset prepared before the manifest told the tests
+        table = table.join(splits.test_sets(table, study.seed))
     return table[list(MANIFEST_COLUMNS)]

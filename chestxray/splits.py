@@ -12,9 +12,13 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SPLITS, StudyError
+from chestxray.metadata import LABELS
 
 TEST_SHARE = 0.2
 """Share of the images held out for test where the source has no official lists."""
+
+BALANCED_TEST = 290
+"""Images of each class in the balanced test, where there are so many: as many as in the published study."""
 
 FEWEST_PATIENTS = 5
 """A class with fewer patients than this cannot be spread over three splits in a way that means anything."""
@@ -148,19 +152,49 @@ def select(table: pd.DataFrame, no_finding: int, seed: int) -> pd.Series:
         True for the selected images, on the table's index.
     """
     chosen = table["label"].ne("")
-    healthy = table.loc[table["label"].eq("No_finding"), ["image", "patient", "split"]].sort_values("image")
+    healthy = table.loc[table["label"].eq("No_finding"), ["image", "patient", "split"]]
     if len(healthy) <= no_finding:
         return chosen.rename("selected")
-    random = np.random.default_rng([seed, 2])
-    healthy = healthy.iloc[random.permutation(len(healthy))]
-    round_of = healthy.groupby("patient").cumcount()
-    names = np.sort(healthy["patient"].unique())
-    turn = healthy["patient"].map(dict(zip(names, random.permutation(len(names)), strict=True)))
-    healthy = healthy.assign(round=round_of, turn=turn).sort_values(["round", "turn"])
+    healthy = _in_rounds(healthy, np.random.default_rng([seed, 2]))
     quota = _in_proportion(healthy["split"].value_counts(), no_finding)
     place = healthy.groupby("split").cumcount()
     chosen[healthy.index[place >= healthy["split"].map(quota)]] = False
     return chosen.rename("selected")
+
+
+def _in_rounds(images: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """Put images in a random order in which every patient gives one before any gives a second."""
+    images = images.sort_values("image")
+    images = images.iloc[random.permutation(len(images))]
+    names = np.sort(images["patient"].unique())
+    turn = images["patient"].map(dict(zip(names, random.permutation(len(names)), strict=True)))
+    return images.assign(round=images.groupby("patient").cumcount(), turn=turn).sort_values(["round", "turn"])
+
+
+def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Choose the images of the two tests. Both are of the test split's patients.
+
+    The natural test is every image of the split, whatever it shows: published figures are on it. The balanced test has
+    the same number of selected images of each class, `BALANCED_TEST` as in the published study, or as many as the
+    rarest class has; where few No_finding are selected that class may be No_finding, and without any image of some
+    class the test is empty. A class is drawn over patients in rounds, as `select` draws No_finding.
+
+    Args:
+        planned: the image table with `split` and `selected`.
+        seed: seeds the draw, which does not depend on the order of the rows.
+
+    Returns:
+        The columns `natural_test` and `balanced_test`, bool, on the table's index.
+    """
+    natural = planned["split"].eq("test")
+    single = planned[natural & planned["selected"]]
+    size = min(BALANCED_TEST, int(single["label"].value_counts().reindex(CLASSES, fill_value=0).min()))
+    balanced = pd.Series(False, index=planned.index)
+    for number, label in enumerate(CLASSES):
+        random = np.random.default_rng([seed, 3, number])
+        drawn = _in_rounds(single.loc[single["label"].eq(label), ["image", "patient"]], random)
+        balanced[drawn.index[:size]] = True
+    return pd.DataFrame({"natural_test": natural, "balanced_test": balanced})
 
 
 def _in_proportion(counts: pd.Series, total: int) -> pd.Series:
@@ -173,13 +207,14 @@ def _in_proportion(counts: pd.Series, total: int) -> pd.Series:
 
 
 def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_finding: int, seed: int) -> pd.DataFrame:
-    """Return `table` with the columns `split` and `selected`. Needs no image.
+    """Return `table` with the columns `split`, `selected`, `natural_test` and `balanced_test`. Needs no image.
 
     Raises:
         StudyError: as `assign`.
     """
     planned = table.assign(split=assign(table, lists, valid_share, seed))
-    return planned.assign(selected=select(planned, no_finding, seed))
+    planned["selected"] = select(planned, no_finding, seed)
+    return planned.join(test_sets(planned, seed))
 
 
 def counts(planned: pd.DataFrame) -> pd.DataFrame:
@@ -204,6 +239,26 @@ def counts(planned: pd.DataFrame) -> pd.DataFrame:
         parts[split].loc["Total"] = parts[split].sum()
         parts[split].loc["Total", "patients"] = part["patient"].nunique()
     return pd.concat(parts, axis=1).fillna(0).astype(int)
+
+
+def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
+    """Images and patients of both tests, by class.
+
+    In the natural test an image counts for each of its findings, so the rows do not add up to the total.
+
+    Returns:
+        Index: the classes and `Total`. Columns: (`natural` | `balanced`, `images` | `patients`).
+    """
+    shown = planned["findings"].str.split("|").explode().map(lambda name: LABELS.get(name, ""))
+    natural = planned.loc[shown.index].assign(label=shown)
+    parts = {}
+    for test, rows in (("natural", natural), ("balanced", planned)):
+        part = rows[rows[f"{test}_test"]]
+        table = part.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
+        everyone = planned.loc[planned[f"{test}_test"], "patient"]
+        table.loc["Total"] = [len(everyone), everyone.nunique()]
+        parts[test] = table
+    return pd.concat(parts, axis=1)
 
 
 def departures(planned: pd.DataFrame) -> pd.DataFrame:

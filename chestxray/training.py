@@ -35,7 +35,8 @@ from chestxray.config import CLASSES, NIH_FINDINGS, SIX_FINDINGS, Study, StudyEr
 from chestxray.files import atomic_write
 from chestxray.inputs import Samples
 
-PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "findings", "view", "sex", "age", "follow_up"]
+PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
+PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
 HISTORY_COLUMNS = [
     "stage",
     "epoch",

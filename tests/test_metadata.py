@@ -155,7 +155,7 @@ def test_boxes(tmp_path):
 
 def test_lists(tiny_raw):
     train_val, test = metadata.read_lists(tiny_raw)
-    assert len(train_val) == 48 and len(test) == 12
+    assert len(train_val) == 45 and len(test) == 15
     (tiny_raw / "test_list.txt").write_text("00000001_000.png\r\n\r\n00000001_001.png\r\n")
     with pytest.raises(StudyError, match=r"test_list\.txt: 00000001_000\.png and 1 more"):
         metadata.read_lists(tiny_raw)

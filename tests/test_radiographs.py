@@ -159,6 +159,8 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
     assert len(manifest) == 60 and manifest["image"].is_monotonic_increasing and set(manifest["split"]) == set(SPLITS)
     assert manifest.groupby("patient")["split"].nunique().max() == 1
     pd.testing.assert_frame_equal(manifest, done.manifest, check_dtype=False)
+    assert manifest["natural_test"].equals(manifest["split"].eq("test").rename("natural_test"))
+    assert manifest["balanced_test"].dtype == bool and manifest["balanced_test"].sum() % len(CLASSES) == 0
     for row in manifest.itertuples():
         stored = radiographs.store_path(paths.store, row.image)
         assert hashlib.sha256(stored.read_bytes()).hexdigest() == row.sha256
@@ -174,6 +176,13 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
     assert len(files_of_trees) == manifest["selected"].sum()
     assert all((paths.tree(split) / label).is_dir() for split in SPLITS for label in CLASSES)
     assert done.rejected.empty and paths.rejected.read_text() == "file,value,remedy\n"
+
+
+def test_a_manifest_of_before_the_tests_is_read(prepared_study):
+    path, expected = prepared_study.paths.manifest, radiographs.read_manifest(prepared_study)
+    assert expected["balanced_test"].any()
+    pd.read_csv(path, dtype=str).drop(columns=["natural_test", "balanced_test"]).to_csv(path, index=False)
+    pd.testing.assert_frame_equal(radiographs.read_manifest(prepared_study), expected)
 
 
 def test_a_second_run_makes_nothing_and_threads_do_not_matter(tiny_study):

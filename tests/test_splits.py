@@ -59,6 +59,7 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does():
     for function in (
         lambda t: splits.assign(t, None, 0.2, 3),
         lambda t: splits.plan(t, None, 0.2, 60, 3)["selected"],
+        lambda t: splits.plan(t, None, 0.2, 60, 3)["balanced_test"],
     ):
         pd.testing.assert_series_equal(function(table), function(shuffled).sort_index())
     assert splits.hold_out(table, 0.2, 3) != splits.hold_out(table, 0.2, 4)
@@ -140,6 +141,51 @@ def test_selection_keeps_all_where_there_are_fewer():
     assert (planned["selected"] == planned["label"].ne("")).all()
 
 
+def test_the_balanced_test_is_the_same_of_each_class_over_patients():
+    planned = splits.plan(made_table(2000), None, 0.2, 1500, 0)
+    assert planned["natural_test"].equals(planned["split"].eq("test").rename("natural_test"))
+    balanced = planned[planned["balanced_test"]]
+    single = planned[planned["split"].eq("test") & planned["selected"]]
+    available = single["label"].value_counts()
+    assert set(balanced.index) <= set(single.index)
+    assert balanced["label"].value_counts().to_dict() == dict.fromkeys(CLASSES, available.min())
+    assert 0 < available.min() < splits.BALANCED_TEST
+    # Nobody gives a second image of a class before everyone has given one.
+    for label, part in balanced.groupby("label"):
+        patients = single.loc[single["label"].eq(label), "patient"].nunique()
+        assert part["patient"].nunique() == min(len(part), patients)
+    assert not balanced.index.equals(planned.index[splits.test_sets(planned, 1)["balanced_test"]])
+
+
+def test_the_balanced_test_is_no_larger_than_it_should_be_nor_than_its_rarest_class(monkeypatch):
+    table = made_table(2000)
+    assert splits.BALANCED_TEST == 290, "the published study's"
+    monkeypatch.setattr(splits, "BALANCED_TEST", 12)
+    assert splits.plan(table, None, 0.2, 100_000, 0)["balanced_test"].sum() == 7 * 12
+    monkeypatch.undo()
+    few = splits.plan(table, None, 0.2, 100, 0)  # of No_finding, over all splits
+    selected = few[few["split"].eq("test") & few["selected"]]["label"].value_counts()
+    assert few["balanced_test"].sum() == 7 * selected["No_finding"] == 7 * selected.min() > 0
+    none = splits.plan(table[table["label"].ne("Nodule")], None, 0.2, 100, 0)
+    assert not none["balanced_test"].any() and none["natural_test"].any()
+
+
+def test_both_tests_are_counted():
+    table = made_table(600)
+    names = {label: label.replace("No_finding", "No Finding") for label in CLASSES} | {"": "Effusion|Mass|Hernia"}
+    planned = splits.plan(table.assign(findings=table["label"].map(names)), None, 0.2, 300, 0)
+    counts = splits.test_counts(planned)
+    test = planned[planned["split"].eq("test")]
+    for label in CLASSES:
+        shows = test[[names[label] in text.split("|") for text in test["findings"]]]
+        assert counts.loc[label, "natural"].tolist() == [len(shows), shows["patient"].nunique()]
+        balanced = test[test["balanced_test"] & test["label"].eq(label)]
+        assert counts.loc[label, "balanced"].tolist() == [len(balanced), balanced["patient"].nunique()]
+    assert counts.loc["Total", ("natural", "images")] == len(test)
+    assert counts.loc["Total", ("natural", "patients")] == test["patient"].nunique()
+    assert counts.loc["Total", ("balanced", "images")] == planned["balanced_test"].sum()
+
+
 def test_counts_and_departures_add_up():
     planned = splits.plan(made_table(), None, 0.2, 100, 0)
     counts = splits.counts(planned)
@@ -167,6 +213,8 @@ def test_the_whole_table_gives_the_published_counts_and_the_studys_selection(nih
     assert official.value_counts().to_dict() == {"train_val": 86_524, "test": 25_596}
     assert crossing(planned, planned["split"]) == 0
     assert planned["selected"].sum() == 28_755
+    balanced = planned.loc[planned["balanced_test"], "label"].value_counts()
+    assert balanced.to_dict() == dict.fromkeys(CLASSES, 290) and planned["natural_test"].sum() == 25_596
     departures = splits.departures(planned)
     assert departures["departure"].abs().max() < 0.2, "percentage points"
 
@@ -192,3 +240,4 @@ def test_the_real_sample_has_the_counts_it_was_published_with(nih_plan):
     single = pd.crosstab(table["label"], table["split"].eq("test")).loc[list(CLASSES)]
     assert single[False].tolist() == [350, 291, 612, 126, 2500, 226, 239]
     assert single[True].tolist() == [54, 78, 118, 26, 486, 40, 74]
+    assert table.loc[table["balanced_test"], "label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 26)

@@ -78,6 +78,7 @@ def test_a_folder_is_complete(prepared_study):
     test = pd.read_csv(run.folder / "predictions_test.csv")
     samples = inputs.load_split(prepared_study, "test", selected=False)
     assert test["image"].tolist() == samples.table["image"].tolist()
+    assert test["balanced_test"].tolist() == samples.table["balanced_test"].tolist() and test["balanced_test"].any()
     again = np.concatenate([model(x, training=False) for x in samples.batches(16)])
     assert np.allclose(test[list(CLASSES)], again, atol=1e-5)
 
