@@ -167,7 +167,13 @@ def mixing_shares(mixup: float, seed: int, epoch: int, steps: int) -> np.ndarray
     return np.maximum(share, 1 - share).astype("float32")
 
 
-def dataset(samples: Samples, order: np.ndarray, batch_size: int, shares: np.ndarray | None = None):
+def dataset(
+    samples: Samples,
+    order: np.ndarray,
+    batch_size: int,
+    shares: np.ndarray | None = None,
+    class_weights: np.ndarray | None = None,
+):
     """Batches of (x, y) in the given order as a `tf.data.Dataset`; an incomplete last batch is left out.
 
     Args:
@@ -175,6 +181,7 @@ def dataset(samples: Samples, order: np.ndarray, batch_size: int, shares: np.nda
         order: positions in `samples`.
         batch_size: samples a step.
         shares: of `mixing_shares`, one a batch; None mixes nothing and keeps the pixels uint8.
+        class_weights: (K,) weights of the classes; with them the batches are (x, y, weight of each sample).
 
     Returns:
         A dataset of `len(order) // batch_size` batches with static shapes.
@@ -185,18 +192,20 @@ def dataset(samples: Samples, order: np.ndarray, batch_size: int, shares: np.nda
     rows = samples.rows
     kind = samples.x.dtype if shares is None else np.dtype("float32")
 
-    def gather(positions: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(positions: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, ...]:
         x, y = samples.x[rows[positions]], samples.y[positions]
-        if shares is None:
-            return x, y
-        x = x.astype("float32")
-        return share * x + (1 - share) * x[::-1], share * y + (1 - share) * y[::-1]
+        if shares is not None:
+            x = x.astype("float32")
+            x, y = share * x + (1 - share) * x[::-1], share * y + (1 - share) * y[::-1]
+        return (x, y) if class_weights is None else (x, y, y @ class_weights)
+
+    shapes = [samples.x.shape[1:], samples.y.shape[1:], ()]
+    kinds = [tf.as_dtype(kind), tf.float32, tf.float32]
+    parts = 2 if class_weights is None else 3
 
     def load(positions, share):
-        x, y = tf.numpy_function(gather, [positions, share], [tf.as_dtype(kind), tf.float32])
-        x.set_shape((batch_size, *samples.x.shape[1:]))
-        y.set_shape((batch_size, *samples.y.shape[1:]))
-        return x, y
+        batch = tf.numpy_function(gather, [positions, share], kinds[:parts])
+        return tuple(tf.ensure_shape(part, (batch_size, *shape)) for part, shape in zip(batch, shapes, strict=False))
 
     positions = np.asarray(order[: steps * batch_size], "int64").reshape(steps, batch_size)
     mixed = np.ones(steps, "float32") if shares is None else np.asarray(shares[:steps], "float32")

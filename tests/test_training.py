@@ -1,6 +1,7 @@
 """One fit, one folder: what is kept, what is chosen, and that a killed fit ends as an unbroken one does."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,25 +11,33 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray import augmentation, config, inputs, models, training
+from chestxray import augmentation, config, fitting, inputs, models, training
 from chestxray.config import CLASSES, StudyError, open_study
 
 FITTED = """
 import os, signal, sys
-from chestxray import training
+from chestxray import fitting
 from tests.test_training import fit_small
 
-if len(sys.argv) > 2:
-    calls, predict = [], training.predict_batches
+dataset, moment = sys.argv[1:]
+go_on, predict = fitting.Fit.after_step, fitting.predict_batches
 
-    def dying(*arguments):
-        calls.append(1)
-        if len(calls) == int(sys.argv[2]):  # epoch 2 is fitted and not yet saved
-            os.kill(os.getpid(), signal.SIGKILL)
-        return predict(*arguments)
+def dying_step(self, epoch, step, *rest):
+    if (epoch, step) == (1, 5):  # a checkpoint was written after step 3
+        os.kill(os.getpid(), signal.SIGKILL)
+    return go_on(self, epoch, step, *rest)
 
-    training.predict_batches = dying
-fit_small(sys.argv[1])
+def dying_evaluation(*arguments, calls=[]):
+    calls.append(1)
+    if len(calls) == 2:  # epoch 2 is fitted and not yet saved
+        os.kill(os.getpid(), signal.SIGKILL)
+    return predict(*arguments)
+
+if moment == "step":
+    fitting.Fit.after_step = dying_step
+if moment == "evaluation":
+    fitting.predict_batches = dying_evaluation
+fit_small(dataset, checkpoint_steps=1000 if moment == "evaluation" else 3)
 """
 
 
@@ -45,9 +54,9 @@ def small_net(size):
     return keras.Model(pixels, keras.layers.Dense(7, activation="softmax")(x))
 
 
-def fit_small(dataset, name="small", epochs=4, **changes):
+def fit_small(dataset, name="small", epochs=4, checkpoint_steps=None, **changes):
     study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
-    run = training.Run(study, name, {"kind": "small"})
+    run = training.Run(study, name, {"kind": "small"}, checkpoint_steps)
     model = small_net(32)
     settings = {"learning_rate": 3e-3, "batch_size": 8, "ema": 0.8, "mixup": 0.3, "label_smoothing": 0.1} | changes
     recipe = training.Recipe("fit", epochs, **settings)
@@ -59,6 +68,7 @@ def test_a_folder_is_complete(prepared_study):
     run, history, model = fit_small(prepared_study.paths.dataset)
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "history.csv",
+        "logs",
         "model.keras",
         "predictions_test.csv",
         "predictions_valid.csv",
@@ -129,27 +139,40 @@ def test_a_run_with_fewer_stages_is_another(prepared_study):
     assert set(pd.read_csv(run.folder / "history.csv")["stage"]) == {"first"}
 
 
+def history_text(folder):
+    """`history.csv` without the seconds, which no two runs share."""
+    rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    return [",".join(row[:-1]) for row in rows]
+
+
 def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
-    dataset = prepared_study.paths.dataset
-    command = [sys.executable, "-c", FITTED, dataset]
-    killed = subprocess.run([*command, "2"], cwd=config.REPOSITORY, capture_output=True, text=True)
     folder = prepared_study.paths.saved("small")
-    assert killed.returncode == -9, killed.stderr
-    assert [path.name for path in folder.iterdir()] == ["checkpoint-1-fit.npz"]
-    resumed = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
-    assert "going on after epoch 1 of 4" in resumed.stdout, resumed.stderr
+
+    def fit(moment):
+        command = [sys.executable, "-c", FITTED, prepared_study.paths.dataset, moment]
+        return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+
+    unbroken = fit("never")
+    assert unbroken.returncode == 0 and "going on" not in unbroken.stdout, unbroken.stderr
     tables = {name: (folder / name).read_text() for name in ("predictions_valid.csv", "predictions_test.csv")}
-    for path in folder.iterdir():
-        path.unlink()
-    unbroken = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
-    assert unbroken.returncode == 0 and "going on" not in unbroken.stdout
-    assert tables == {name: (folder / name).read_text() for name in tables}
+    history = history_text(folder)
+    for moment, where in [("evaluation", "after epoch 1 of 4\n"), ("step", r"after epoch 1 of 4, step 3 of ")]:
+        shutil.rmtree(folder)
+        killed = fit(moment)
+        assert killed.returncode == -9, killed.stderr
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1-fit.npz", "history.csv", "logs"]
+        assert history_text(folder) == history[:2]
+        resumed = fit("never")
+        assert f"fit: going on {where}" in resumed.stdout, resumed.stderr
+        assert tables == {name: (folder / name).read_text() for name in tables}
+        assert history_text(folder) == history
+        assert len(list((folder / "logs" / "1-fit").iterdir())) == 2
 
 
 @pytest.mark.parametrize("keep_start", [True, False])
 def test_a_stage_that_only_spoils_may_leave_its_start(prepared_study, monkeypatch, keep_start):
     scores = iter([0.9, 0.5, 0.6] if keep_start else [0.5, 0.6])
-    monkeypatch.setattr(training._Fit, "_score", lambda *_: next(scores))
+    monkeypatch.setattr(fitting.Fit, "_score", lambda *_: next(scores))
     run = training.Run(prepared_study, "start", {})
     model = small_net(32)
     before = [w.numpy() for w in model.weights]
@@ -170,14 +193,28 @@ def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     assert training.mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
 
 
-def test_nan_stops_the_fit_and_says_what_to_change(prepared_study):
-    run = training.Run(prepared_study, "nan", {})
+def test_a_fit_that_diverges_stops_and_says_what_to_change(prepared_study):
+    run = training.Run(prepared_study, "nan", {}, checkpoint_steps=1)
     model = small_net(32)
+    before = [v.numpy() for v in model.weights]
+    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
+    with pytest.raises(StudyError, match=r"epoch 1: .* at step \d+; .*Lower learning_rate \(1e\+30\) and run again"):
+        run.fit(model, training.Recipe("fit", 2, 1e30, 8), train, valid)
+    assert not (run.folder / "run.json").exists()
+    with np.load(run.folder / "checkpoint-1-fit.npz") as kept:
+        assert all(np.isfinite(kept[name]).all() for name in kept)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.weights, strict=True))
+    history = run.fit(model, training.Recipe("fit", 2, 1e-3, 8), train, valid)
+    run.finish(model)
+    assert np.isfinite(history["loss"]).all() and len(json.loads((run.folder / "run.json").read_text())["stages"]) == 1
+
+
+def test_nan_in_the_data_stops_within_the_epoch(prepared_study):
+    run = training.Run(prepared_study, "nan", {})
     train = inputs.load_split(prepared_study, "train")
     poisoned = train.with_targets(np.where(train.y > 0, np.nan, train.y))
-    with pytest.raises(StudyError, match=r"epoch 1: the loss is nan.*Lower learning_rate"):
-        run.fit(model, training.Recipe("fit", 2, 1e-3, 8), poisoned, inputs.load_split(prepared_study, "valid"))
-    assert not (run.folder / "run.json").exists()
+    with pytest.raises(StudyError, match=r"epoch 1: the loss is nan at step 1; the model has the weights again"):
+        run.fit(small_net(32), training.Recipe("fit", 2, 1e-3, 8), poisoned, inputs.load_split(prepared_study, "valid"))
 
 
 def test_early_stopping_counts_from_the_best_epoch(prepared_study):
@@ -192,14 +229,6 @@ def test_too_few_samples_for_a_batch(prepared_study):
         run.fit(small_net(32), training.Recipe("fit", 1, 1e-3, 8), train.take(np.array([0, 1])), train)
 
 
-def test_mean_auroc_against_scikit_learn():
-    rng = np.random.default_rng(1)
-    y, scores = (rng.random((80, 4)) < 0.3).astype(float), rng.random((80, 4)).round(1)
-    assert training.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y, scores, average="macro"))
-    y[:, 2] = 0
-    assert training.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y[:, [0, 1, 3]], scores[:, [0, 1, 3]]))
-
-
 def test_half_precision_halves_the_file_and_not_the_answer(tmp_path):
     net = models.transfer("EfficientNetLite0", 32, weights="imagenet").classifier
     training.save_model(net, tmp_path / "whole.keras")
@@ -210,8 +239,3 @@ def test_half_precision_halves_the_file_and_not_the_answer(tmp_path):
     half = keras.models.load_model(tmp_path / "half.keras")
     assert half.weights[0].dtype == "float32"
     assert np.allclose(half(x, training=False), net(x, training=False), atol=2e-3)
-
-
-def test_an_unknown_loss_is_refused():
-    with pytest.raises(StudyError, match="'hinge' is unknown; there are: categorical, binary"):
-        training.Recipe("fit", 1, 1e-3, loss="hinge")

@@ -1,0 +1,644 @@
+"""One stage of a fit: epochs over samples, the choice of the best one, and checkpoints to go on from at any step.
+
+This module owns the recipe of a stage, its loop, its checkpoint and its TensorBoard log. It takes any Keras model and
+any `Samples`, and knows nothing of architectures, of the other stages or of model folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from chestxray import files, inputs
+from chestxray.config import NIH_FINDINGS, SIX_FINDINGS, StudyError
+from chestxray.inputs import Samples
+
+HISTORY_COLUMNS = [
+    "stage",
+    "epoch",
+    "loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_auroc",
+    "learning_rate",
+    "seconds",
+]
+LOSSES: dict[str, type[keras.Loss]] = {}
+"""Every loss by the name that a recipe gives; filled below, where the study's own one is defined."""
+BATCH_NORM = ("train", "freeze", "reestimate")
+CHECKPOINT_SECONDS = 300.0
+"""How much of an epoch may be lost by a kill."""
+CHECKPOINT_SHARE = 1 / 60
+"""The largest share of the time that goes into checkpoints; the last one of a stage is always written."""
+LOG_STEPS = 50
+"""Steps between two entries of the loss in the TensorBoard log."""
+REESTIMATE_STEPS = 60
+"""Batches over which BatchNorm's mean and variance are taken anew for averaged weights."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage of a fit is done.
+
+    Attributes:
+        name: the stage's name in `history.csv`: `all_findings`, `head`, `fine_tune`, `fit`.
+        epochs: passes over the training samples.
+        learning_rate: peak learning rate of AdamW (Loshchilov & Hutter, ICLR 2019).
+        batch_size: samples a step, over all GPUs.
+        loss: over the seven classes `categorical` (softmax), `categorical_focal` (Lin et al., ICCV 2017) or
+            `logit_adjusted` (by the classes' shares; Menon et al., ICLR 2021); with one sigmoid a finding `binary` or
+            `binary_focal`.
+        warmup: share of all steps in which the learning rate rises linearly, 0 to 1; it then falls along a cosine.
+        weight_decay: AdamW's decay; biases and BatchNorm parameters are left out.
+        label_smoothing: share of each target spread over all classes, 0 to 1 (Szegedy et al., CVPR 2016).
+        ema: momentum of the running mean of the weights that is evaluated and kept; 0 evaluates the weights themselves.
+        balanced: draw every class equally often.
+        mixup: parameter of the Beta distribution by which two images are mixed (Zhang et al., ICLR 2018); 0 mixes none.
+        patience: stop after this many epochs without a better validation macro-AUROC; None never stops early.
+        batch_norm: `train` lets BatchNorm learn; `freeze` keeps its statistics and parameters as they were before the
+            stage; `reestimate` lets it learn and takes the statistics anew, for the weights that are evaluated.
+        class_weight: let every class weigh the same in the loss, however rare.
+        ema_restart: begin each epoch from the running mean of the weights rather than from the last step's.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    batch_size: int = 32
+    loss: str = "categorical"
+    warmup: float = 0.1
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    balanced: bool = False
+    mixup: float = 0.0
+    patience: int | None = None
+    batch_norm: str = "train"
+    class_weight: bool = False
+    ema_restart: bool = True
+
+    def __post_init__(self) -> None:
+        for field, known in (("loss", tuple(LOSSES)), ("batch_norm", BATCH_NORM)):
+            if getattr(self, field) not in known:
+                raise StudyError(
+                    f"recipe {self.name!r}: {field} {getattr(self, field)!r} is unknown; there are: {', '.join(known)}"
+                )
+        if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.warmup < 1:
+            raise StudyError(f"recipe {self.name!r}: epochs and batch_size are at least 1, warmup is in [0, 1)")
+        if self.class_weight and self.is_binary:
+            raise StudyError(
+                f"recipe {self.name!r}: class_weight needs one class an image; leave it out, or take binary_focal"
+            )
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether every output is a yes or no of its own."""
+        return self.loss.startswith("binary")
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this recipe from others, for `run.json`.
+
+        What came later than the first finished runs is named only where it is used, so that those stay valid.
+        """
+        later = ("batch_norm", "class_weight", "ema_restart")
+        unused = {f.name for f in dataclasses.fields(self) if f.name in later and getattr(self, f.name) == f.default}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
+
+
+class LogitAdjusted(keras.Loss):
+    """Cross-entropy of the probabilities weighed by the classes' shares among the training samples.
+
+    The network then need not learn how rare a class is, and its own probabilities favour none (Menon et al., Long-tail
+    learning via logit adjustment, ICLR 2021).
+    """
+
+    def __init__(self, shares: np.ndarray, label_smoothing: float = 0.0) -> None:
+        super().__init__(name="logit_adjusted")
+        self.shares, self.label_smoothing = np.asarray(shares, "float32"), label_smoothing
+
+    def call(self, y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+        # Keras divides probabilities by their sum, which makes this the softmax of the adjusted logits.
+        weighed = probabilities * self.shares
+        return keras.losses.categorical_crossentropy(y, weighed, label_smoothing=self.label_smoothing)
+
+
+LOSSES |= {
+    "categorical": keras.losses.CategoricalCrossentropy,
+    "categorical_focal": keras.losses.CategoricalFocalCrossentropy,
+    "logit_adjusted": LogitAdjusted,
+    "binary": keras.losses.BinaryCrossentropy,
+    "binary_focal": keras.losses.BinaryFocalCrossentropy,
+}
+
+
+def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
+    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur, by scikit-learn.
+
+    Args:
+        y: (N, K) zeros and ones.
+        scores: (N, K) scores, higher for 1.
+
+    Returns:
+        The mean in 0–1; NaN where no column has both values.
+    """
+    usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
+    return float(np.mean([roc_auc_score(y[:, k], scores[:, k]) for k in usable])) if usable else float("nan")
+
+
+def compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The model's forward pass as one graph, to call many times: `Model.predict` would copy a memory-mapped set."""
+    return tf.function(lambda x: model(x, training=False))
+
+
+def predict_batches(
+    model: keras.Model | Callable[[tf.Tensor], tf.Tensor], samples: Samples, batch_size: int = 128
+) -> np.ndarray:
+    """The outputs for the samples in order, (N, K) float32.
+
+    Args:
+        model: a model, or what `compiled` made of it, where it is asked more than once.
+        samples: (N, …) inputs.
+        batch_size: samples at a time; the last batch is filled up, so that one graph serves all.
+    """
+    step = compiled(model) if isinstance(model, keras.Model) else model
+    outputs = []
+    for batch in samples.batches(batch_size):
+        short = batch_size - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)]) if short else batch
+        outputs.append(step(tf.constant(padded)).numpy()[: len(batch)])
+    return np.concatenate(outputs).astype("float32")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a stage keeps what it writes while it runs, and under which key.
+
+    Attributes:
+        checkpoint: the file to go on from.
+        log: folder of the TensorBoard log.
+        key: tells this fit from others; a checkpoint with another key is not used.
+        checkpoint_steps: steps between two checkpoints; None goes by time.
+    """
+
+    checkpoint: Path
+    log: Path
+    key: str
+    checkpoint_steps: int | None = None
+
+
+class Fit:
+    """The loop over the epochs of one stage.
+
+    Attributes:
+        history: one row an epoch, `HISTORY_COLUMNS`.
+        best_epoch: the epoch whose weights are kept, from 1; 0 is the start.
+        best_score: its validation macro-AUROC.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        count: int,
+        samples: Callable[[], tuple[Samples, Samples]],
+        seed: int,
+        places: Places,
+        after_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+    ) -> None:
+        """Prepare a stage.
+
+        Args:
+            model: a built model with outputs (N, K) matching the targets.
+            recipe: how.
+            count: number of training samples.
+            samples: gives the training and the validation samples; not called where nothing is left to do.
+            seed: decides the order of the samples and their mixing.
+            places: where checkpoints and log go.
+            after_epoch: called with the history after each epoch.
+
+        Raises:
+            StudyError: there are fewer samples than one batch.
+        """
+        self.model, self.recipe, self.samples, self.seed, self.places = model, recipe, samples, seed, places
+        self.after_epoch = after_epoch
+        self.steps = count // recipe.batch_size
+        if self.steps == 0:
+            raise StudyError(
+                f"recipe {recipe.name!r}: {count} training samples are fewer than one batch of "
+                f"{recipe.batch_size}; lower batch_size or add images"
+            )
+        self.history: list[dict[str, Any]] = []
+        self.best_epoch, self.best_score = 0, -np.inf
+        self.best_weights: list[np.ndarray] = []
+        self.done = False
+        self.began_with = [v.numpy() for v in self._model_variables()]
+        self.metrics: list[Any] = []
+        """Running means of an epoch that was broken off, to go on from."""
+        self.elapsed = 0.0
+        """Seconds that the epoch took before it was broken off."""
+        self.saved_at, self.saving = time.perf_counter(), 0.0
+        """When the last checkpoint was written, and how many seconds that took."""
+
+    def run(self, keep_start: bool = False) -> list[dict[str, Any]]:
+        """Fit the model; it ends with the weights of its best epoch.
+
+        Args:
+            keep_start: let the weights that the stage begins with compete with those of its epochs.
+
+        Returns:
+            The history.
+
+        Raises:
+            StudyError: the loss became NaN or infinite; the model is as it was before, and the checkpoint holds the
+                last good weights.
+        """
+        with self._stored() as stored:
+            if stored is not None:
+                self._take_over(stored)
+            if not self.done:
+                with self._batch_norm_held():
+                    self._go_on(stored, keep_start)
+        _assign(self.model.weights, self.best_weights)
+        return self.history
+
+    def _go_on(self, stored: Mapping[str, np.ndarray] | None, keep_start: bool) -> None:
+        """Do the epochs that are left."""
+        self.train, self.valid = self.samples()
+        self.forward = compiled(self.model)
+        self._compile()
+        epoch = step = 0
+        if stored is None:
+            shutil.rmtree(self.places.log, ignore_errors=True)
+            if keep_start:
+                self.best_score = self._score(predict_batches(self.forward, self.valid))
+                self.best_weights = [w.numpy() for w in self.model.weights]
+        else:
+            epoch, step = self._restore(stored)
+        self.first, self.began = epoch * self.steps + step, time.perf_counter()
+        total = self.recipe.epochs * self.steps
+        with (
+            tqdm(
+                total=total, initial=self.first, desc=self.recipe.name, unit="step", leave=False, disable=None
+            ) as self.bar,
+            contextlib.closing(_Log(self.places.log)) as self.log,
+        ):
+            while epoch < self.recipe.epochs and not self.done:
+                self._epoch(epoch, step)
+                epoch, step = epoch + 1, 0
+
+    def _compile(self) -> None:
+        recipe, total = self.recipe, self.steps * self.recipe.epochs
+        warmup = int(total * recipe.warmup)
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else recipe.learning_rate,
+            decay_steps=max(total - warmup, 1),
+            warmup_target=recipe.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+        averaged = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **averaged)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        # XLA is slower than plain TensorFlow on the CPUs that this study is planned for.
+        self.model.compile(optimizer=optimizer, loss=self._loss(), metrics=["accuracy"], jit_compile=False)
+        # Not the optimizer above: in mixed precision Keras wraps it in one that scales the loss.
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def _loss(self) -> keras.Loss:
+        recipe = self.recipe
+        if recipe.loss == "logit_adjusted":
+            shares = self.train.y[inputs.epoch_order(self.train.y, self.seed, 0, recipe.balanced)].mean(axis=0)
+            return LogitAdjusted(shares, recipe.label_smoothing)
+        return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing)
+
+    def _class_weights(self) -> np.ndarray | None:
+        """(K,) weights under which the classes weigh the same and a sample weighs 1 on average."""
+        if not self.recipe.class_weight:
+            return None
+        present = self.train.y.sum(axis=0)
+        return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
+
+    @contextlib.contextmanager
+    def _batch_norm_held(self) -> Iterator[None]:
+        """Hold BatchNorm's statistics and parameters where the recipe asks for it, for this stage alone."""
+        held = [layer for layer in self._batch_norms() if layer.trainable and self.recipe.batch_norm == "freeze"]
+        try:
+            for layer in held:
+                layer.trainable = False
+            yield
+        finally:
+            for layer in held:
+                layer.trainable = True
+
+    def _batch_norms(self) -> list[keras.layers.BatchNormalization]:
+        layers = self.model._flatten_layers(include_self=False, recursive=True)
+        return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+    def _batches(self, epoch: int, first: int) -> tf.data.Dataset:
+        """The batches of an epoch from step `first` on: they depend on the seed and the epoch alone."""
+        recipe = self.recipe
+        order = inputs.epoch_order(self.train.y, self.seed, epoch, recipe.balanced)[first * recipe.batch_size :]
+        shares = None
+        if recipe.mixup:
+            shares = inputs.mixing_shares(recipe.mixup, self.seed, epoch, self.steps)[first:]
+        return inputs.dataset(self.train, order, recipe.batch_size, shares, self._class_weights())
+
+    def _epoch(self, epoch: int, first: int) -> None:
+        began = time.perf_counter() - self.elapsed
+        self.elapsed = 0.0
+        steps = _Steps(self, epoch, first, began)
+        fitted = self.model.fit(
+            self._batches(epoch, first),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+            verbose=0,
+            callbacks=[steps],
+        ).history
+        # At its end Keras's fit has put the running mean in the place of the weights.
+        live = self._values() if self.recipe.ema_restart else steps.values
+        self._check_finite(epoch, self.steps, fitted["loss"][0], live)
+        if self.recipe.ema:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        if self.recipe.batch_norm == "reestimate":
+            self._reestimate(epoch)
+        scores = predict_batches(self.forward, self.valid)
+        score = self._score(scores)
+        if score > self.best_score or not self.best_weights:
+            self.best_epoch, self.best_score = epoch + 1, score
+            self.best_weights = [w.numpy() for w in self.model.weights]
+        _assign(self._model_variables(), live)
+        row = {
+            "stage": self.recipe.name,
+            "epoch": epoch + 1,
+            "loss": float(fitted["loss"][0]),
+            "accuracy": float(fitted["accuracy"][0]),
+            "val_loss": float(self.model.loss(self.valid.y, scores)),
+            "val_accuracy": _accuracy(self.valid.y, scores, self.recipe.is_binary),
+            "val_macro_auroc": score,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "seconds": time.perf_counter() - began,
+        }
+        self.history.append(row)
+        patience = self.recipe.patience
+        self.done = epoch + 1 == self.recipe.epochs or (
+            patience is not None and epoch + 1 - self.best_epoch >= patience
+        )
+        self.log.write(epoch + 1, {name: row[name] for name in HISTORY_COLUMNS[2:]}, "epoch/")
+        self.after_epoch(self.history)
+        if self.done or self._is_due(0.0):
+            self.save(epoch + 1, 0)
+        self.say(f"{epoch_line(row, self.recipe.epochs)}{self.left(epoch + 1, 0)}")
+
+    def _reestimate(self, epoch: int) -> None:
+        """Take BatchNorm's mean and variance anew with the weights as they are: the mean over training batches."""
+        statistics = [v for layer in self._batch_norms() for v in (layer.moving_mean, layer.moving_variance)]
+        sums = [np.zeros(v.shape, "float64") for v in statistics]
+        update = tf.function(lambda x: self.model(x, training=True))
+        taken = 0
+        for x, *_ in self._batches(epoch, 0).take(REESTIMATE_STEPS):
+            update(x)
+            taken += 1
+            for total, variable in zip(sums, statistics, strict=True):
+                total += variable.numpy()
+        _assign(statistics, [total / taken for total in sums])
+
+    def _score(self, scores: np.ndarray) -> float:
+        """The validation macro-AUROC that chooses the epoch."""
+        if self.recipe.is_binary and self.valid.y.shape[1] == len(NIH_FINDINGS):
+            six = [NIH_FINDINGS.index(name) for name in SIX_FINDINGS]
+            return mean_auroc(self.valid.y[:, six], scores[:, six])
+        return mean_auroc(self.valid.y, scores)
+
+    def after_step(self, epoch: int, step: int, loss: float, began: float) -> None:
+        """Look at the loss, log it, and write a checkpoint where it is time.
+
+        Args:
+            epoch: epoch number from 0.
+            step: steps done in this epoch.
+            loss: its mean over the epoch so far.
+            began: when the epoch began, in seconds of `time.perf_counter`.
+        """
+        self.bar.update()
+        self._check_finite(epoch, step, loss)
+        if step % LOG_STEPS == 0:
+            self.log.write(epoch * self.steps + step, {"loss": loss}, "step/")
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        every = self.places.checkpoint_steps
+        due = self._is_due(CHECKPOINT_SECONDS) if every is None else step % every == 0
+        if due and step < self.steps:
+            self.elapsed = time.perf_counter() - began
+            self.save(epoch, step)
+            self.elapsed = 0.0
+            name, epochs = self.recipe.name, self.recipe.epochs
+            self.say(
+                f"{name:>12} {epoch + 1:>3}/{epochs}  step {step}/{self.steps}  loss {loss:.4f}{self.left(epoch, step)}"
+            )
+
+    def _is_due(self, seconds: float) -> bool:
+        """Whether the last checkpoint is so old that another costs little."""
+        age = time.perf_counter() - self.saved_at
+        return self.places.checkpoint_steps is not None or age >= max(seconds, self.saving / CHECKPOINT_SHARE)
+
+    def _check_finite(self, epoch: int, step: int, loss: float, weights: list[np.ndarray] | None = None) -> None:
+        if np.isfinite(loss) and _all_finite(weights or []):
+            return
+        _assign(self._model_variables(), self.began_with)
+        what = f"the loss is {loss:g}" if not np.isfinite(loss) else "a weight is no longer finite"
+        kept = f"the last good weights are kept in {self.places.checkpoint.name}"
+        if not self.places.checkpoint.exists():
+            kept = "the model has the weights again that it began the stage with"
+        raise StudyError(
+            f"stage {self.recipe.name!r}, epoch {epoch + 1}: {what} at step {step}; {kept}. Lower learning_rate "
+            f"({self.recipe.learning_rate:g}) and run again"
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        tqdm.write(line)
+        sys.stdout.flush()
+
+    def left(self, epoch: int, step: int) -> str:
+        """The time left after so many epochs and steps, in words."""
+        done = epoch * self.steps + step
+        pace = (time.perf_counter() - self.began) / (done - self.first)
+        return f", {pace * (self.recipe.epochs * self.steps - done) / 60:.1f} min left"
+
+    def _values(self) -> list[np.ndarray]:
+        return [v.numpy() for v in self._model_variables()]
+
+    def save(self, epoch: int, step: int) -> None:
+        """Write all that the next step depends on: weights, seeds' states, optimizer, running means, best so far.
+
+        Args:
+            epoch: finished epochs.
+            step: steps done in the next one.
+
+        Raises:
+            StudyError: a weight is not finite, or the disk is full.
+        """
+        began = time.perf_counter()
+        progress = {
+            "key": self.places.key,
+            "epoch": epoch,
+            "step": step,
+            "elapsed": self.elapsed,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "done": self.done,
+            "history": self.history,
+        }
+        groups = {
+            "model": self._values(),
+            "optimizer": [v.numpy() for v in self.model.optimizer.variables],
+            "metric": [v.numpy() for v in self.model.metrics_variables] if step else [],
+            "best": self.best_weights,
+        }
+        self._check_finite(epoch, step, 0.0, groups["model"])
+        arrays = {f"{name}-{i}": value for name, values in groups.items() for i, value in enumerate(values)}
+        with whole_file(self.places.checkpoint) as beside, beside.open("wb") as file:
+            np.savez(file, progress=np.frombuffer(json.dumps(progress).encode(), np.uint8), **arrays)
+        self.saved_at = time.perf_counter()
+        self.saving = self.saved_at - began
+
+    @contextlib.contextmanager
+    def _stored(self) -> Iterator[Mapping[str, np.ndarray] | None]:
+        """The checkpoint of the same fit, if there is one."""
+        if not self.places.checkpoint.exists():
+            yield None
+            return
+        with np.load(self.places.checkpoint) as arrays:
+            same = "progress" in arrays and self._progress(arrays)["key"] == self.places.key
+            yield arrays if same else None
+
+    @staticmethod
+    def _progress(stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return json.loads(stored["progress"].tobytes())
+
+    def _take_over(self, stored: Mapping[str, np.ndarray]) -> None:
+        """Take what the finished epochs gave."""
+        progress = self._progress(stored)
+        self.best_epoch, self.best_score = progress["best_epoch"], progress["best_score"]
+        self.history, self.done, self.elapsed = progress["history"], progress["done"], progress["elapsed"]
+        self.best_weights = _group(stored, "best")
+        step = f", step {progress['step']} of {self.steps}" if progress["step"] else ""
+        print(f"{self.recipe.name}: going on after epoch {progress['epoch']} of {self.recipe.epochs}{step}", flush=True)
+
+    def _restore(self, stored: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Put weights, seeds and optimizer back; returns the finished epochs and the steps done in the next one."""
+        progress = self._progress(stored)
+        _assign(self._model_variables(), _group(stored, "model"))
+        _assign(self.model.optimizer.variables, _group(stored, "optimizer"))
+        self.metrics = _group(stored, "metric")
+        return progress["epoch"], progress["step"]
+
+    def restore_metrics(self) -> None:
+        """Go on with the running means of an epoch that was broken off."""
+        if self.metrics:
+            _assign(self.model.metrics_variables, self.metrics)
+            self.metrics = []
+
+    def _model_variables(self) -> list[keras.Variable]:
+        """The weights and the states of the seed generators, without the metrics."""
+        skip = {id(v) for v in self.model.metrics_variables}
+        return [v for v in self.model.variables if id(v) not in skip]
+
+
+class _Steps(keras.callbacks.Callback):
+    """What happens between the steps of one epoch."""
+
+    def __init__(self, fit: Fit, epoch: int, first: int, began: float) -> None:
+        super().__init__()
+        self.fit, self.epoch, self.step, self.began = fit, epoch, first, began
+        self.values: list[np.ndarray] = []
+        """The model's variables after the last step."""
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self.fit.restore_metrics()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        self.step += 1
+        self.fit.after_step(self.epoch, self.step, logs["loss"], self.began)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        if not self.fit.recipe.ema_restart:
+            self.values = self.fit._values()
+
+
+class _Log:
+    """Event files for TensorBoard, which need not be installed to write them; a resumed fit adds to the same folder."""
+
+    def __init__(self, folder: Path) -> None:
+        files.make_folder(folder)
+        self._writer = tf.summary.create_file_writer(str(folder))
+        plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+        self._metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+
+    def write(self, step: int, values: Mapping[str, float], prefix: str) -> None:
+        with self._writer.as_default():
+            for name, value in values.items():
+                tf.summary.write(prefix + name, np.float32(value), step=step, metadata=self._metadata)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """One epoch in one line."""
+    return (
+        f"{row['stage']:>12} {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  valid loss {row['val_loss']:.4f}  "
+        f"valid macro-AUROC {row['val_macro_auroc']:.4f}  {row['seconds']:.0f} s"
+    )
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to; it takes the name when the block ends, and is removed if the block fails.
+
+    Raises:
+        StudyError: the disk is full or read-only.
+    """
+    files.make_folder(path.parent)
+    beside = path.with_name(f"{files.TEMPORARY}{os.getpid()}-{path.name}")
+    with files.explained(path):
+        try:
+            yield beside
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _accuracy(y: np.ndarray, scores: np.ndarray, binary: bool) -> float:
+    if binary:
+        return float(np.mean((scores > 0.5) == (y > 0.5)))
+    return float(np.mean(scores.argmax(1) == y.argmax(1)))
+
+
+def _assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _group(stored: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
+    """The arrays that a checkpoint holds under `name`, in order."""
+    count = sum(key.startswith(f"{name}-") for key in stored)
+    return [stored[f"{name}-{i}"] for i in range(count)]
+
+
+def _all_finite(arrays: list[np.ndarray]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)
