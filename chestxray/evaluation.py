@@ -517,7 +517,8 @@ def _aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
 
 
 def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
-    """(n,) bool: which images show the finding, alone or among others."""
+    """(n,) bool: which images show the class, alone or among others; No_finding stands alone."""
+    finding = NO_FINDING_NIH if finding == "No_finding" else finding
     return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
 
 

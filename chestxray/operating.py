@@ -1,0 +1,193 @@
+"""Where to draw the line: a threshold for each finding, what it catches and misses, and when it is worth using.
+
+It owns operating points and decision curves. A threshold is chosen on validation and only measured on test. It knows
+predictions tables and nothing of networks or figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chestxray import evaluation, resampling
+from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.resampling import Draws
+
+SENSITIVITY = 0.8
+"""Share of the positive validation images that a threshold has to catch, unless another is asked for."""
+
+METRICS: dict[str, str] = {
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+}
+
+
+def threshold(scores: np.ndarray, truth: np.ndarray, sensitivity: float = SENSITIVITY) -> float:
+    """The highest threshold at which `score >= threshold` catches at least this share of the positives.
+
+    Args:
+        scores: (n,) high for positive.
+        truth: (n,) bool.
+        sensitivity: above 0, at most 1.
+
+    Raises:
+        StudyError: the sensitivity is out of range, or there is no positive.
+    """
+    if not 0 < sensitivity <= 1:
+        raise StudyError(f"sensitivity {sensitivity}: give a share above 0 and at most 1")
+    positives = np.sort(np.asarray(scores, dtype=float)[np.asarray(truth, dtype=bool)])[::-1]
+    if not len(positives):
+        raise StudyError("no positive validation image to choose a threshold on: use a dataset with more images")
+    return float(positives[int(np.ceil(sensitivity * len(positives) - 1e-9)) - 1])
+
+
+def choose(valid: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFrame:
+    """Choose each finding's threshold on all validation images.
+
+    Args:
+        valid: predictions for validation.
+        sensitivity: as for `threshold`.
+
+    Returns:
+        Index `finding`, the six; columns `threshold`, `target`, the validation images' `sensitivity` and
+        `specificity` there, `n_images` and `n_positive`.
+
+    Raises:
+        StudyError: as `threshold`.
+    """
+    valid = evaluation.checked(valid)
+    rows = {}
+    for name in SIX_FINDINGS:
+        scores, truth = valid[name].to_numpy(dtype=float), evaluation.shows(valid, name)
+        line = threshold(scores, truth, sensitivity)
+        above = scores >= line
+        rows[name] = {
+            "threshold": line,
+            "target": sensitivity,
+            "sensitivity": float(above[truth].mean()),
+            "specificity": float((~above[~truth]).mean()) if (~truth).any() else np.nan,
+            "n_images": len(truth),
+            "n_positive": int(truth.sum()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
+
+
+def point_draws(scores: np.ndarray, truth: np.ndarray, line: float, draws: Draws) -> dict[str, np.ndarray]:
+    """The metrics of `METRICS` of one threshold in every draw, each (1 + draws,); NaN where nothing is counted."""
+    truth, above = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float) >= line
+    return {
+        "sensitivity": draws.means(above, truth),
+        "specificity": draws.means(~above, ~truth),
+        "ppv": draws.means(truth, above),
+        "npv": draws.means(~truth, ~above),
+    }
+
+
+def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """What the thresholds do on test.
+
+    Args:
+        test: predictions for test, or the balanced rows of them.
+        points: what `choose` returned.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Index (`finding`, `metric`), the last finding `mean`; columns `estimate`, `low`, `high`, `draws`, `n_images`,
+        `n_positive`. The predictive values hold for the share of positives in this very test.
+    """
+    test = evaluation.checked(test)
+    drawn = Draws.of(test["patient"], draws, seed)
+    rows, sums = {}, dict.fromkeys(METRICS, 0.0)
+    for name, line in points["threshold"].items():
+        truth = evaluation.shows(test, name)
+        for metric, values in point_draws(test[name].to_numpy(dtype=float), truth, line, drawn).items():
+            rows[name, metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": int(truth.sum())}
+            sums[metric] = sums[metric] + values / len(points)
+    for metric, values in sums.items():
+        rows["mean", metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": -1}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
+    table["n_positive"] = table["n_positive"].astype("Int64").replace(-1, pd.NA)
+    return table
+
+
+def summary(
+    valid: Mapping[str, pd.DataFrame],
+    test: Mapping[str, pd.DataFrame],
+    sensitivity: float = SENSITIVITY,
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean sensitivity and specificity of the six findings for every model, each at its own validation thresholds.
+
+    Returns:
+        Index (`model`, `metric`); columns as in `measure`.
+    """
+    tables = {
+        name: measure(table, choose(valid[name], sensitivity), draws, seed)
+        .loc["mean"]
+        .loc[["sensitivity", "specificity"]]
+        for name, table in test.items()
+    }
+    return pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
+
+
+def net_benefit(
+    probabilities: np.ndarray, truth: np.ndarray, thresholds: Sequence[float], draws: Draws
+) -> pd.DataFrame:
+    """Decision curve (Vickers & Elkin, Med Decis Making 2006).
+
+    Net benefit counts the true positives among all radiographs, less the false positives, each weighing the odds of
+    the threshold: at 10 %, one false alarm costs a ninth of what a caught finding is worth.
+
+    Args:
+        probabilities: (n,) calibrated: a threshold only has a meaning for a probability that has one.
+        truth: (n,) bool.
+        thresholds: (T,) probabilities, above 0 and below 1, at which one would act.
+        draws: draws over the same images.
+
+    Returns:
+        One row a threshold: `threshold`, `model` with `low` and `high`, and `all` (acting on every radiograph); acting
+        on none has 0.
+    """
+    lines = np.asarray(thresholds, dtype=float)
+    truth = np.asarray(truth, dtype=bool)
+    above = np.asarray(probabilities, dtype=float)[:, None] >= lines[None, :]
+    odds = lines / (1 - lines)
+    images = draws.totals(np.ones(len(truth)))[:, None]
+    gain = (draws.totals(above & truth[:, None]) - odds * draws.totals(above & ~truth[:, None])) / images
+    everyone = truth.mean() - odds * (~truth).mean()
+    rows = [{"threshold": line, "model": gain[0, place]} for place, line in enumerate(lines)]
+    for place, row in enumerate(rows):
+        row["low"], row["high"], _ = resampling.interval(gain[:, place])
+        row["all"] = everyone[place]
+    return pd.DataFrame(rows)
+
+
+def decision_curves(
+    calibrated: pd.DataFrame, thresholds: Sequence[float], draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """`net_benefit` of each of the six findings.
+
+    Args:
+        calibrated: predictions for test after `calibration.apply_findings`.
+        thresholds: probabilities at which one would act.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Columns `finding` and those of `net_benefit`.
+    """
+    table = evaluation.checked(calibrated)
+    drawn = Draws.of(table["patient"], draws, seed)
+    parts = []
+    for name in SIX_FINDINGS:
+        curve = net_benefit(table[name].to_numpy(dtype=float), evaluation.shows(table, name), thresholds, drawn)
+        curve.insert(0, "finding", name)
+        parts.append(curve)
+    return pd.concat(parts, ignore_index=True)

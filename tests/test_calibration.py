@@ -1,0 +1,146 @@
+"""Calibration against scikit-learn, a slow optimiser, and simulations whose truth is known."""
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
+from test_evaluation import predictions_table
+
+from chestxray import calibration, evaluation
+from chestxray.config import CLASSES, StudyError
+from chestxray.resampling import Draws, interval
+
+
+def sample(images=2000, seed=0, patients=None):
+    """Probabilities that mean what they say, their truths, and draws."""
+    rng = np.random.default_rng(seed)
+    scores = rng.beta(1, 4, images)
+    return scores, rng.random(images) < scores, Draws.of(np.arange(images) % (patients or images), 300, seed)
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
+def test_reliability_and_error_agree_with_scikit_learn(strategy):
+    scores, truth, draws = sample()
+    found = calibration.reliability(scores, truth, draws, bins=8, strategy=strategy)
+    observed, predicted = calibration_curve(truth, scores, n_bins=8, strategy=strategy)
+    assert found["observed"].to_numpy() == pytest.approx(observed)
+    assert found["predicted"].to_numpy() == pytest.approx(predicted)
+    assert found["images"].sum() == 2000
+    error = (found["images"] * np.abs(observed - predicted)).sum() / 2000
+    assert calibration.error_draws(scores, truth, draws, 8, strategy)[0] == pytest.approx(error)
+    assert (found["low"] <= found["observed"]).all() and (found["observed"] <= found["high"]).all()
+
+
+def test_brier_agrees_with_scikit_learn_and_a_hand_count():
+    scores, truth, draws = sample()
+    assert calibration.brier_draws(scores, truth, draws)[0] == pytest.approx(brier_score_loss(truth, scores))
+    two = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    once = Draws.of(np.arange(2), 1, 0)
+    by_hand = (0.3**2 + 0.2**2 + 0.1**2 + 0.9**2 + 0.1**2 + 0.8**2) / 2
+    assert calibration.brier_draws(two, np.eye(3)[[0, 0]], once)[0] == pytest.approx(by_hand)
+
+
+def test_interval_of_a_perfect_models_error_reaches_zero():
+    plain, turned = [], []
+    for seed in range(20):
+        errors = calibration.error_draws(*sample(600, seed))
+        plain.append(interval(errors)[0])
+        turned.append(interval(errors, basic=True)[0])
+    assert min(plain) > 0.01  # plain percentiles would always deny that the model is calibrated
+    assert np.median(turned) <= 0.001 and np.mean(turned) < 0.2 * np.mean(plain)
+
+
+def test_hand_count_of_two_bins():
+    scores, truth = np.array([0.1, 0.3, 0.6, 0.8]), np.array([False, True, True, True])
+    draws = Draws.of(np.arange(4), 3, 0)
+    found = calibration.reliability(scores, truth, draws, bins=2, strategy="uniform")
+    assert found["predicted"].tolist() == pytest.approx([0.2, 0.7])
+    assert found["observed"].tolist() == [0.5, 1.0]
+    assert calibration.error_draws(scores, truth, draws, 2, "uniform")[0] == pytest.approx((0.3 + 0.3) / 2)
+    with pytest.raises(StudyError, match="strategy 'even' is unknown"):
+        calibration.bin_edges(scores, 2, "even")
+
+
+def test_temperature_is_the_one_a_slow_search_finds():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3000, 4))
+    labels = np.array([rng.choice(4, p=row) for row in special.softmax(logits, axis=1)])
+    sharp = special.softmax(logits * 2.5, axis=1) * 0.4  # scaled: rows need not sum to one
+
+    def loss(heat):
+        return -special.log_softmax(np.log(sharp) / heat, axis=1)[range(3000), labels].mean()
+
+    slow = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x
+    found = calibration.fit_classes(sharp, labels)
+    assert found.temperature == pytest.approx(slow, rel=1e-3)
+    assert found.temperature == pytest.approx(2.5, rel=0.06)
+    assert found.bias == pytest.approx(np.zeros(4))
+    moved = calibration.fit_classes(special.softmax(logits + np.array([0, 0, 1.5, 0]), axis=1), labels, bias=True)
+    assert moved.temperature == pytest.approx(1, rel=0.06)
+    assert moved.bias == pytest.approx(np.array([0.375, 0.375, -1.125, 0.375]), abs=0.12)
+    assert moved.apply(sharp).sum(axis=1) == pytest.approx(1)
+
+
+def test_finding_is_scaled_as_logistic_regression_does():
+    scores, truth, _ = sample(3000)
+    bent = special.expit(special.logit(scores) * 2 + 1)
+    temperature, bias = calibration.fit_finding(bent, truth)
+    fitted = LogisticRegression(C=1e10).fit(special.logit(bent)[:, None], truth)
+    assert 1 / temperature == pytest.approx(fitted.coef_[0, 0], rel=1e-2)
+    assert bias == pytest.approx(fitted.intercept_[0], abs=1e-2)
+    assert calibration.fit_finding(scores, np.zeros(3000, bool)) == (1.0, 0.0)
+    assert calibration.fit_finding(bent, truth, bias=False)[1] == 0
+
+
+def test_shares_are_found_without_labels_and_the_correction_is_bayes():
+    rng = np.random.default_rng(2)
+    there = np.array([0.7, 0.2, 0.1])
+    labels = rng.choice(3, size=6000, p=there)
+    x = rng.normal(size=(6000, 3)) + 1.5 * np.eye(3)[labels]
+    even = special.softmax(1.5 * x, axis=1)  # the exact posterior where classes are equally common
+    assert calibration.estimate_shares(even, np.full(3, 1 / 3)) == pytest.approx(there, abs=0.02)
+    right = there * np.exp(1.5 * x)
+    expected = right / right.sum(axis=1, keepdims=True)
+    assert calibration.shift(even, np.full(3, 1 / 3), there) == pytest.approx(expected, abs=1e-5)
+
+
+def test_tables_improve_on_an_ill_calibrated_model_and_keep_its_order():
+    valid, test = (
+        table.assign(**{name: table[name] ** 0.4 for name in CLASSES})
+        for table in (predictions_table(images=500, seed=5), predictions_table(images=500, seed=6))
+    )
+    found = calibration.findings_table(valid, test, draws=20)
+    ece = found["estimate"].xs("ece", level="metric").unstack("stage")
+    assert ece["temperature and bias"].mean() < 0.6 * ece["as trained"].mean()
+    fitted = calibration.fit_findings(valid)
+    after = calibration.apply_findings(test, fitted)
+    for name in CLASSES:
+        assert (after[name].rank() == test[name].rank()).all()
+        assert fitted.loc[name, "n_positive"] == evaluation.shows(valid, name).sum()
+    truth = evaluation.shows(test, "Mass")
+    assert found.loc[("Mass", "temperature and bias", "brier"), "estimate"] == pytest.approx(
+        brier_score_loss(truth, after["Mass"])
+    )
+    points = calibration.reliability_table({"before": test, "after": after}, draws=5, bins=4)
+    assert points.groupby(["class", "stage"])["images"].sum().eq(len(test)).all()
+
+
+def test_classes_table_corrects_for_rare_classes():
+    rng = np.random.default_rng(7)
+    tables = []
+    for seed in (8, 9):
+        table = predictions_table(images=900, seed=seed)
+        keep = table["label"].isin(["No_finding", ""]) | (rng.random(900) < 0.3)
+        tables.append(table[keep].reset_index(drop=True))
+    found, shares = calibration.classes_table(*tables, draws=20)
+    brier = found["estimate"].xs("brier", level="metric")
+    assert brier["shares of validation"] < brier["as trained"]
+    assert brier["shares estimated"] < brier["as trained"]
+    single = tables[1][tables[1]["label"] != ""]
+    guess = np.array(CLASSES)[single[list(CLASSES)].to_numpy().argmax(axis=1)]
+    assert found.loc[("as trained", "accuracy"), "estimate"] == pytest.approx((guess == single["label"]).mean())
+    assert shares.loc["No_finding", "test"] == pytest.approx((single["label"] == "No_finding").mean())
+    assert abs(shares["estimated"] - shares["test"]).max() < abs(shares["training"] - shares["test"]).max()
+    assert shares.sum().to_numpy() == pytest.approx(np.ones(4))
