@@ -312,8 +312,8 @@ def classes_table(
     Returns:
         Two tables. Calibration: index (`stage`, `metric`), stages `as trained`, `temperature`, `temperature and bias`,
         `shares of validation` and `shares estimated` (prior correction after a temperature and biases fitted with all
-        classes weighing the same), metrics `ece` (of the most probable class), `brier` (0 to 2) and `accuracy`. Shares: index `class`,
-        columns `training`, `validation`, `estimated` (on test without its labels) and `test`.
+        classes weighing the same), metrics `ece` (of the most probable class), `brier` (0 to 2) and `accuracy`.
+        Shares: index `class`, columns `training`, `validation`, `estimated` (on test without labels) and `test`.
     """
     tables = [table[table["label"].ne("")] for table in (evaluation.checked(valid), evaluation.checked(test))]
     (held_out, learned), (scores, truth) = (

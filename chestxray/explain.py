@@ -1,0 +1,389 @@
+"""Where a model looks: Grad-CAM, how often it points at the lesion, and whether the maps depend on what was learned.
+
+It owns the heat-maps of the study's networks, single or joined, their scores against the radiologists' boxes, and the
+check by weight randomisation. It knows Keras models as `models` and `ensemble` build them, and nothing of training or
+figures. TensorFlow is imported when a map is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from chestxray import resampling
+from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.resampling import Draws
+
+if TYPE_CHECKING:
+    import keras
+
+SHARE = 0.5
+"""Share of a map's maximum from which a pixel counts as pointed out."""
+
+PEER_POINTING: dict[str, float] = {
+    "Atelectasis": 0.250,
+    "Effusion": 0.333,
+    "Infiltration": 0.455,
+    "Mass": 0.306,
+    "Nodule": 0.038,
+    "Pneumothorax": 0.082,
+}
+"""Pointing game of a published repository on the NIH's boxes."""
+
+STEPS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the layers, counted from the output, whose weights `randomisation` shuffles; 0 is the last one."""
+
+
+class _Net(NamedTuple):
+    """A network and how to its class scores: `net` gives feature maps, the last dense layer's input, probabilities."""
+
+    net: keras.Model
+    dense: Any
+
+
+class Explainer:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of a network, or of the networks that an ensemble joins.
+
+    The gradient is that of the class's score before softmax or sigmoid, taken at the last feature map that a
+    convolution leads to, always in inference mode. One graph is traced for each network.
+
+    Attributes:
+        members: name and network of each map; one for a single network.
+        batch_size: images a step.
+    """
+
+    def __init__(self, model: keras.Model, batch_size: int = 32, cells: int = 1) -> None:
+        """Take a network apart.
+
+        Args:
+            model: radiographs (N, side, side, 1) in 0–255 to seven probabilities.
+            batch_size: images a step.
+            cells: take the last feature map with at least so many cells a side; 1 takes the last of all, as the paper
+                does, but that of a small radiograph may be too coarse to point at anything.
+
+        Raises:
+            StudyError: a network has no convolution, so that nothing in it has a place; or no map is so fine.
+        """
+        self.members = _members(model)
+        self.batch_size = batch_size
+        self._steps = [_traced(_opened(member, cells)) for member in self.members]
+
+    def member_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Each member's maps.
+
+        Args:
+            pixels: (n, H, W, 1) or (n, H, W), grey values 0–255.
+            classes: (n,) or one index of `CLASSES`: which class each map is for.
+
+        Returns:
+            (members, n, H, W) float32, each map 0 to 1 with its maximum at 1; all 0 where nothing speaks for the class.
+        """
+        pixels = np.asarray(pixels)
+        pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+        classes = np.broadcast_to(np.asarray(classes, dtype=np.int32), len(pixels))
+        maps = np.zeros((len(self.members), *pixels.shape[:3]), np.float32)
+        for start in range(0, len(pixels), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            images = pixels[part].astype(np.float32)
+            # Every step has the same shape, so that each graph is traced once.
+            missing = self.batch_size - len(images)
+            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            asked = np.pad(classes[part], (0, missing))
+            for member, step in enumerate(self._steps):
+                maps[member, part] = np.asarray(step(images, asked))[: self.batch_size - missing]
+        return _scaled(maps)
+
+    def maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """The mean of the members' maps, (n, H, W) float32 from 0 to 1; arguments as for `member_maps`."""
+        return _scaled(self.member_maps(pixels, classes).mean(axis=0))
+
+
+def _scaled(maps: np.ndarray) -> np.ndarray:
+    top = maps.max(axis=(-2, -1), keepdims=True)
+    return np.divide(maps, top, out=np.zeros_like(maps), where=top > 0)
+
+
+def _members(model: keras.Model) -> list[keras.Model]:
+    """The networks that an ensemble joins: its layers that take and give what it does; else the model itself."""
+    import keras
+
+    def alike(layer: Any) -> bool:
+        return (
+            isinstance(layer, keras.Model)
+            and layer.output_shape == model.output_shape
+            and len(layer.input_shape) == len(model.input_shape) == 4
+        )
+
+    found = [part for layer in model.layers if alike(layer) for part in _members(layer)]
+    return found or [model]
+
+
+def _opened(model: keras.Model, cells: int = 1) -> _Net:
+    """The same network with its last feature map and its last dense layer's input as outputs; layers are shared."""
+    import keras
+
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else None
+        if isinstance(layer, keras.Model) and _convolves(layer):
+            keras.models.clone_model(layer, given, clone_function=lambda part: part, call_function=call)
+            return calls[-1][2]
+        result = layer(*args, **kwargs)
+        calls.append((layer, given, result))
+        return result
+
+    # The public way to walk a network's graph: rebuild it around the same layers.
+    rebuilt = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    convolutions = [place for place, (layer, _, _) in enumerate(calls) if _convolves(layer)]
+    if not convolutions:
+        raise StudyError(f"{model.name} has no convolution, so it has no heat-map: choose another model")
+    features = [
+        result
+        for layer, _, result in calls[convolutions[0] :]
+        if _rank(result) == 4 and min(result.shape[1:3]) >= cells and "Pooling" not in type(layer).__name__
+    ]
+    if not features:
+        raise StudyError(f"{model.name} has no feature map of {cells} cells a side: ask for fewer")
+    dense = [(layer, given) for layer, given, _ in calls if isinstance(layer, keras.layers.Dense)]
+    layer, given = dense[-1] if dense and dense[-1][0].units == len(CLASSES) else (None, rebuilt.outputs[0])
+    return _Net(keras.Model(rebuilt.input, [features[-1], given, rebuilt.outputs[0]]), layer)
+
+
+def _rank(tensor: Any) -> int:
+    return len(getattr(tensor, "shape", ()))
+
+
+def _convolves(layer: Any) -> bool:
+    import keras
+
+    if isinstance(layer, keras.Model):
+        return any(_convolves(part) for part in layer.layers)
+    return isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
+
+
+def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """A graph from a batch and its classes to unscaled maps at the radiographs' size."""
+    import tensorflow as tf
+
+    def score(given: Any, probabilities: Any) -> Any:
+        if opened.dense is not None:
+            given = tf.cast(given, tf.float32)
+            logits = tf.matmul(given, tf.cast(opened.dense.kernel, tf.float32))
+            return logits + tf.cast(opened.dense.bias, tf.float32) if opened.dense.use_bias else logits
+        # No dense layer ends in the classes: the log-odds, which are the score before a sigmoid.
+        sure = tf.clip_by_value(tf.cast(probabilities, tf.float32), 1e-6, 1 - 1e-6)
+        return tf.math.log(sure) - tf.math.log1p(-sure)
+
+    @tf.function(jit_compile=False)
+    def step(images: Any, classes: Any) -> Any:
+        with tf.GradientTape() as tape:
+            # Members are frozen: without this the tape would record nothing.
+            tape.watch(images)
+            features, given, probabilities = opened.net(images, training=False)
+            scores = score(given, probabilities)
+            asked = tf.reduce_sum(tf.gather(scores, classes, axis=1, batch_dims=1))
+        slopes = tape.gradient(asked, features)
+        features, slopes = tf.cast(features, tf.float32), tf.cast(slopes, tf.float32)
+        weights = tf.reduce_mean(slopes, axis=(1, 2))
+        maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", features, weights))
+        return tf.image.resize(maps[..., None], tf.shape(images)[1:3], "bilinear")[..., 0]
+
+    return lambda images, classes: step(tf.convert_to_tensor(images), tf.convert_to_tensor(classes))
+
+
+def targets(boxes: pd.DataFrame, predictions: pd.DataFrame, side: int) -> pd.DataFrame:
+    """What a model should point at: the boxes of each finding in each image.
+
+    Args:
+        boxes: `metadata.read_boxes`.
+        predictions: a predictions table; only its images count.
+        side: of the image whose pixels the boxes are in (`cohort.box_side`).
+
+    Returns:
+        One row an image and finding, in the order of the boxes: `image`, `patient`, `finding` and `boxes`, a list of
+        (left, top, right, bottom) in shares of the side, 0 to 1. Only the six findings of the study.
+    """
+    known = boxes[boxes["finding"].isin(SIX_FINDINGS) & boxes["image"].isin(predictions["image"])]
+    ends = pd.DataFrame(
+        {
+            "left": known["x"],
+            "top": known["y"],
+            "right": known["x"] + known["width"],
+            "bottom": known["y"] + known["height"],
+        }
+    ).div(side)
+    shares = known[["image", "finding"]].assign(box=list(ends.clip(0, 1).itertuples(index=False, name=None)))
+    found = shares.groupby(["image", "finding"], sort=False)["box"].agg(list).rename("boxes").reset_index()
+    patients = predictions.set_index("image")["patient"]
+    found.insert(1, "patient", found["image"].map(patients))
+    return found
+
+
+def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """(height, width) bool: the pixels whose centre lies in one of the boxes, as `targets` gives them."""
+    rows, columns = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None] + 0.5) / width
+    mask = np.zeros((height, width), dtype=bool)
+    for left, top, right, bottom in boxes:
+        mask |= (rows >= top) & (rows <= bottom) & (columns >= left) & (columns <= right)
+    return mask
+
+
+def point(heat: np.ndarray) -> tuple[int, int] | None:
+    """Row and column that a map points at, or None where it is flat.
+
+    A coarse map that was enlarged has a plateau where it is largest at the border; the middle of the plateau is taken,
+    not its corner.
+    """
+    top = heat.max()
+    if top <= heat.min():
+        return None
+    rows, columns = np.nonzero(heat >= top - 1e-6 * abs(top))
+    return round(float(rows.mean())), round(float(columns.mean()))
+
+
+def overlap(region: np.ndarray, mask: np.ndarray) -> float:
+    """Intersection over union of two (H, W) bool arrays; 0 where both are empty."""
+    union = (region | mask).sum()
+    return float((region & mask).sum() / union) if union else 0.0
+
+
+def centred_square(pixels: int, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: a square of about `pixels` pixels in the middle."""
+    half = np.sqrt(pixels) / 2
+    rows, columns = np.abs(np.arange(height) + 0.5 - height / 2), np.abs(np.arange(width) + 0.5 - width / 2)
+    return (rows[:, None] <= half) & (columns[None] <= half)
+
+
+def hits(maps: np.ndarray, found: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
+    """Score each map against its boxes, beside what an image's centre scores.
+
+    Args:
+        maps: (n, H, W), one for each row of `found`, for its finding.
+        found: rows of `targets`.
+        share: of the map's maximum, from which a pixel counts as pointed out.
+
+    Returns:
+        `found` with `pointing` (bool: the map's peak lies in a box; Zhang et al., ECCV 2016, without tolerance), `iou`
+        (of the region above `share`), `centre_pointing` and `centre_iou` (of a square of the same area in the middle),
+        and `flat` (bool: nothing spoke for the finding).
+    """
+    height, width = maps.shape[1:]
+    rows = []
+    for heat, boxes in zip(maps, found["boxes"], strict=True):
+        mask = box_mask(boxes, height, width)
+        place = point(heat)
+        region = heat >= share * heat.max() if place else np.zeros_like(mask)
+        square = centred_square(int(region.sum()) or mask.sum(), height, width)
+        rows.append(
+            {
+                "pointing": bool(place and mask[place]),
+                "iou": overlap(region, mask),
+                "centre_pointing": bool(mask[height // 2, width // 2]),
+                "centre_iou": overlap(square, mask),
+                "flat": place is None,
+            }
+        )
+    return pd.concat([found.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
+
+
+def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Pointing game and IoU of each finding with intervals that resample patients.
+
+    Args:
+        scored: what `hits` returned.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Index (`finding`, `metric`), the last finding `mean` (of the findings); metrics `pointing`, `centre_pointing`,
+        `pointing_gain` (the first less the second, on the same draws), and the same three of `iou`. Columns `estimate`,
+        `low`, `high`, `draws`, `n_images`, `n_patients`.
+
+    Raises:
+        StudyError: there is no box.
+    """
+    if scored.empty:
+        raise StudyError("no lesion box lies in a test image, so heat-maps have nothing to be held against")
+    drawn = Draws.of(scored["patient"], draws, seed)
+    names = [name for name in SIX_FINDINGS if scored["finding"].eq(name).any()]
+    rows, sums = {}, {}
+    for name in (*names, "mean"):
+        inside = scored["finding"].eq(name).to_numpy() if name != "mean" else np.ones(len(scored), dtype=bool)
+        size = {"n_images": int(inside.sum()), "n_patients": scored.loc[inside, "patient"].nunique()}
+        for metric in ("pointing", "iou"):
+            pair = []
+            for column in (metric, f"centre_{metric}"):
+                if name == "mean":
+                    values = sums[column] / len(names)
+                else:
+                    values = drawn.means(scored[column], inside)
+                    sums[column] = sums.get(column, 0) + values
+                rows[name, column] = resampling.entry(values) | size
+                pair.append(values)
+            rows[name, f"{metric}_gain"] = resampling.entry(pair[0] - pair[1]) | size
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
+    return table
+
+
+def randomisation(
+    explainer: Explainer, pixels: np.ndarray, classes: np.ndarray, steps: Sequence[float] = STEPS, seed: int = 0
+) -> pd.DataFrame:
+    """Shuffle the weights layer by layer from the output on, and see whether the maps change (Adebayo et al. 2018).
+
+    A map that stays as it was shows edges of the picture and not what the network learned. Weights are shuffled within
+    each array, so that their sizes stay what they were; they are put back in the end.
+
+    Args:
+        explainer: of the model.
+        pixels: (n, H, W, 1) grey values 0–255.
+        classes: (n,) which class each map is for.
+        steps: shares of the layers with weights, rising; at least the last layer is shuffled.
+        seed: seeds the shuffling.
+
+    Returns:
+        One row a step: `share`, `layers` (shuffled, of all members), `correlation` (Spearman's, of shuffled with
+        original maps, mean over images; a flat map counts 0), `low` and `high` (the middle 95 % of the images).
+    """
+    rng = np.random.default_rng(seed)
+    original = explainer.maps(pixels, classes)
+    stacks = [[layer for layer in _leaves(member) if layer.weights] for member in explainer.members]
+    kept = [[layer.get_weights() for layer in stack] for stack in stacks]
+    done = [len(stack) for stack in stacks]
+    rows = []
+    try:
+        for share in steps:
+            for number, stack in enumerate(stacks):
+                start = len(stack) - max(1, round(share * len(stack)))
+                for layer in stack[start : done[number]]:
+                    layer.set_weights([rng.permutation(w.ravel()).reshape(w.shape) for w in layer.get_weights()])
+                done[number] = min(done[number], start)
+            ranks = [_rank_correlation(*pair) for pair in zip(original, explainer.maps(pixels, classes), strict=True)]
+            low, high = np.percentile(ranks, [2.5, 97.5])
+            shuffled = sum(len(stack) - left for stack, left in zip(stacks, done, strict=True))
+            rows.append(
+                {"share": share, "layers": shuffled, "correlation": float(np.mean(ranks)), "low": low, "high": high}
+            )
+    finally:
+        for stack, weights in zip(stacks, kept, strict=True):
+            for layer, values in zip(stack, weights, strict=True):
+                layer.set_weights(values)
+    return pd.DataFrame(rows)
+
+
+def _leaves(model: keras.Model) -> list[Any]:
+    """All layers of a network, those of networks inside it in their place, from input to output."""
+    import keras
+
+    return [leaf for layer in model.layers for leaf in (_leaves(layer) if isinstance(layer, keras.Model) else [layer])]
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
