@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from chestxray import files, inputs
-from chestxray.config import NIH_FINDINGS, SIX_FINDINGS, StudyError
+from chestxray.config import QUESTIONS, SIX_FINDINGS, StudyError
 from chestxray.inputs import Samples
 
 HISTORY_COLUMNS = [
@@ -420,8 +420,8 @@ class Fit:
 
     def _score(self, scores: np.ndarray) -> float:
         """The validation macro-AUROC that chooses the epoch."""
-        if self.recipe.is_binary and self.valid.y.shape[1] == len(NIH_FINDINGS):
-            six = [NIH_FINDINGS.index(name) for name in SIX_FINDINGS]
+        if self.recipe.is_binary and self.valid.y.shape[1] == len(QUESTIONS):
+            six = [QUESTIONS.index(name) for name in SIX_FINDINGS]
             return mean_auroc(self.valid.y[:, six], scores[:, six])
         return mean_auroc(self.valid.y, scores)
 
@@ -549,9 +549,14 @@ class Fit:
 
     def restore_metrics(self) -> None:
         """Go on with the running means of an epoch that was broken off."""
-        if self.metrics:
-            _assign(self.model.metrics_variables, self.metrics)
-            self.metrics = []
+        if not self.metrics:
+            return
+        if len(self.model.metrics_variables) < len(self.metrics):
+            # Keras makes the variables of the accuracy at its first step, which would be too late.
+            some = self.train.y[:1]
+            self.model.compute_metrics(None, some, some)
+        _assign(self.model.metrics_variables, self.metrics)
+        self.metrics = []
 
     def _model_variables(self) -> list[keras.Variable]:
         """The weights and the states of the seed generators, without the metrics."""

@@ -137,3 +137,38 @@ def test_the_log_holds_every_epoch(tmp_path):
             seen[value.tag, event.step] = tf.make_ndarray(value.tensor).item()
     assert seen["epoch/val_macro_auroc", 2] == pytest.approx(history[1]["val_macro_auroc"])
     assert {step for tag, step in seen if tag == "epoch/loss"} == {1, 2}
+
+
+def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys):
+    import keras
+
+    def fit(name):
+        keras.utils.set_random_seed(1)
+        inner = [
+            keras.layers.Dense(8),
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.Dropout(0.3, seed=3),
+        ]
+        model = keras.Sequential([keras.Input((5,)), *inner, keras.layers.Dense(3, "softmax")])
+        train, valid = blobs(), blobs(seed=1)
+        places = fitting.Places(tmp_path / f"{name}.npz", tmp_path / name, "k", checkpoint_steps=3)
+        recipe = Recipe("fit", 2, 1e-2, 8, ema=0.8, mixup=0.3)
+        history = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, places).run()
+        for row in history:
+            assert row.pop("seconds") > 0
+        return history, [w.numpy() for w in model.weights]
+
+    history, weights = fit("unbroken")
+    after = fitting.Fit.after_step
+
+    def interrupted(self, epoch, step, *rest):
+        if (epoch, step) == (1, 5):
+            raise KeyboardInterrupt
+        after(self, epoch, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fitting.Fit, "after_step", interrupted)
+        fit("broken")
+    again, same = fit("broken")
+    assert "going on after epoch 1 of 2, step 3 of 8" in capsys.readouterr().out
+    assert again == history and all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))

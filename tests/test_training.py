@@ -163,7 +163,7 @@ def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
         assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1-fit.npz", "history.csv", "logs"]
         assert history_text(folder) == history[:2]
         resumed = fit("never")
-        assert f"fit: going on {where}" in resumed.stdout, resumed.stderr
+        assert resumed.returncode == 0 and f"fit: going on {where}" in resumed.stdout, resumed.stderr
         assert tables == {name: (folder / name).read_text() for name in tables}
         assert history_text(folder) == history
         assert len(list((folder / "logs" / "1-fit").iterdir())) == 2
