@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_predict(commands)
     _add_data(commands)
+    _add_plan(commands)
     test = commands.add_parser(
         "test", help="run the tests", description="Run the tests; arguments after -- go to pytest."
     )
@@ -134,6 +135,41 @@ def _add_data(commands: Any) -> None:
         command.set_defaults(command=run)
 
 
+def _add_plan(commands: Any) -> None:
+    size = PROFILES["gpu"]
+    plan = commands.add_parser(
+        "plan",
+        help="show who would be in train, validation and test; needs no images",
+        description="Split and select a table's images as stage 2.1 does, show the counts, and write the manifest.",
+    )
+    plan.add_argument("--metadata", type=Path, required=True, metavar="FILE", help="the image table, Data_Entry_2017*")
+    plan.add_argument("--train-val", type=Path, metavar="LIST", help="the official list of train and validation images")
+    plan.add_argument("--test", type=Path, metavar="LIST", help="the official list of test images")
+    plan.add_argument(
+        "--out",
+        type=Path,
+        default=Path("manifest.csv"),
+        metavar="FILE",
+        help="the table to write (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--no-finding",
+        type=int,
+        default=size.no_finding,
+        metavar="N",
+        help="at most this many No_finding images are selected (default: %(default)s, as in the gpu profile)",
+    )
+    plan.add_argument(
+        "--valid-share",
+        type=float,
+        default=size.valid_share,
+        metavar="S",
+        help="share of train_val held out for validation, 0 to 1 (default: %(default)s, as in the gpu profile)",
+    )
+    plan.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
+    plan.set_defaults(command=run_plan)
+
+
 def run_study(chosen: argparse.Namespace) -> int:
     """`chestxray run`."""
     if chosen.root:
@@ -142,8 +178,7 @@ def run_study(chosen: argparse.Namespace) -> int:
     from chestxray.progress import duration
 
     started = time.monotonic()
-    if not 0 <= chosen.seed < 2**32:
-        raise StudyError(f"--seed {chosen.seed}: give a number from 0 to {2**32 - 1}")
+    _check_seed(chosen.seed)
     overrides = dict(_override(text) for text in chosen.overrides)
     study = open_study(_known(chosen.dataset), chosen.profile, chosen.seed, overrides)
     wanted = stages.choose(chosen.only)
@@ -245,14 +280,92 @@ def run_show(chosen: argparse.Namespace) -> int:
 
     raw, paths = _raw_of(chosen.dataset)
     for title, table in inventory.contents(raw, paths):
-        print(f"\n{title}\n" if title else "", end="")
-        rows = [list(table.columns), *table.astype(str).values.tolist()] if title else table.astype(str).values.tolist()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = [row[0].ljust(widths[0])]
-            cells += [cell.rjust(width) if title else cell for cell, width in zip(row[1:], widths[1:], strict=True)]
-            print("  ".join(cells).rstrip())
+        _print_table(title, table)
     return 0
+
+
+def run_plan(chosen: argparse.Namespace) -> int:
+    """`chestxray plan`."""
+    _check_seed(chosen.seed)
+    if (chosen.train_val is None) != (chosen.test is None):
+        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
+    if not 0 <= chosen.valid_share < 1:
+        raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
+    if chosen.no_finding < 0:
+        raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
+    if not chosen.metadata.is_file():
+        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
+    from chestxray import files, metadata, splits
+
+    entries = metadata.read_entries(chosen.metadata)
+    lists = metadata.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
+    planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
+    for line in _plan_lines(entries, planned, lists):
+        print(line)
+    for title, table in _plan_tables(planned):
+        _print_table(title, table)
+    csv = planned[list(splits.PLAN_COLUMNS)].to_csv(index=False, lineterminator="\n")
+    files.atomic_write(chosen.out, csv.encode())
+    print(f"\n{chosen.out}: {len(planned):,} rows")
+    return 0
+
+
+def _plan_lines(entries: Any, planned: Any, lists: Any) -> list[str]:
+    """What was read and how it was split, in words; `entries` is a `metadata.Entries`."""
+    table = entries.table
+    lines = [
+        f"{entries.source.name}: {entries.rows:,} rows, {len(table):,} images of {table['patient'].nunique():,} "
+        f"patients, {len(entries.rejected):,} things left out or emptied"
+    ]
+    if lists:
+        rest = int((~table["image"].isin(lists[0] | lists[1])).sum())
+        lines.append(f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither")
+    else:
+        lines.append("No lists given: test is held out here, by patient")
+    crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
+    lines.append(f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits")
+    return lines
+
+
+def _plan_tables(planned: Any) -> list[tuple[str, Any]]:
+    """Titles and tables of numbers: single-label images, the selection, validation's departures, and both tests."""
+    from chestxray import splits
+
+    departures = splits.departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
+    departures["share"] = departures["share"].map("{:.2%}".format)
+    departures["departure"] = departures["departure"].map("{:+.2f}".format)
+    departures["images_off"] = departures["images_off"].map("{:+.1f}".format)
+    tests = _flat(splits.test_counts(planned))
+    return [
+        ("Images with one of the seven labels", _flat(splits.single_labels(planned))),
+        ("Selected images", splits.selection(planned)),
+        ("Validation's share of train_val, and how far it departs (percentage points, images)", departures),
+        ("Images of both tests; in the natural one an image counts for each finding", tests),
+    ]
+
+
+def _flat(table: Any) -> Any:
+    """A table by class with its two rows of column names joined to one."""
+    return table.set_axis([" ".join(names) for names in table.columns], axis=1).rename_axis("class").reset_index()
+
+
+def _print_table(title: str, table: Any) -> None:
+    """Print a data frame: first column to the left, the others to the right; without a title, names and values."""
+    cells = table.map(lambda value: value if isinstance(value, str) else f"{value:,}").values.tolist()
+    rows = [list(table.columns), *cells] if title else cells
+    print(f"\n{title}\n" if title else "", end="")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) if title else cell for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise StudyError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
 
 
 def _set_root(chosen: argparse.Namespace) -> None:

@@ -129,7 +129,7 @@ def _rename(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
     """Apply `function` once to each different value: these columns have few of them in very many rows."""
-    return column.map({value: function(value) for value in column.unique()})
+    return column.map({value: function(value) for value in column.unique().tolist()})  # pandas' own loop is slow
 
 
 def _years(age: pd.Series) -> pd.Series:
@@ -166,40 +166,42 @@ _REMEDIES = {
 _KEEPS_ROW = ("age", "sex", "view")
 
 
+_CHECKS: dict[str, Callable[[pd.Series], pd.Series]] = {
+    "image": lambda s: s.str.fullmatch(r"[^/\\]+\.(?:png|jpe?g)", case=False),
+    "patient": lambda s: s.ne(""),
+    "follow_up": lambda s: _by_value(s, lambda text: text.isdecimal() and len(text) < 10),
+    "findings": _findings_known,
+    "age": lambda s: s.eq("") | _years(s).notna(),
+    "sex": lambda s: _by_value(s, lambda text: not text or text.upper() in _SEXES),
+    "view": lambda s: _by_value(s, lambda text: not text or text.upper() in _VIEWS),
+}
+
+
 @functools.cache
 def entries_schema() -> pandera.DataFrameSchema:
     """Schema of the image table as text, under our column names.
 
     A failure in `age`, `sex` or `view` empties the value; a failure elsewhere leaves the row out.
     """
-    import pandera.pandas as pandera  # here, because importing it costs more than a second that `predict` need not pay
+    import pandera.pandas as pandera  # here, because importing it costs up to a second that `predict` need not pay
 
-    def column(check: pandera.Check) -> pandera.Column:
-        return pandera.Column(None, check)
-
-    check = pandera.Check
     return pandera.DataFrameSchema(
-        {
-            "image": column(check(lambda s: s.str.fullmatch(r"[^/\\]+\.(?:png|jpe?g)", case=False))),
-            "patient": column(check(lambda s: s.ne(""))),
-            "follow_up": column(check(lambda s: _by_value(s, lambda text: text.isdecimal() and len(text) < 10))),
-            "findings": column(check(_findings_known)),
-            "age": column(check(lambda s: s.eq("") | _years(s).notna())),
-            "sex": column(check(lambda s: _by_value(s, lambda text: not text or text.upper() in _SEXES))),
-            "view": column(check(lambda s: _by_value(s, lambda text: not text or text.upper() in _VIEWS))),
-        }
+        {name: pandera.Column(None, pandera.Check(check)) for name, check in _CHECKS.items()}
     )
 
 
 def _failures(table: pd.DataFrame) -> pd.DataFrame:
     """Rows and columns of `table` that break the schema: columns `index`, `column`."""
+    none = pd.DataFrame({"index": [], "column": []})
+    if all(check(table[name]).all() for name, check in _CHECKS.items()):
+        return none  # a sound table, as the NIH's is, need not wait for pandera
     import pandera.errors
 
     try:
         entries_schema().validate(table, lazy=True)
     except pandera.errors.SchemaErrors as errors:
         return errors.failure_cases[["index", "column"]].sort_values(["index", "column"])
-    return pd.DataFrame({"index": [], "column": []})
+    return none
 
 
 def _repeated(table: pd.DataFrame) -> tuple[pd.Series, list[Rejection]]:
@@ -353,15 +355,41 @@ def read_lists(raw: Path) -> tuple[set[str], set[str]] | None:
         raise StudyError(
             f"{missing}: missing, though {other.name} is there; add it, or remove that one to split by patient"
         )
+    return _read_lists(*paths)
+
+
+def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[str], set[str]]:
+    """Read two lists that are meant for a table, wherever they lie, as `read_lists` does.
+
+    Raises:
+        StudyError: a file is missing or names no image, an image stands in both, or the table lacks one.
+    """
+    for path in (train_val, test):
+        if not path.is_file():
+            raise StudyError(f"{path}: no such file; give a list of image names, one a line")
+    lists = _read_lists(train_val, test)
+    known = {*entries.table["image"].tolist(), *(line.file for line in entries.rejected)}
+    for path, names in zip((train_val, test), lists, strict=True):
+        if not names:
+            raise StudyError(f"{path}: names no image; give a list of image names, one a line")
+        if lacking := names - known:
+            raise StudyError(
+                f"{path}: {entries.source.name} lacks {len(lacking):,} of its {len(names):,} images, such as "
+                f"{min(lacking)}; use the list that belongs to the table"
+            )
+    return lists
+
+
+def _read_lists(train_val: Path, test: Path) -> tuple[set[str], set[str]]:
     try:
-        train_val, test = (set(path.read_text(encoding="utf-8-sig").split()) for path in paths)
+        lists = [set(path.read_text(encoding="utf-8-sig").split()) for path in (train_val, test)]
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{paths[0]} or {paths[1].name}: no readable text ({error}); download it again") from error
-    if both := train_val & test:
+        raise StudyError(f"{train_val} or {test.name}: no readable text ({error}); download it again") from error
+    if both := lists[0] & lists[1]:
         raise StudyError(
-            f"{paths[1]}: {min(both)} and {len(both) - 1} more stand in {LIST_NAMES[0]} too; remove them from one list"
+            f"{test}: {min(both)} and {len(both) - 1:,} more stand in {train_val.name} too; remove them from one list"
         )
-    return train_val, test
+    return lists[0], lists[1]
 
 
 def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:

@@ -40,21 +40,7 @@ __all__ = [
     "store_images",
 ]
 
-MANIFEST_COLUMNS = (
-    "image",
-    "patient",
-    "follow_up",
-    "age",
-    "sex",
-    "view",
-    "findings",
-    "label",
-    "split",
-    "selected",
-    "natural_test",
-    "balanced_test",
-    "sha256",
-)
+MANIFEST_COLUMNS = (*splits.PLAN_COLUMNS, "sha256")
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is no radiograph."""
 

@@ -12,8 +12,12 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SPLITS, StudyError
-from chestxray.metadata import LABELS
+from chestxray.metadata import LABELS, TABLE_COLUMNS
 
+PLAN_COLUMNS = (*TABLE_COLUMNS, "split", "selected", "natural_test", "balanced_test")
+"""Columns of a planned image table."""
+
+_CELLS = (("view", "PA"), ("view", "AP"), ("sex", "F"), ("sex", "M"))
 TEST_SHARE = 0.2
 """Share of the images held out for test where the source has no official lists."""
 
@@ -128,10 +132,10 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
 
 
 def _listed_test_patients(table: pd.DataFrame, lists: Lists) -> set[str]:
-    train_val, test = (set(table.loc[table["image"].isin(names), "patient"]) for names in lists)
+    train_val, test = (set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists)
     if both := train_val & test:
         raise StudyError(
-            f"test_list.txt: patient {min(both)} and {len(both) - 1} more have images in train_val_list.txt too; "
+            f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
             "move all of a patient's images to one list"
         )
     return test
@@ -241,6 +245,39 @@ def counts(planned: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).fillna(0).astype(int)
 
 
+def single_labels(planned: pd.DataFrame) -> pd.DataFrame:
+    """Images with exactly one of the seven labels, selected or not, and their patients.
+
+    Returns:
+        Index: the classes and `Total`. Columns: (`train_val` | `test`, `images` | `patients`).
+    """
+    parts = {}
+    for side, belongs in (("train_val", planned["split"].ne("test")), ("test", planned["split"].eq("test"))):
+        part = planned[belongs & planned["label"].ne("")]
+        groups = part.groupby("label")["patient"]
+        table = groups.agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
+        table.loc["Total"] = [len(part), part["patient"].nunique()]
+        parts[side] = table
+    return pd.concat(parts, axis=1)
+
+
+def selection(planned: pd.DataFrame) -> pd.DataFrame:
+    """Selected images by split and class, with their patients, views and sexes.
+
+    Returns:
+        One row a split and class, and `Total` for each split: `class`, `split`, `images`, `patients`, and the images of
+        either view (`PA`, `AP`) and sex (`F`, `M`); an image whose view or sex is not known is in neither.
+    """
+    rows = []
+    for split in SPLITS:
+        part = planned[planned["selected"] & planned["split"].eq(split)]
+        for label in (*CLASSES, "Total"):
+            group = part if label == "Total" else part[part["label"].eq(label)]
+            cells = [int(group[name].eq(value).sum()) for name, value in _CELLS]
+            rows.append((label, split, len(group), group["patient"].nunique(), *cells))
+    return pd.DataFrame(rows, columns=["class", "split", "images", "patients", *(value for _, value in _CELLS)])
+
+
 def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     """Images and patients of both tests, by class.
 
@@ -249,14 +286,15 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Index: the classes and `Total`. Columns: (`natural` | `balanced`, `images` | `patients`).
     """
-    shown = planned["findings"].str.split("|").explode().map(lambda name: LABELS.get(name, ""))
-    natural = planned.loc[shown.index].assign(label=shown)
+    natural, balanced = planned[planned["natural_test"]], planned[planned["balanced_test"]]
+    shown = natural["findings"].str.split("|").explode().map(LABELS)
     parts = {}
-    for test, rows in (("natural", natural), ("balanced", planned)):
-        part = rows[rows[f"{test}_test"]]
-        table = part.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
-        everyone = planned.loc[planned[f"{test}_test"], "patient"]
-        table.loc["Total"] = [len(everyone), everyone.nunique()]
+    for test, images, shows in (
+        ("natural", natural, natural.loc[shown.index].assign(label=shown)),
+        ("balanced", balanced, balanced),
+    ):
+        table = shows.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
+        table.loc["Total"] = [len(images), images["patient"].nunique()]
         parts[test] = table
     return pd.concat(parts, axis=1)
 

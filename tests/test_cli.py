@@ -1,5 +1,7 @@
 """The command line: what it understands, what it prints, which exit code it ends with."""
 
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import __main__, cli, pipeline
+from chestxray import __main__, cli, pipeline, radiographs
 from chestxray.config import CLASSES, REPOSITORY, StudyError
 
 
@@ -141,3 +143,129 @@ def test_nothing_to_do_needs_no_tensorflow():
     code = "import sys, chestxray.cli, chestxray.pipeline, chestxray.notebooks; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.fixture
+def plan_of(tiny_raw, tmp_path):
+    """A function that runs `chestxray plan` on a tiny table: `plan_of(*more, lists=True)` gives the exit code."""
+
+    def of(*more, lists=True):
+        arguments = [
+            "plan",
+            "--metadata",
+            str(tiny_raw / "Data_Entry_2017_v2020.csv"),
+            "--out",
+            str(tmp_path / "p.csv"),
+        ]
+        if lists:
+            arguments += [
+                "--train-val",
+                str(tiny_raw / "train_val_list.txt"),
+                "--test",
+                str(tiny_raw / "test_list.txt"),
+            ]
+        return __main__.main([*arguments, *more])
+
+    return of
+
+
+def printed_table(said: str, title: str) -> pd.DataFrame:
+    """A table that was printed under a title, as numbers where they are numbers."""
+    lines = said[said.index(title) :].split("\n\n")[0].splitlines()[1:]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    return pd.DataFrame(rows[1:], columns=rows[0]).map(lambda cell: int(cell) if cell.isdecimal() else cell)
+
+
+def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study, tmp_path, capsys):
+    manifest = radiographs.prepare(tiny_study, workers=1).manifest
+    shutil.rmtree(tiny_study.paths.raw.resolve() / "images")
+    share = str(tiny_study.profile.valid_share)
+    assert plan_of("--no-finding", "8", "--valid-share", share, "--seed", str(tiny_study.seed)) == 0
+    assert (tmp_path / "p.csv").read_text() == manifest.drop(columns="sha256").to_csv(index=False, lineterminator="\n")
+    said = capsys.readouterr().out
+    assert "60 rows, 60 images of 20 patients, 0 things left out" in said
+    assert "Official lists: 45 and 15 images, 0 images in neither" in said
+    assert f"{manifest['selected'].sum()} images selected; 0 patients in two splits" in said
+    chosen = manifest[manifest["selected"]]
+    selected = printed_table(said, "Selected images").set_index(["split", "class"])
+    for split, part in chosen.groupby("split"):
+        total = [len(part), part["patient"].nunique()]
+        total += [part["view"].eq(view).sum() for view in ("PA", "AP")] + [part["sex"].eq(sex).sum() for sex in "FM"]
+        assert selected.loc[(split, "Total")].tolist() == total
+        mass = part[part["label"].eq("Mass")]
+        assert selected.loc[(split, "Mass"), "images"] == len(mass)
+        assert selected.loc[(split, "Mass"), "F"] == mass["sex"].eq("F").sum()
+    single = printed_table(said, "Images with one of the seven labels").set_index("class")
+    everyone = manifest[manifest["label"].ne("")]
+    assert single.loc["Total", "test images"] == everyone["split"].eq("test").sum()
+    assert (
+        single.loc["No_finding", "train_val images"]
+        == (everyone["label"].eq("No_finding") & everyone["split"].ne("test")).sum()
+    )
+    tests = printed_table(said, "Images of both tests").set_index("class")
+    assert tests.loc["Total", "natural images"] == 15
+    assert tests.loc["Total", "balanced images"] == manifest["balanced_test"].sum()
+    departures = printed_table(said, "Validation's share")
+    assert set(departures["class"]) == set(CLASSES) and set(departures["view"]) <= {"both", "PA", "AP"}
+
+
+def test_plan_without_lists_splits_by_patient(plan_of, tmp_path, capsys):
+    assert plan_of(lists=False) == 0
+    assert "No lists given: test is held out here, by patient" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert set(table["split"]) == {"train", "valid", "test"}
+    assert table.groupby("patient")["split"].nunique().max() == 1
+
+
+def test_plan_repeats_itself_and_obeys_its_seed(plan_of, tmp_path, capsys):
+    written = []
+    for seed in ("1", "1", "2"):
+        assert plan_of("--seed", seed, lists=False) == 0
+        written.append((tmp_path / "p.csv").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lists", "line"),
+    [
+        (["--metadata", "absent.csv"], True, "absent.csv: no such file"),
+        (["--metadata", "LISTS/test_list.txt"], True, "column 'Image Index' is missing"),
+        (["--train-val", "LISTS/train_val_list.txt"], False, "only one of them is given; give both"),
+        (["--test", "LISTS/test_list.txt"], False, "only one of them is given; give both"),
+        (["--test", "absent.txt"], True, "absent.txt: no such file"),
+        (["--test", "LISTS/train_val_list.txt"], True, "stand in train_val_list.txt too"),
+        (["--test", "LISTS/empty.txt"], True, "empty.txt: names no image"),
+        (["--test", "LISTS/strange.txt"], True, "lacks 2 of its 3 images, such as 9_0.png"),
+        (["--test", "LISTS/binary.txt"], True, "no readable text"),
+        (["--test", "LISTS/half.txt", "--train-val", "LISTS/other.txt"], True, "1 and 0 more have images in"),
+        (["--valid-share", "1"], True, "--valid-share 1.0: give"),
+        (["--no-finding", "-1"], True, "--no-finding -1: give 0 or more"),
+        (["--seed", "-1"], True, "--seed -1: give"),
+        (["--out", "LISTS"], True, "is a folder"),
+    ],
+)
+def test_plan_tells_bad_input_in_one_line(plan_of, tiny_raw, tmp_path, capsys, arguments, lists, line):
+    (tiny_raw / "empty.txt").write_text("\n")
+    (tiny_raw / "strange.txt").write_text("00000004_000.png\n9_0.png\n9_1.png\n")
+    (tiny_raw / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tiny_raw / "half.txt").write_text("00000001_000.png\n")
+    (tiny_raw / "other.txt").write_text("00000001_001.png\n")
+    assert plan_of(*(word.replace("LISTS", str(tiny_raw)) for word in arguments), lists=lists) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_plan_on_the_whole_table(nih, tmp_path, capsys):
+    """Counts of single-label images per official list, as the NIH's lists have them; the study's 28,000 and more."""
+    lists = ["--train-val", str(nih / "train_val_list.txt"), "--test", str(nih / "test_list.txt")]
+    out = tmp_path / "manifest.csv"
+    assert cli.main(["plan", "--metadata", str(nih / "Data_Entry_2017_v2020.csv"), *lists, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    single = printed_table(said.replace(",", ""), "Images with one of the seven labels").set_index("class")
+    assert single["train_val images"].tolist()[:-1] == [3414, 2788, 7327, 1696, 50500, 2248, 1241]
+    assert single["test images"].tolist()[:-1] == [801, 1167, 2220, 443, 9861, 457, 953]
+    table = pd.read_csv(out, dtype={"patient": str}, keep_default_na=False)
+    assert len(table) == 112_120 and table["selected"].sum() > 28_000
+    assert table.loc[table["balanced_test"], "label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 290)
+    assert table["natural_test"].sum() == 25_596
