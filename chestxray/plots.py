@@ -554,3 +554,298 @@ def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         axis.set_axisbelow(True)
         sns.despine(ax=axis)
     return _titled(figure, title, note)
+
+
+def places(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """How often each model takes each place: a row a model, a column a place, per cent of the draws.
+
+    Args:
+        table: what `evaluation.ranking` returned, its index shown.
+        title: what is shown.
+        note: the data.
+    """
+    shares = table[[name for name in table if name.startswith("place_")]] * 100
+    figure, axes = _canvas(1, 1, 8.6, 1.6 + 0.42 * len(table))
+    axis = axes[0, 0]
+    sns.heatmap(
+        shares,
+        ax=axis,
+        annot=shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else ""),
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        linewidths=0.5,
+        xticklabels=range(1, len(shares.columns) + 1),
+        yticklabels=[str(name) for name in table.index],
+        cbar_kws={"label": "% of draws of patients"},
+    )
+    axis.set(xlabel="place among all models", ylabel="")
+    axis.tick_params(axis="y", rotation=0)
+    return _titled(figure, title, note)
+
+
+def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "") -> Figure:
+    """Difference of every pair of models, marked where Holm's correction leaves it below .05.
+
+    Args:
+        table: one metric of `evaluation.compare_all`: index (`first`, `second`), columns `difference` and `p_holm`.
+        names: the models, in the order of rows and columns.
+        title: what is shown.
+        note: the data.
+    """
+    gaps = pd.DataFrame(np.nan, index=list(names), columns=list(names))
+    text = gaps.astype(object).where(gaps.notna(), "")
+    for (first, second), row in table.iterrows():
+        for one, other, sign in ((first, second, 1), (second, first, -1)):
+            gaps.loc[one, other] = sign * row["difference"]
+            text.loc[one, other] = signed(sign * row["difference"]) + ("*" if row["p_holm"] < 0.05 else "")
+    figure, axes = _canvas(1, 1, 9.6, 1.8 + 0.46 * len(names))
+    axis = axes[0, 0]
+    reach = float(np.nanmax(np.abs(gaps.to_numpy()), initial=0.01))
+    sns.heatmap(
+        gaps.astype(float),
+        ax=axis,
+        annot=text,
+        fmt="",
+        cmap="vlag_r",
+        vmin=-reach,
+        vmax=reach,
+        linewidths=0.5,
+        annot_kws={"fontsize": 8},
+        cbar_kws={"label": "row minus column"},
+    )
+    axis.tick_params(axis="both", rotation=0)
+    for label in axis.get_xticklabels():
+        label.set(rotation=35, ha="right", rotation_mode="anchor")
+    return _titled(figure, title, note, "* told apart after Holm's correction (p below .05)")
+
+
+def signed(value: float) -> str:
+    """`+.012`, `−.034`, `.000`: a difference as the field writes it."""
+    text = decimal(abs(value))
+    return text if float(f"{value:.3f}") == 0 else ("+" if value > 0 else "−") + text
+
+
+def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Reliability diagrams, a panel a class, a curve for each stage of calibration.
+
+    Args:
+        points: what `calibration.reliability_table` returned.
+        title: what is shown.
+        note: the data.
+    """
+    names = list(dict.fromkeys(points["class"]))
+    figure, axes = _canvas(-(-len(names) // 4), 4, 12.0, 3.1 * -(-len(names) // 4) + 0.6)
+    for axis, name in zip(axes.flat, names, strict=False):
+        panel = points[points["class"] == name]
+        top = 1.08 * max(panel["predicted"].max(), panel["high"].max())
+        axis.plot([0, top], [0, top], color=_GREY, linewidth=0.8, linestyle=":")
+        for number, (stage, curve) in enumerate(panel.groupby("stage", sort=False)):
+            reach = [curve["observed"] - curve["low"], curve["high"] - curve["observed"]]
+            style = {"color": PALETTE[number], "marker": "os^D"[number % 4], "markersize": 4, "linewidth": 1.4}
+            axis.errorbar(curve["predicted"], curve["observed"], yerr=np.clip(reach, 0, None), label=stage, **style)
+        axis.set(xlim=(0, top), ylim=(0, top), title=name.replace("_", " "))
+        axis.title.set_fontsize("medium")
+        sns.despine(ax=axis)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share that shows it")
+    for axis in axes[-1]:
+        axis.set_xlabel("predicted probability")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes.flat[-1].legend(handles, labels, frameon=False, loc="center")
+    return _titled(figure, title, note)
+
+
+def decision_curves(curves: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Net benefit of acting on the model, on every radiograph, and on none, a panel a finding.
+
+    Args:
+        curves: what `operating.decision_curves` returned.
+        title: what is shown.
+        note: the data.
+    """
+    names = list(dict.fromkeys(curves["finding"]))
+    figure, axes = _canvas(2, 3, 12.0, 6.2)
+    for axis, name in zip(axes.flat, names, strict=False):
+        curve = curves[curves["finding"] == name]
+        axis.axhline(0, color="0.2", linewidth=1.0, linestyle=":", label="act on none")
+        axis.plot(curve["threshold"], curve["all"], color=_GREY, linestyle="--", label="act on every radiograph")
+        axis.fill_between(curve["threshold"], curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
+        axis.plot(curve["threshold"], curve["model"], color=PALETTE[0], linewidth=1.8, label="act on the model")
+        top = curve[["model", "all", "high"]].to_numpy().max()
+        axis.set(ylim=(-0.35 * top, 1.1 * top), xlim=(0, curve["threshold"].max()), title=name)
+        axis.title.set_fontsize("medium")
+        sns.despine(ax=axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("net benefit")
+    for axis in axes[-1]:
+        axis.set_xlabel("probability at which one acts")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    return _titled(figure, title, note)
+
+
+def groups(table: pd.DataFrame, titles: dict[str, str], title: str, note: str = "", caption: str = "") -> Figure:
+    """Mean AUROC and true-positive rate of each group with its size; hollow where the gap survives Holm's correction.
+
+    Args:
+        table: rows `mean` of `groups.measure`: index (`column`, `group`, `metric`).
+        titles: what each column is called.
+        title: what is shown.
+        note: the data.
+        caption: small print below.
+    """
+    order = list(dict.fromkeys((column, group) for column, group, _ in table.index))
+    figure, axes = _canvas(1, 2, 12.0, 1.4 + 0.38 * len(order))
+    for axis, metric, name in zip(axes.flat, ("auroc", "tpr"), ("AUROC", "true-positive rate"), strict=True):
+        for row, key in enumerate(order):
+            entry = table.loc[(*key, metric)]
+            if entry["too_small"]:
+                axis.text(
+                    0.5, row, "too few to measure", transform=axis.get_yaxis_transform(), va="center", ha="center"
+                )
+                continue
+            told = entry["p_holm"] < 0.05
+            colour = PALETTE[list(titles).index(key[0]) % len(PALETTE)]
+            axis.plot([entry["low"], entry["high"]], [row, row], color=colour, linewidth=1.8)
+            axis.plot(entry["estimate"], row, "o", color=colour, markerfacecolor="white" if told else colour)
+            axis.text(1.01, row, interval(entry), transform=axis.get_yaxis_transform(), va="center", fontsize="x-small")
+        labels = []
+        for key in order:
+            images = table.loc[(*key, metric), "n_images"]
+            labels.append(f"{titles[key[0]]}: {key[1]} ({images:,})")
+        axis.set(yticks=range(len(order)), ylim=(len(order) - 0.5, -0.5), xlabel=f"mean {name} of the findings")
+        axis.set_yticklabels(labels if axis is axes[0, 0] else [])
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
+        sns.despine(ax=axis)
+    return _titled(figure, title, note, caption)
+
+
+def heat_maps(
+    images: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    boxes: Sequence[Sequence[Sequence[float]]],
+    titles: Sequence[str],
+    title: str,
+    note: str = "",
+    columns: int = 6,
+    caption: str = "",
+) -> Figure:
+    """Radiographs under their heat-maps, with the radiologist's boxes.
+
+    Args:
+        images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
+        maps: (H, W) arrays, 0 to 1, as `explain.Explainer.maps` makes them.
+        boxes: for each image (left, top, right, bottom) in shares of the side; may be empty.
+        titles: one for each image; may have several lines.
+        title: what is shown.
+        note: the data.
+        columns: images a row.
+        caption: small print below.
+    """
+    figure = image_grid(images, titles, title, note, columns, caption)
+    for axis, heat, corners in zip(figure.axes, maps, boxes, strict=False):
+        rows, across = heat.shape
+        axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.45 * heat)
+        for left, top, right, bottom in corners:
+            frame = {"fill": False, "edgecolor": PALETTE[9], "linewidth": 1.6}
+            size = ((right - left) * across, (bottom - top) * rows)
+            axis.add_patch(Rectangle((left * across - 0.5, top * rows - 0.5), *size, **frame))
+    return figure
+
+
+def pointing(
+    table: pd.DataFrame, peer: dict[str, float], title: str, note: str = "", ours: str = "heat-map's peak in a box"
+) -> Figure:
+    """Pointing game of each finding beside the image's centre and a peer's figures.
+
+    Args:
+        table: what `explain.localisation` returned.
+        peer: a peer's figure for each finding.
+        title: what is shown.
+        note: the data.
+        ours: what the model's mark is called.
+    """
+    names = list(dict.fromkeys(table.index.get_level_values("finding")))
+    figure, axes = _canvas(1, 1, 9.6, 1.5 + 0.5 * len(names))
+    axis = axes[0, 0]
+    kinds = (("pointing", PALETTE[0], "o", ours), ("centre_pointing", PALETTE[7], "s", "image's centre in a box"))
+    for shift, (metric, colour, mark, label) in zip((-0.16, 0.16), kinds, strict=True):
+        rows = table.xs(metric, level="metric").loc[names]
+        reach = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
+        style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
+        axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=np.clip(reach, 0, None), **style)
+    known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
+    axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
+    counts = table.xs("pointing", level="metric")["n_images"]
+    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="share of images", xlim=(-0.02, 1))
+    axis.set_yticklabels([f"{name} ({counts[name]})" for name in names])
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, loc="center right")
+    sns.despine(ax=axis)
+    return _titled(figure, title, note)
+
+
+def randomisation(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Rank correlation of heat-maps with the original ones while weights are shuffled from the output on.
+
+    Args:
+        table: what `explain.randomisation` returned.
+        title: what is shown.
+        note: the data.
+    """
+    figure, axes = _canvas(1, 1, 7.6, 3.6)
+    axis = axes[0, 0]
+    places = np.arange(len(table) + 1)
+    axis.axhline(0, color=_GREY, linewidth=0.9, linestyle=":")
+    middle, low, high = ([1.0, *table[name]] for name in ("correlation", "low", "high"))
+    axis.fill_between(places, low, high, color=PALETTE[0], alpha=0.2, linewidth=0, label="95 % of the images")
+    axis.plot(places, middle, "o-", color=PALETTE[0], label="mean")
+    names = ["none", *("last layer" if share == 0 else f"{share:.0%}" for share in table["share"])]
+    axis.set(xticks=places, xlabel="layers shuffled, from the output on", ylabel="rank correlation", ylim=(-1.02, 1.05))
+    axis.set_xticklabels(names)
+    axis.legend(frameon=False)
+    sns.despine(ax=axis)
+    return _titled(figure, title, note)
+
+
+def robustness(
+    table: pd.DataFrame, names: dict[str, tuple[str, str]], title: str, note: str = "", label: str = "macro AUROC"
+) -> Figure:
+    """A metric against the strength of each degradation.
+
+    Args:
+        table: what `robustness.sweep` returned.
+        names: title and unit of each degradation.
+        title: what is shown.
+        note: the data.
+        label: the name of the value axis.
+    """
+    shown = [name for name in names if name in table.index.get_level_values("degradation")]
+    rows = -(-len(shown) // 4)
+    figure, axes = _canvas(rows, 4, 12.0, 2.9 * rows + 0.6)
+    low, high = min(0.45, table["low"].min()), table["high"].max()
+    for axis, name in zip(axes.flat, shown, strict=False):
+        curve = table.loc[name]
+        places = np.arange(len(curve))
+        axis.axhline(0.5, color=_GREY, linewidth=0.9, linestyle=":")
+        axis.fill_between(places, curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
+        axis.plot(places, curve["estimate"], "o-", color=PALETTE[0])
+        for place, (_, entry) in enumerate(curve.iterrows()):
+            if place and entry["loss_high"] < 0:
+                axis.plot(place, entry["estimate"], "o", color=PALETTE[3], markersize=8)
+        axis.set(xticks=places, ylim=(low - 0.02, high + 0.02), title=names[name][0], xlabel=names[name][1])
+        axis.set_xticklabels([f"{strength:g}" for strength in curve.index])
+        axis.title.set_fontsize("medium")
+        axis.xaxis.label.set_fontsize("small")
+        sns.despine(ax=axis)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(label)
+    caption = "Filled red: the loss's 95 % interval, paired by patient, lies below zero. Dotted: chance."
+    return _titled(figure, title, note, caption)

@@ -210,3 +210,63 @@ def test_grey_level_figures_draw_every_class_and_both_views():
     assert {"Mass", "Nodule", "mean", "standard deviation"} <= set(texts(halves)) | {
         axis.get_ylabel() for axis in halves.axes
     }
+
+
+def test_places_and_pairs_write_what_the_tables_hold():
+    ranked = pd.DataFrame({"place_1": [0.75, 0.25], "place_2": [0.25, 0.75]}, index=["CNN", "Dense"])
+    assert {"75", "25", "CNN", "Places (phantom images)"} <= set(texts(plots.places(ranked, "Places", NOTE)))
+    index = pd.MultiIndex.from_tuples([("a", "b"), ("a", "c"), ("b", "c")])
+    gaps = pd.DataFrame({"difference": [0.1, -0.02, 0.0], "p_holm": [0.01, 0.4, 1.0]}, index=index)
+    figure = plots.pairs(gaps, ["a", "b", "c"], "Differences", NOTE)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written == ["", "+.100*", "−.020", "−.100*", "", ".000", "+.020", ".000", ""]
+
+
+def test_reliability_draws_each_stage_in_each_panel():
+    rows = [("Mass", stage, 0.1 + shift, 0.2, 0.1, 0.3, 5) for stage in ("before", "after") for shift in (0, 0.2)]
+    points = pd.DataFrame(rows, columns=["class", "stage", "predicted", "observed", "low", "high", "images"])
+    figure = plots.reliability(points, "Reliability", NOTE)
+    assert figure.axes[0].get_title() == "Mass"
+    assert {"before", "after"} <= set(texts(figure))
+
+
+def test_decision_curves_show_acting_on_all_and_on_none():
+    curves = pd.DataFrame({"finding": "Mass", "threshold": [0.1, 0.2], "model": [0.2, 0.1]})
+    curves = curves.assign(low=0.0, high=0.3, all=[0.15, -0.1])
+    axis = plots.decision_curves(curves, "Net benefit", NOTE).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
+    assert lines["act on the model"] == [0.2, 0.1] and lines["act on every radiograph"] == [0.15, -0.1]
+
+
+def test_groups_say_their_size_and_where_nothing_was_measured():
+    index = pd.MultiIndex.from_product([["sex"], ["F", "M"], ["auroc", "tpr"]])
+    table = pd.DataFrame({"estimate": 0.7, "low": 0.6, "high": 0.8, "n_images": 1234, "p_holm": 0.01}, index=index)
+    table["too_small"] = [False, False, True, True]
+    shown = texts(plots.groups(table, {"sex": "Sex"}, "Groups", NOTE))
+    assert {"Sex: F (1,234)", ".700 [.600, .800]", "too few to measure"} <= set(shown)
+
+
+def test_heat_maps_frame_the_boxes():
+    images = np.zeros((2, 16, 16), np.uint8)
+    figure = plots.heat_maps(images, images / 255, [[(0.25, 0.5, 0.5, 1.0)], []], ["a", "b"], "Maps", NOTE, columns=2)
+    frame = figure.axes[0].patches[0]
+    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (3.5, 7.5, 4, 8)
+    assert len(figure.axes[0].images) == 2 and not figure.axes[1].patches
+
+
+def test_pointing_randomisation_and_robustness_draw_their_tables():
+    index = pd.MultiIndex.from_product([["Mass", "mean"], ["pointing", "centre_pointing"]], names=["finding", "metric"])
+    table = pd.DataFrame({"estimate": 0.4, "low": 0.3, "high": 0.5, "n_images": 9}, index=index)
+    assert {"Mass (9)", "a peer's figure"} <= set(texts(plots.pointing(table, {"Mass": 0.3}, "Pointing", NOTE)))
+    steps = pd.DataFrame({"share": [0.0, 1.0], "correlation": [0.5, 0.1], "low": 0.0, "high": 0.6})
+    shuffled = plots.randomisation(steps, "Shuffled", NOTE).axes[0]
+    assert list(shuffled.get_lines()[-1].get_ydata()) == [1.0, 0.5, 0.1]
+    assert [text.get_text() for text in shuffled.get_xticklabels()] == ["none", "last layer", "100%"]
+    index = pd.MultiIndex.from_tuples([("blur", 0.0), ("blur", 2.0)], names=["degradation", "strength"])
+    swept = pd.DataFrame({"estimate": [0.7, 0.6], "low": 0.5, "high": 0.8, "loss_high": [0, -0.01]}, index=index)
+    figure = plots.robustness(swept, {"blur": ("Blur", "pixels"), "noise": ("Noise", "")}, "Worse", NOTE)
+    assert figure.axes[0].get_title() == "Blur" and figure.axes[0].get_xlabel() == "pixels"
+
+
+def test_differences_are_written_with_their_sign():
+    assert [plots.signed(value) for value in (0.0123, -0.5, 0.0001, -1.0)] == ["+.012", "−.500", ".000", "−1.000"]
