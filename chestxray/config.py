@@ -47,6 +47,8 @@ NIH_FINDINGS: tuple[str, ...] = (
 """The fourteen findings of ChestX-ray14, spelt as in the NIH table (Wang et al., CVPR 2017)."""
 
 NO_FINDING_NIH = "No Finding"
+QUESTIONS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
+"""What the preliminary stage asks of every radiograph, each a yes or no: the fourteen findings, and whether none."""
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 ACKNOWLEDGEMENT = (
     "Radiographs: NIH Clinical Center, ChestX-ray14 (https://nihcc.app.box.com/v/ChestXray-NIHCC); "
@@ -154,12 +156,12 @@ PROFILES: dict[str, Profile] = {
         member_sizes=(128, 128, 112, 96),
         feature_backbone="EfficientNetLite0",
         batch_size=32,
-        dense_epochs=15,
-        cnn_epochs=15,
+        dense_epochs=10,
+        cnn_epochs=10,
         head_epochs=20,
         ensemble_epochs=100,
-        all_findings_epochs=(5, 5, 5, 3),
-        fine_tune_epochs=2,
+        all_findings_epochs=(9, 9, 8, 7),
+        fine_tune_epochs=1,
         learning_rate=1e-3,
         ema=0.99,
     ),

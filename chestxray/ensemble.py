@@ -1,8 +1,9 @@
 """Choosing three members, and joining them into one model with one image input.
 
-Members are chosen by validation macro-AUROC. The head that joins them is fitted on their predictions for validation
-patients, whom no member was trained on, and is judged by patient-grouped cross-validation against the plain mean; the
-better of the two is what ships. It knows model folders and prediction tables, and nothing of how members were trained.
+Members are chosen by validation macro-AUROC. What joins them (a dense head, or weights of a mean) is fitted on their
+predictions for validation patients, whom no member was trained on, and is judged by patient-grouped cross-validation
+against the plain mean; the better one ships. It knows model folders and prediction tables, and nothing of how members
+were trained.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 import pandas as pd
+import scipy.optimize
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -98,12 +100,80 @@ def fit_head(
     keras.utils.set_random_seed(seed)
     model = head(x.shape[1] // len(CLASSES))
     model.compile(keras.optimizers.Adam(3e-3), "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    present = y.sum(axis=0)
-    weight = (len(y) / (np.count_nonzero(present) * np.maximum(present, 1)))[y.argmax(axis=1)]
     fitted = model.fit(
-        x, y, batch_size=128, epochs=epochs, sample_weight=weight, validation_data=held_out, verbose=0, shuffle=True
+        x,
+        y,
+        batch_size=128,
+        epochs=epochs,
+        sample_weight=_class_weights(y),
+        validation_data=held_out,
+        verbose=0,
+        shuffle=True,
     )
     return model, pd.DataFrame(fitted.history)
+
+
+def _class_weights(y: np.ndarray) -> np.ndarray:
+    """(N,) weights under which the classes weigh the same and a row weighs 1 on average."""
+    present = y.sum(axis=0)
+    return (len(y) / (np.count_nonzero(present) * np.maximum(present, 1)))[y.argmax(axis=1)]
+
+
+def weighted_mean(weights: Sequence[float]) -> keras.Model:
+    """A head that gives each member's probabilities a fixed weight.
+
+    Args:
+        weights: one a member, at least 0, with sum 1.
+    """
+    concatenation = layers.Input((len(weights) * len(CLASSES),), name="concatenated")
+    mean = layers.Dense(len(CLASSES), use_bias=False, trainable=False, name="weighted_mean")
+    model = keras.Model(concatenation, mean(concatenation), name="weighted_mean")
+    mean.set_weights([np.concatenate([np.eye(len(CLASSES), dtype="float32") * weight for weight in weights])])
+    return model
+
+
+def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The weights of the members' mean with the smallest cross-entropy, every class weighing the same.
+
+    Args:
+        x: (N, 7 × members) the members' probabilities for patients they were not trained on.
+        y: (N, 7) one-hot classes.
+
+    Returns:
+        (members,) weights, at least 0, with sum 1 (the linear opinion pool).
+    """
+    share = _class_weights(y) / len(y)
+    right = (x.reshape(len(x), -1, len(CLASSES)) * y[:, None]).sum(axis=2)
+    members = right.shape[1]
+
+    def loss(weights: np.ndarray) -> float:
+        return float(-(share * np.log(right @ weights + 1e-9)).sum())
+
+    whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+    found = scipy.optimize.minimize(
+        loss, np.full(members, 1 / members), bounds=[(0, 1)] * members, constraints=whole, method="SLSQP"
+    )
+    return (found.x.clip(0) / found.x.clip(0).sum()).astype("float32")
+
+
+def folds_of(
+    y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which rows each fold fits on (single-label ones) and which it judges; no patient is on both sides.
+
+    Args:
+        y: (N, 7) one-hot classes; zeros where an image has several labels.
+        single: (N,) bool, the images that may be fitted on; the others are only predicted.
+        patients: (N,) patient of each row.
+        seed: seeds the folds.
+        folds: how many.
+
+    Returns:
+        For each fold the positions to fit on and those to judge; every row is judged once.
+    """
+    strata = np.where(single, y.argmax(axis=1), len(CLASSES))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return [(fit_on[single[fit_on]], judge_on) for fit_on, judge_on in splitter.split(y, strata, patients)]
 
 
 def cross_validate(
@@ -114,8 +184,8 @@ def cross_validate(
     Args:
         x: (N, 7 × members) the members' probabilities.
         y: (N, 7) one-hot classes; zeros where an image has several labels.
-        single: (N,) bool, the images that a head may be fitted on; the others are only predicted.
-        patients: (N,) patient of each row; no patient is in two folds.
+        single: (N,) bool, the images that a head may be fitted on.
+        patients: (N,) patient of each row.
         epochs: passes of each fit.
         seed: seeds folds and fits.
         folds: how many heads are fitted.
@@ -123,12 +193,10 @@ def cross_validate(
     Returns:
         Out-of-fold probabilities (N, 7), and the mean history over folds, one row an epoch.
     """
-    strata = np.where(single, y.argmax(axis=1), len(CLASSES))
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     out = np.zeros((len(x), len(CLASSES)), "float32")
     histories = []
-    for fit_on, judge_on in splitter.split(x, strata, patients):
-        fit_on, judged = fit_on[single[fit_on]], judge_on[single[judge_on]]
+    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
+        judged = judge_on[single[judge_on]]
         model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judged], y[judged]))
         out[judge_on] = model(x[judge_on], training=False).numpy()
         histories.append(history)
@@ -136,23 +204,48 @@ def cross_validate(
     return out, mean.assign(epoch=mean.index + 1)
 
 
-def join(members: Sequence[keras.Model], fitted_head: keras.Model | None) -> keras.Model:
+def cross_validate_weights(
+    x: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
+) -> np.ndarray:
+    """The weighted mean's predictions for patients on whom its weights were not fitted: (N, 7).
+
+    Args:
+        x: (N, 7 × members) the members' probabilities.
+        y: (N, 7) one-hot classes; zeros where an image has several labels.
+        single: (N,) bool, the images that weights may be fitted on.
+        patients: (N,) patient of each row.
+        seed: seeds the folds.
+        folds: how many times weights are fitted.
+    """
+    out = np.zeros((len(x), len(CLASSES)), "float32")
+    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
+        weights = fit_weights(x[fit_on], y[fit_on])
+        out[judge_on] = np.einsum("m,nmk->nk", weights, x[judge_on].reshape(len(judge_on), -1, len(CLASSES)))
+    return out
+
+
+def join(members: Sequence[keras.Model], fitted_head: keras.Model | None, mirrored: bool = False) -> keras.Model:
     """One model: a radiograph goes to every frozen member, and the head or the plain mean joins their probabilities.
 
     Args:
         members: models of radiographs (N, H, W, 1) in 0–255 to seven probabilities.
-        fitted_head: a fitted `head`, or None for the plain mean.
+        fitted_head: a fitted `head` or a `weighted_mean`, or None for the plain mean.
+        mirrored: test-time augmentation: a member's answer is its mean over the radiograph and its mirror image.
 
     Returns:
         A model of the same input with seven probabilities.
     """
     pixels = layers.Input(members[0].input_shape[1:], name="radiograph")
+    turned = keras.ops.flip(pixels, axis=2) if mirrored else None
     outputs = []
     for number, member in enumerate(members, start=1):
         # Two members may carry the same name, and a Keras model needs every layer's name once.
         member.name = f"member_{number}"
         member.trainable = False
-        outputs.append(member(pixels))
+        answer = member(pixels)
+        if mirrored:
+            answer = layers.Average(name=f"member_{number}_both_ways")([answer, member(turned)])
+        outputs.append(answer)
     if fitted_head is None:
         return keras.Model(pixels, layers.Average(name="mean")(outputs), name="ensemble")
     fitted_head.trainable = False

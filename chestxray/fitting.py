@@ -285,6 +285,7 @@ class Fit:
         epoch = step = 0
         if stored is None:
             shutil.rmtree(self.places.log, ignore_errors=True)
+            self.places.checkpoint.unlink(missing_ok=True)
             if keep_start:
                 self.best_score = self._score(predict_batches(self.forward, self.valid))
                 self.best_weights = [w.numpy() for w in self.model.weights]
@@ -536,6 +537,8 @@ class Fit:
         self.best_epoch, self.best_score = progress["best_epoch"], progress["best_score"]
         self.history, self.done, self.elapsed = progress["history"], progress["done"], progress["elapsed"]
         self.best_weights = _group(stored, "best")
+        for row in self.history:
+            print(epoch_line(row, self.recipe.epochs))
         step = f", step {progress['step']} of {self.steps}" if progress["step"] else ""
         print(f"{self.recipe.name}: going on after epoch {progress['epoch']} of {self.recipe.epochs}{step}", flush=True)
 

@@ -7,6 +7,7 @@ epoch's order depends on the seed and the epoch alone, so that a killed fit can 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray import radiographs
-from chestxray.config import CLASSES, NIH_FINDINGS, Paths, Study, StudyError
+from chestxray.config import CLASSES, NIH_FINDINGS, QUESTIONS, Paths, Study, StudyError
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Samples:
         """The same samples with other targets, (N, K)."""
         return Samples(self.x, self.rows, np.asarray(y, "float32"), self.table)
 
+    def mirrored(self) -> Samples:
+        """The same radiographs, left and right exchanged; a view, nothing is copied."""
+        return dataclasses.replace(self, x=self.x[:, :, ::-1])
+
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """The samples in order, `batch_size` at a time; the last batch may be shorter."""
         for start in range(0, len(self), batch_size):
@@ -62,9 +67,18 @@ def class_targets(labels: pd.Series) -> np.ndarray:
 
 
 def finding_targets(findings: pd.Series) -> np.ndarray:
-    """The fourteen findings of ChestX-ray14 as 0 and 1, (N, 14) float32; `No Finding` is all zeros."""
-    present = findings.str.get_dummies("|")
-    return present.reindex(columns=list(NIH_FINDINGS), fill_value=0).to_numpy("float32")
+    """The answers to `QUESTIONS` as 0 and 1, (N, 15) float32: the fourteen findings of ChestX-ray14, and No_finding."""
+    present = findings.str.get_dummies("|").reindex(columns=list(NIH_FINDINGS), fill_value=0).to_numpy("float32")
+    return np.column_stack([present, ~present.any(axis=1)]).astype("float32")
+
+
+def log_odds(samples: Samples) -> np.ndarray:
+    """How common each of the seven classes is among samples of `load_findings`, as log-odds, (7,) float32.
+
+    A class that none or all of them show counts as half an image short of that.
+    """
+    shown = samples.y[:, [QUESTIONS.index(name) for name in CLASSES]].sum(axis=0).clip(0.5, len(samples) - 0.5)
+    return np.log(shown / (len(samples) - shown)).astype("float32")
 
 
 def fingerprint(study: Study) -> str:
@@ -105,7 +119,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
 
 
 def load_findings(study: Study, split: str) -> Samples:
-    """Every radiograph of one split, also those with several labels, with its fourteen findings as targets (N, 14).
+    """Every radiograph of one split, also those with several labels, with answers to `QUESTIONS` as targets (N, 15).
 
     Raises:
         StageMissing: stage 2.1 has not been run.

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
+import numpy as np
+import scipy.special
 from keras import layers
 
 from chestxray import backbones
-from chestxray.config import CLASSES, NIH_FINDINGS
+from chestxray.config import CLASSES, QUESTIONS, StudyError
 
 
 def dense(image_size: int, units: Sequence[int] = (256, 128, 64)) -> keras.Model:
@@ -61,9 +63,10 @@ class Transfer:
     Attributes:
         backbone: the EfficientNet, RGB 0–255 to the last feature map.
         features: radiograph to pooled features, (N, C); without augmentation when not training.
-        findings: radiograph to the fourteen findings of ChestX-ray14, (N, 14) sigmoids: the preliminary stage.
+        findings: radiograph to the answers to `QUESTIONS`, (N, 15) sigmoids: the preliminary stage.
         head: pooled features to seven probabilities: fitted first, on features computed once.
-        classifier: radiograph to seven probabilities: what is saved.
+        classifier: radiograph to seven probabilities, of both heads together where `transfer` was given log-odds, else
+            of the class head alone: what is fine-tuned and saved.
     """
 
     backbone: keras.Model
@@ -86,6 +89,8 @@ def transfer(
     weights: str | None = "imagenet",
     drop_connect_rate: float = 0.2,
     bn_momentum: float = 0.9,
+    log_odds: np.ndarray | None = None,
+    share: float = 0.5,
 ) -> Transfer:
     """Put augmentation, a backbone, global average pooling and heads together.
 
@@ -98,6 +103,10 @@ def transfer(
         weights: `imagenet`, None, or a weights file.
         drop_connect_rate: stochastic depth at the last block (Huang et al., ECCV 2016), 0 to 1.
         bn_momentum: BatchNorm's momentum; the backbones' own .99 adapts too slowly to grey radiographs in few steps.
+        log_odds: (7,) of `inputs.log_odds`: the classifier then answers by both heads. How much more likely than usual
+            each class is by the findings' head is added to the class head's logits; the softmax comes last. None
+            leaves the findings' head out, for it was not trained.
+        share: weight of the findings' head in that sum, 0 to 1; the class head has the rest.
 
     Raises:
         StudyError: the backbone is unknown or its weights cannot be had.
@@ -114,18 +123,59 @@ def transfer(
     x = layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
     width = x.shape[-1]
     drop = layers.Dropout(dropout, name="dropout")
-    classes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name="classes")
-    findings = layers.Dense(len(NIH_FINDINGS), activation="sigmoid", dtype="float32", name="findings")
+    dropped = drop(x)
+    classes = layers.Dense(len(CLASSES), dtype="float32", name="classes")
+    answers = layers.Dense(len(QUESTIONS), dtype="float32", name="findings")(dropped)
     pooled = layers.Input((width,), name="pooled")
+    logits = classes(dropped)
+    together = logits if log_odds is None else _blend(answers, logits, log_odds, share)
     return Transfer(
         backbone=net,
         features=keras.Model(pixels, x, name="features"),
-        findings=keras.Model(pixels, findings(drop(x)), name="all_findings"),
-        head=keras.Model(pooled, classes(drop(pooled)), name="head"),
-        classifier=keras.Model(pixels, classes(drop(x)), name="classifier"),
+        findings=keras.Model(pixels, layers.Activation("sigmoid", dtype="float32")(answers), name="all_findings"),
+        head=keras.Model(pooled, _softmax(classes(drop(pooled))), name="head"),
+        classifier=keras.Model(pixels, _softmax(together), name="classifier"),
     )
 
 
-def _probabilities(x: keras.KerasTensor) -> keras.KerasTensor:
+def _blend(
+    answers: keras.KerasTensor, logits: keras.KerasTensor, log_odds: np.ndarray, share: float
+) -> keras.KerasTensor:
+    """The weighted mean of two heads' logits: of the findings' answers less their usual log-odds, and of the classes.
+
+    It is a dense layer with given weights, so that the saved model is made of stock layers.
+    """
+    if not 0 <= share <= 1:
+        raise StudyError(f"share {share}: give 0 (the class head alone) to 1 (the findings' head alone)")
+    kernel = np.zeros((len(QUESTIONS) + len(CLASSES), len(CLASSES)), "float32")
+    for place, name in enumerate(CLASSES):
+        kernel[QUESTIONS.index(name), place] = share
+        kernel[len(QUESTIONS) + place, place] = 1 - share
+    blend = layers.Dense(len(CLASSES), dtype="float32", trainable=False, name="blend")
+    both = blend(layers.Concatenate(name="both_heads")([answers, logits]))
+    blend.set_weights([kernel, -share * np.asarray(log_odds, "float32")])
+    return both
+
+
+def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
+    """What the classifier of `transfer` would say with another weight of its heads.
+
+    Args:
+        both: (N, 15 + 7) logits of the findings' head and of the class head: the output of the layer `both_heads`.
+        log_odds: (7,) of `inputs.log_odds`.
+        share: weight of the findings' head, 0 to 1.
+
+    Returns:
+        (N, 7) probabilities.
+    """
+    asked = both[:, [QUESTIONS.index(name) for name in CLASSES]] - log_odds
+    return scipy.special.softmax(share * asked + (1 - share) * both[:, len(QUESTIONS) :], axis=1)
+
+
+def _softmax(logits: keras.KerasTensor) -> keras.KerasTensor:
     # Float32 whatever the compute type: float16 softmax loses the small probabilities that AUROC ranks by.
-    return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name="classes")(x)
+    return layers.Activation("softmax", dtype="float32")(logits)
+
+
+def _probabilities(x: keras.KerasTensor) -> keras.KerasTensor:
+    return _softmax(layers.Dense(len(CLASSES), dtype="float32", name="classes")(x))

@@ -2,11 +2,12 @@
 
 import json
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import ensemble, models
+from chestxray import ensemble, models, training
 from chestxray.config import CLASSES, StageMissing, StudyError
 
 
@@ -78,6 +79,61 @@ def test_a_head_learns_whom_to_trust():
     head, history = ensemble.fit_head(x[:400], y[:400], 60, 0, held_out=(x[400:], y[400:]))
     right = head(x[400:], training=False).numpy().argmax(axis=1) == labels[400:]
     assert right.mean() > 0.9 and history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_weights_find_the_one_who_knows():
+    rng = np.random.default_rng(0)
+    y = np.eye(7, dtype="float32")[rng.integers(0, 7, 400)]
+    good = 0.5 * y + 0.5 * probabilities(400, 1)
+    weights = ensemble.fit_weights(np.concatenate([probabilities(400, 2), good], axis=1), y)
+    assert weights[1] > 0.95 and weights.sum() == pytest.approx(1)
+    alike = ensemble.fit_weights(np.concatenate([good, good], axis=1), y)
+    assert np.allclose(alike, 0.5, atol=1e-3), "members that say the same keep equal weights"
+
+
+def test_weights_are_the_best_on_a_grid():
+    y = np.eye(7, dtype="float32")[np.random.default_rng(0).integers(0, 3, 300)]
+    x = np.concatenate([0.3 * y + 0.7 * probabilities(300, 1), 0.2 * y + 0.8 * probabilities(300, 2)], axis=1)
+    classes = y.argmax(axis=1)
+
+    def loss(share):
+        mixed = share * x[:, :7] + (1 - share) * x[:, 7:]
+        return -np.mean([np.log(mixed[classes == k, k]).mean() for k in range(3)])
+
+    grid = np.linspace(0, 1, 501)
+    assert ensemble.fit_weights(x, y)[0] == pytest.approx(grid[np.argmin([loss(share) for share in grid])], abs=0.01)
+
+
+def test_weights_are_judged_on_other_patients(monkeypatch):
+    patients = np.repeat([f"p{i}" for i in range(30)], 4)
+    x = np.concatenate([probabilities(120, 1), probabilities(120, 2)], axis=1)
+    y = np.eye(7, dtype="float32")[np.arange(120) % 7]
+    fitted = []
+    monkeypatch.setattr(ensemble, "fit_weights", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.ones(2) / 2)
+    out = ensemble.cross_validate_weights(x, y, np.ones(120, bool), patients, seed=0)
+    assert np.allclose(out, ensemble.mean_of(x), atol=1e-6)
+    for rows in fitted:
+        seen = np.array([row.tobytes() in rows for row in x])
+        assert not set(patients[seen]) & set(patients[~seen])
+
+
+def test_mirrored_answers_are_those_of_both_ways():
+    members = [models.dense(16), models.dense(16, units=(8,))]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    joined = ensemble.join(members, ensemble.weighted_mean([0.25, 0.75]), mirrored=True)
+    one, other = (
+        (member(pixels, training=False) + member(pixels[:, :, ::-1], training=False)) / 2 for member in members
+    )
+    assert np.allclose(joined(pixels, training=False), 0.25 * one + 0.75 * other, atol=1e-6)
+    assert np.allclose(joined(pixels[:, :, ::-1], training=False), joined(pixels, training=False), atol=1e-6)
+
+
+def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
+    joined = ensemble.join([models.dense(16), models.dense(16, units=(8,))], None, mirrored=True)
+    training.save_model(joined, tmp_path / "ensemble.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    loaded = keras.models.load_model(tmp_path / "ensemble.keras")
+    assert np.allclose(loaded(pixels, training=False), joined(pixels, training=False), atol=1e-6)
 
 
 @pytest.mark.parametrize("with_head", [True, False])

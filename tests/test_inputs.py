@@ -6,15 +6,30 @@ import pytest
 from PIL import Image
 
 from chestxray import inputs, radiographs
-from chestxray.config import CLASSES, NIH_FINDINGS, StageMissing
+from chestxray.config import CLASSES, QUESTIONS, StageMissing
 
 
 def test_targets_by_hand():
     labels = pd.Series(["Mass", "", "No_finding"])
     assert inputs.class_targets(labels).tolist() == [[0, 0, 0, 1, 0, 0, 0], [0] * 7, [0, 0, 0, 0, 1, 0, 0]]
     findings = inputs.finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia"]))
-    shown = [[NIH_FINDINGS[k] for k in np.flatnonzero(row)] for row in findings]
-    assert shown == [["Effusion", "Mass"], [], ["Hernia"]]
+    shown = [[QUESTIONS[k] for k in np.flatnonzero(row)] for row in findings]
+    assert shown == [["Effusion", "Mass"], ["No_finding"], ["Hernia"]]
+
+
+def test_log_odds_by_hand():
+    y = inputs.finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia", "Effusion"]))
+    samples = inputs.Samples(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4), y, pd.DataFrame(index=range(4)))
+    odds = dict(zip(CLASSES, np.exp(inputs.log_odds(samples)), strict=True))
+    assert odds["Effusion"] == pytest.approx(1) and odds["Mass"] == odds["No_finding"] == pytest.approx(1 / 3)
+    assert odds["Nodule"] == pytest.approx(0.5 / 3.5), "half an image where there is none"
+
+
+def test_mirrored_samples_change_sides_and_nothing_else():
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3, 1)
+    samples = inputs.Samples(pixels, np.array([1]), np.ones((1, 7), "float32"), pd.DataFrame(index=range(1)))
+    (batch,) = samples.mirrored().batches(4)
+    assert batch[0, :, :, 0].tolist() == [[8, 7, 6], [11, 10, 9]]
 
 
 def test_a_split_holds_its_own_images(prepared_study):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chestxray import augmentation, models, training
+from chestxray.config import CLASSES, QUESTIONS, StudyError
 
 
 def radiographs(count=3, size=32):
@@ -31,10 +32,36 @@ def test_transfer_heads_share_one_backbone():
     pooled = net.features(x, training=False)
     assert np.allclose(net.head(pooled, training=False), net.classifier(x, training=False), atol=1e-5)
     findings = net.findings(x, training=False).numpy()
-    assert findings.shape == (3, 14) and ((findings > 0) & (findings < 1)).all()
+    assert findings.shape == (3, 15) and ((findings > 0) & (findings < 1)).all()
     before = net.classifier(x, training=False).numpy()
     net.backbone.weights[0].assign(net.backbone.weights[0] * 0)
     assert not np.allclose(before, net.classifier(x, training=False))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_classifier_answers_by_both_heads(share):
+    log_odds = np.linspace(-3, 0, 7).astype("float32")
+    net = small_transfer(log_odds=log_odds, share=share)
+    x = radiographs()
+    sigmoids = net.findings(x, training=False).numpy().astype(float)
+    asked = sigmoids[:, [QUESTIONS.index(name) for name in CLASSES]]
+    own = net.head(net.features(x, training=False), training=False).numpy()
+    # The same by probabilities: a power mean of odds ratios and class probabilities, brought to sum 1.
+    answer = (asked / (1 - asked) / np.exp(log_odds)) ** share * own ** (1 - share)
+    expected = answer / answer.sum(axis=1, keepdims=True)
+    assert np.allclose(net.classifier(x, training=False), expected, atol=1e-5)
+    heads = keras.Model(net.classifier.input, net.classifier.get_layer("both_heads").output)
+    assert np.allclose(models.answer(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
+
+
+def test_the_blend_is_not_trained():
+    net = small_transfer(log_odds=np.zeros(7))
+    assert not any("blend" in v.path for v in net.classifier.trainable_variables)
+
+
+def test_a_share_beyond_one_is_refused():
+    with pytest.raises(StudyError, match=r"share 1\.5: give 0"):
+        small_transfer(log_odds=np.zeros(7), share=1.5)
 
 
 def test_augmentation_acts_while_training_only():
