@@ -36,7 +36,7 @@ ROOM = 64 << 20
 
 _SIGNATURES = {b"\x1f\x8b": "tar.gz", b"PK\x03\x04": "zip", b"PK\x05\x06": "zip"}
 _BLOCK = 512
-_BROKEN = (
+BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -54,7 +54,9 @@ class Refused(Exception):
     """An archive does what none of ours does."""
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """A file in an archive: its name, how many bytes it says it has, and a function that reads them."""
+
     name: PurePosixPath
     size: int
     read: Callable[[], bytes]
@@ -89,7 +91,7 @@ def extract(path: Path, place: Place, source: str = "") -> list[Path]:
         _inspect(path, place)
     written = []
     with _judged(path, called):
-        for member in tqdm(_members(path), desc=f"Extracting {path.name}", unit="file", disable=None):
+        for member in tqdm(members(path), desc=f"Extracting {path.name}", unit="file", disable=None):
             if (target := place(member.name)) is not None:
                 data = member.read()
                 if not (target.is_file() and target.stat().st_size == len(data) and target.read_bytes() == data):
@@ -107,7 +109,7 @@ def _judged(path: Path, called: str) -> Iterator[None]:
         raise StudyError(
             f"{called}: {error}; nothing was taken out of it: get the archive from its publisher"
         ) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         size = path.stat().st_size if path.exists() else 0
         raise StudyError(
             f"{called}: broken archive of {size:,} bytes ({_first_line(error)}); nothing was taken out of it: "
@@ -123,7 +125,7 @@ def _inspect(path: Path, place: Place) -> None:
     """Read all of an archive and judge it."""
     seen: set[PurePosixPath] = set()
     taken = 0
-    for member in _members(path):
+    for member in members(path):
         if member.name in seen:
             raise Refused(f"holds {str(member.name)!r} twice")
         seen.add(member.name)
@@ -134,11 +136,16 @@ def _inspect(path: Path, place: Place) -> None:
         raise Refused(f"holds no file of the dataset among its {len(seen)}")
 
 
-def _members(path: Path) -> Iterator[_Member]:
-    """The files of an archive in its order; folders are left out.
+def members(path: Path, most: int = 0) -> Iterator[Member]:
+    """The files of an archive in its order, each with a safe name and within bounds; folders are left out.
+
+    Args:
+        path: a tar.gz, tar or zip.
+        most: members it may have; MEMBERS where 0.
 
     Raises:
         Refused: it does what it must not.
+        Exception: one of `BROKEN`; it is damaged.
     """
     archive = kind(path)
     if not archive:
@@ -148,8 +155,8 @@ def _members(path: Path) -> Iterator[_Member]:
     count = total = 0
     for member in (_of_zip if archive == "zip" else _of_tar)(path, bound):
         count, total = count + 1, total + member.size
-        if count > MEMBERS:
-            raise Refused(f"holds more than {MEMBERS:,} files")
+        if count > (most or MEMBERS):
+            raise Refused(f"holds more than {most or MEMBERS:,} files")
         if member.size > MEMBER_BYTES:
             raise Refused(f"{str(member.name)!r} has {member.size:,} bytes, more than any file of the dataset")
         if total > bound:
@@ -157,7 +164,7 @@ def _members(path: Path) -> Iterator[_Member]:
         yield member
 
 
-def _safe(name: str) -> PurePosixPath:
+def safe(name: str) -> PurePosixPath:
     """A member's name as a path that stays below the target.
 
     Raises:
@@ -170,7 +177,7 @@ def _safe(name: str) -> PurePosixPath:
     return path
 
 
-def _of_zip(path: Path, bound: int) -> Iterator[_Member]:
+def _of_zip(path: Path, bound: int) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if len(entries) > MEMBERS or sum(entry.file_size for entry in entries) > bound:
@@ -179,7 +186,7 @@ def _of_zip(path: Path, bound: int) -> Iterator[_Member]:
             mode = entry.external_attr >> 16
             if entry.is_dir():
                 continue
-            name = _safe(entry.filename)
+            name = safe(entry.filename)
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
                 raise Refused(f"{entry.filename!r} is a link or device")
             if entry.flag_bits & 1:
@@ -189,10 +196,10 @@ def _of_zip(path: Path, bound: int) -> Iterator[_Member]:
                 with archive.open(entry) as file:  # checks the CRC at the end, and stops at the promised size
                     return file.read(entry.file_size + 1)
 
-            yield _Member(name, entry.file_size, read)
+            yield Member(name, entry.file_size, read)
 
 
-def _of_tar(path: Path, bound: int) -> Iterator[_Member]:
+def _of_tar(path: Path, bound: int) -> Iterator[Member]:
     with path.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if kind(path) == "tar.gz" else file
         bounded = _Bounded(stream, bound)
@@ -201,14 +208,14 @@ def _of_tar(path: Path, bound: int) -> Iterator[_Member]:
                 archive.members.clear()  # or it keeps one for each of 100,000 images
                 if entry.isdir():
                     continue
-                name = _safe(entry.name)
+                name = safe(entry.name)
                 if not entry.isreg() or entry.sparse is not None:
                     raise Refused(f"{entry.name!r} is a link, a device or has holes")
 
                 def read(entry: tarfile.TarInfo = entry) -> bytes:
                     return archive.extractfile(entry).read(entry.size + 1)
 
-                yield _Member(name, entry.size, read)
+                yield Member(name, entry.size, read)
             # tarfile takes a damaged header for the end; the true end is a block of zeros.
             if bounded.last.count(0) != _BLOCK:
                 raise EOFError("it ends in the middle")

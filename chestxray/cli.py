@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_data(commands)
     _add_plan(commands)
+    _add_archives(commands)
     test = commands.add_parser(
         "test", help="run the tests", description="Run the tests; arguments after -- go to pytest."
     )
@@ -170,6 +171,25 @@ def _add_plan(commands: Any) -> None:
     plan.set_defaults(command=run_plan)
 
 
+def _add_archives(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="pack a prepared dataset into one file",
+        description="Write what stages 2.2 to 5 need of a prepared dataset to one archive, with checksums.",
+    )
+    pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
+    pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
+    unpack = commands.add_parser(
+        "unpack",
+        help="unpack it on another machine",
+        description="Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.",
+    )
+    unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
+    for command, run in ((pack, run_pack), (unpack, run_unpack)):
+        command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+        command.set_defaults(command=run)
+
+
 def run_study(chosen: argparse.Namespace) -> int:
     """`chestxray run`."""
     if chosen.root:
@@ -193,7 +213,8 @@ def run_study(chosen: argparse.Namespace) -> int:
     if chosen.in_place:
         for path in line.refresh(wanted):
             print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
-    _print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in wanted if stage.notebook])
+    rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
+    _print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
     print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
     return 0
 
@@ -366,6 +387,40 @@ def _print_table(title: str, table: Any) -> None:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise StudyError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
+
+
+def run_pack(chosen: argparse.Namespace) -> int:
+    """`chestxray pack`."""
+    _set_root(chosen)
+    from chestxray import downloads, packing
+    from chestxray.pipeline import shown
+
+    done = packing.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
+    print(f"{shown(done.path)}: {downloads.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
+    print(f"SHA-256 {done.sha256}")
+    return 0
+
+
+def run_unpack(chosen: argparse.Namespace) -> int:
+    """`chestxray unpack`."""
+    _set_root(chosen)
+    from chestxray import packing
+    from chestxray.pipeline import shown
+
+    done = packing.unpack(chosen.archive)
+    kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
+    print(f"{shown(done.folder)}: {_held(done.index)}{kept}")
+    fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.index.image_size]
+    size = f"--profile {fitting[0]}" if fitting else f"--set image_size={done.index.image_size}"
+    print(f"Go on with: chestxray run --dataset {done.index.dataset} {size}")
+    return 0
+
+
+def _held(index: Any) -> str:
+    """What an archive holds, in words; `index` is a `packing.Index`."""
+    augmented = f"{index.augmented:,} augmented files" if index.augmented else "no augmented files (run stage 2.2)"
+    radiographs = f"{index.images:,} radiographs of {index.image_size} px"
+    return f"{radiographs}, {augmented}, data fingerprint {index.fingerprint}"
 
 
 def _set_root(chosen: argparse.Namespace) -> None:

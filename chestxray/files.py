@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from chestxray.config import StudyError
 
@@ -51,10 +52,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part.
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing so that a reader sees the old file or the whole new one, never a part.
 
-    The bytes go to a hidden file beside it, which is then renamed over it. The folder is created if missing.
+    The bytes go to a hidden file beside it, which is renamed over it when the block ends. The folder is created if
+    missing.
 
     Raises:
         StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
@@ -63,15 +66,23 @@ def atomic_write(path: Path, data: bytes) -> None:
     temporary = _beside(path)
     with explained(path):
         try:
-            with temporary.open("wb", buffering=0) as file:
-                remaining = memoryview(data)
-                while remaining:
-                    remaining = remaining[file.write(remaining) :]
+            with temporary.open("wb") as file:
+                yield file
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write `data` to `path` as `atomic_file` does.
+
+    Raises:
+        StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
+    """
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -27,7 +27,7 @@ from doit.runner import MThreadRunner
 from doit.task import Task
 
 from chestxray import files, fingerprints, notebooks, sources
-from chestxray.config import REPOSITORY, StageMissing, Study, StudyError
+from chestxray.config import PROFILES, REPOSITORY, StageMissing, Study, StudyError
 from chestxray.progress import Progress
 from chestxray.stages import STAGES, Stage
 
@@ -98,8 +98,10 @@ class Pipeline:
             Whether all of them are up to date now. What failed was said on the stream.
 
         Raises:
-            StudyError: another run works on this dataset, or the record can't be written.
+            StudyError: another run works on this dataset, it was unpacked with images of another size than the profile
+                has, or the record can't be written.
         """
+        self._check_size()
         with self._alone(), self._progress:
             tasks = [self._task(stage, chosen) for stage in chosen]
             control = TaskControl(tasks)
@@ -128,10 +130,25 @@ class Pipeline:
                 targets.append(target)
         return targets
 
+    def unpacked(self, stage: Stage) -> bool:
+        """Whether this stage was run where the dataset was packed: there is nothing here to run it again with."""
+        return stage.unpackable and sources.is_unpacked(self.study.paths)
+
+    def _check_size(self) -> None:
+        record, size = sources.unpacked(self.study.paths), self.study.profile.image_size
+        if record is not None and record["image_size"] != size:
+            there = record["image_size"]
+            ways = [f"--profile {name}" for name, one in PROFILES.items() if one.image_size == there]
+            raise StudyError(
+                f"dataset {self.study.paths.dataset!r}: was unpacked with images of {there} px, not the {size} px "
+                f"asked for; use {' or '.join([*ways, f'--set image_size={there}'])}"
+            )
+
     def _task(self, stage: Stage, chosen: Sequence[Stage]) -> Task:
         paths = self.study.paths
-        writes = stage.writes(paths) + ([self.rendered(stage)] if stage.notebook else [])
-        unchanged = _Unchanged(lambda: self._describe(stage))
+        made_here = bool(stage.notebook) and not self.unpacked(stage)
+        writes = stage.writes(paths) + ([self.rendered(stage)] if made_here else [])
+        unchanged = _Unchanged(lambda: self._describe(stage), self.unpacked(stage))
         return Task(
             stage.number,
             [self._execute],
@@ -266,13 +283,19 @@ class Pipeline:
 
 
 class _Unchanged:
-    """Tells doit whether a stage's description is the one of its last run, and keeps why not."""
+    """Tells doit whether a stage's description is the one of its last run, and keeps why not.
 
-    def __init__(self, describe: Callable[[], dict[str, str]]) -> None:
+    A stage that was run elsewhere, and whose outcome was unpacked, is not asked.
+    """
+
+    def __init__(self, describe: Callable[[], dict[str, str]], elsewhere: bool) -> None:
         self._describe = describe
+        self._elsewhere = elsewhere
         self._changed: list[str] = []
 
     def __call__(self, task: Task, values: dict[str, Any]) -> bool:
+        if self._elsewhere:
+            return True
         now = self._describe()
         before = values.get("description")
         task.value_savers.append(lambda: {"description": now})
@@ -323,7 +346,9 @@ class _Reporter(ZeroReporter):
 
     def skip_uptodate(self, task: Task) -> None:
         """A stage needn't run."""
-        self._pipeline._progress.say(f"{task.meta['stage'].label}: up to date")
+        stage = task.meta["stage"]
+        why = "unpacked, run elsewhere" if self._pipeline.unpacked(stage) else "up to date"
+        self._pipeline._progress.say(f"{stage.label}: {why}")
 
     def add_failure(self, task: Task, fail: BaseFail) -> None:
         """A stage failed; what doit itself found wrong has not been said yet."""

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files, metadata, sources, splits
-from chestxray.config import CLASSES, SPLITS, Study, StudyError
+from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.metadata import Rejection
 
@@ -36,6 +36,7 @@ __all__ = [
     "make_plan",
     "prepare",
     "prepare_pixels",
+    "raw_side",
     "read_manifest",
     "store_images",
 ]
@@ -106,6 +107,18 @@ def _grey(image: Image.Image) -> Image.Image:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")
     return image if image.mode == "L" else image.convert("L")
+
+
+def raw_side(paths: Paths) -> int:
+    """Side in pixels of a dataset's raw radiographs: of the first one, or as told by the archive that it came in.
+
+    Raises:
+        StudyError: there is no raw radiograph and no archive, or it cannot be read.
+    """
+    record = sources.unpacked(paths)
+    if record is not None:
+        return record["raw_side"]
+    return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)
 
 
 def prepare_pixels(pixels: np.ndarray, size: int) -> np.ndarray:

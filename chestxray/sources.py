@@ -1,23 +1,30 @@
 """Where raw data comes from: phantoms, a folder in the NIH layout, or a published dataset; all end as a `raw` folder.
 
-It owns the raw folder and finds the image files in it. It must not know what the tables say or how images are decoded.
+It owns the raw folder, finds the image files in it, and knows the datasets that were unpacked from an archive and have
+none. It must not know what the tables say or how images are decoded.
 """
 
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from chestxray import files, published
-from chestxray.config import Study, StudyError
+from chestxray.config import Paths, Study, StudyError
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")
 """Names of the image table, the best first: the NIH's corrected edition, its first one, and Kaggle's sample's."""
 
 IMAGE_SUFFIXES = published.IMAGE_SUFFIXES
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
+UNPACKED = "unpacked.json"
+"""What `packing` leaves beside the files of an archive: a dataset that has this has raw tables, but no raw images."""
+
 PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
 
@@ -65,6 +72,28 @@ def find_images(raw: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def unpacked(paths: Paths) -> dict[str, Any] | None:
+    """What is known of a dataset that was unpacked from an archive; None where it was not.
+
+    Returns:
+        `archive` and `manifest`, the SHA-256 of either; `image_size` and `raw_side`, of the prepared and the raw
+        radiographs in pixels.
+    """
+    try:
+        record = json.loads((paths.data / UNPACKED).read_text("utf-8"))
+        return {name: record[name] for name in ("archive", "manifest", "image_size", "raw_side")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_unpacked(paths: Paths) -> bool:
+    """Whether a dataset was unpacked from an archive and its manifest is still the one that came in it."""
+    record = unpacked(paths)
+    if record is None or not paths.manifest.exists():
+        return False
+    return hashlib.sha256(paths.manifest.read_bytes()).hexdigest() == record["manifest"]
+
+
 def prepare_raw(source: str, study: Study) -> None:
     """Make `study.paths.raw` hold the raw data of `source`. What is there already is not made again.
 
@@ -74,9 +103,14 @@ def prepare_raw(source: str, study: Study) -> None:
         study: gives the place, and for phantoms their number, size and seed.
 
     Raises:
-        StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; or the disk is full or
-            read-only.
+        StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; the dataset was
+            unpacked from an archive; or the disk is full or read-only.
     """
+    if unpacked(study.paths) is not None:
+        raise StudyError(
+            f"{study.paths.relative(study.paths.data)}: was unpacked from an archive, which has no raw images; leave "
+            "out stages 1 and 2.1 by --only, or remove that folder to begin with a source"
+        )
     if study.is_phantom:
         _draw_phantoms(study)
     elif Path(source).is_dir():

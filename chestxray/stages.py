@@ -35,6 +35,7 @@ class Stage:
         writes: the files it leaves for later ones.
         reads_raw: whether it reads the raw data as well.
         alongside: whether it may run while others of this kind run.
+        unpackable: whether an archive of the prepared dataset, unpacked, stands for having run it.
     """
 
     number: str
@@ -45,6 +46,7 @@ class Stage:
     writes: Files = _none
     reads_raw: bool = False
     alongside: bool = False
+    unpackable: bool = False
 
     @property
     def label(self) -> str:
@@ -71,7 +73,7 @@ def _model(folder: str, title: str, notebook: str) -> Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("1", "data", "Raw data", writes=lambda p: [p.raw]),
+    Stage("1", "data", "Raw data", writes=lambda p: [p.raw], unpackable=True),
     Stage(
         "2.1",
         "trees",
@@ -79,6 +81,7 @@ STAGES: tuple[Stage, ...] = (
         "2_preprocessing/1_Creating_train_test_directories.ipynb",
         writes=lambda p: [p.manifest],
         reads_raw=True,
+        unpackable=True,
     ),
     Stage(
         "2.2",

@@ -1,0 +1,516 @@
+"""A packed dataset is the same dataset on another machine, and an archive that is not whole leaves nothing there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import write_raw
+from loopback import note
+
+from chestxray import __main__, augmentation, config, files, inputs, packing, pipeline, radiographs, sources, stages
+from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Relative path → SHA-256 of every file; behind a link, as raw data is at home, only of the tables."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    if (folder / "raw").is_symlink():
+        paths += [path for path in (folder / "raw").iterdir() if path.suffix in (".csv", ".txt")]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture
+def packed(prepared_study, tmp_path):
+    """The study, with its archive `tmp_path/tiny.tar`."""
+    return prepared_study, packing.pack(prepared_study.paths, tmp_path / "tiny.tar").path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An archive of 60 images without augmented files, as bytes."""
+    folder = tmp_path_factory.mktemp("packed")
+    study = of_tiny(folder / "root")
+    sources.prepare_raw(str(write_raw(folder / "tiny")), study)
+    radiographs.prepare(study)
+    return packing.pack(study.paths).path.read_bytes()
+
+
+@pytest.fixture
+def archive(tmp_path, whole):
+    """A file with that archive."""
+    path = tmp_path / "tiny.tar"
+    path.write_bytes(whole)
+    return path
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The root of another machine."""
+    return tmp_path / "elsewhere"
+
+
+def of_tiny(root: Path) -> config.Study:
+    return config.Study(Paths("tiny", root), config.PROFILES["quick"].override(image_size=32), 2024)
+
+
+def test_what_comes_out_is_what_went_in(packed, elsewhere):
+    study, archive = packed
+    (study.paths.raw / "README.pdf").write_bytes(b"not asked for")
+    done = packing.unpack(archive, elsewhere)
+    there = of_tiny(elsewhere)
+    assert done.folder == there.paths.data and done.kept == 0
+    unpacked = hashes(there.paths.data)
+    del unpacked[sources.UNPACKED]
+    assert unpacked == hashes(study.paths.data)
+    assert not (there.paths.raw / "images").exists() and not there.paths.raw.is_symlink()
+    assert inputs.fingerprint(there) == inputs.fingerprint(study) == done.index.fingerprint
+    manifest = radiographs.read_manifest(there)
+    chosen = manifest[manifest["selected"]]
+    for row in chosen.itertuples():
+        stored = radiographs.store_path(there.paths.store, row.image)
+        assert (there.paths.tree(row.split) / row.label / stored.name).samefile(stored)
+    assert sum(len(list(there.paths.tree(split).rglob("*.png"))) for split in SPLITS) == len(chosen)
+    pd.testing.assert_frame_equal(inputs.load_augmented(there).table, inputs.load_augmented(study).table)
+
+
+def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
+    study, archive = packed
+    with tarfile.open(archive) as tar:
+        members = tar.getmembers()
+        index = json.loads(tar.extractfile(packing.INDEX).read())
+        sealed = tar.extractfile(packing.SEAL).read().decode().strip()
+        content = {member.name: tar.extractfile(member).read() for member in members}
+    names = [member.name for member in members]
+    assert names[0] == packing.INDEX and names[-1] == packing.SEAL and len(set(names)) == len(names)
+    assert sum(name.startswith("images/") for name in names) == 240
+    assert {"raw/Data_Entry_2017_v2020.csv", "raw/test_list.txt", "raw/train_val_list.txt"} <= set(names)
+    assert all(member.isreg() and (member.mtime, member.uid, member.gid, member.uname) == (0,) * 3 + ("",)
+               for member in members)  # fmt: skip
+    listed = {name: (size, sha256) for name, size, sha256 in index["entries"]}
+    assert list(listed) == names[1:-1]
+    assert all(listed[name] == (len(content[name]), hashlib.sha256(content[name]).hexdigest()) for name in listed)
+    data = archive.read_bytes()
+    assert sealed == hashlib.sha256(data[:-2048]).hexdigest()
+    assert index["fingerprint"] == inputs.fingerprint(study)
+
+
+def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
+    study, archive = packed
+    for path in study.paths.store.iterdir():
+        os.utime(path, (1, 1))
+        path.chmod(0o600)
+    again = packing.pack(study.paths, tmp_path / "again.tar")
+    assert again.path.read_bytes() == archive.read_bytes()
+    assert again.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+    packing.unpack(archive, elsewhere)
+    carried = packing.pack(Paths("tiny", elsewhere))
+    assert carried.path == elsewhere / "1_Datasets" / "tiny.tar"
+    assert carried.path.read_bytes() == archive.read_bytes()
+
+
+def test_a_dataset_without_augmented_files_lists_or_boxes(make_raw, study_of, elsewhere):
+    study = study_of(make_raw(lists=False))
+    radiographs.prepare(study)
+    archive = packing.pack(study.paths).path
+    done = packing.unpack(archive, elsewhere)
+    assert done.index.augmented == 0
+    assert sorted(path.name for path in done.folder.iterdir()) == sorted(
+        ["images", "manifest.csv", "raw", "rejected.csv", "unpacked.json", *SPLITS]
+    )
+    assert [path.name for path in (done.folder / "raw").iterdir()] == ["Data_Entry_2017_v2020.csv"]
+    assert inputs.fingerprint(of_tiny(elsewhere)) == inputs.fingerprint(study)
+
+
+def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, elsewhere):
+    raw = make_raw()
+    long = "a very long name ä " * 8 + ".png"
+    (raw / "images" / "00000001_000.png").rename(raw / "images" / long)
+    for table in raw.glob("*.*"):
+        table.write_text(table.read_text().replace("00000001_000.png", long))
+    boxes = "Image Index,Finding Label,Bbox [x,y,w,h],,,,,,\n00000002_000.png,Infiltrate,1.5,2,3,4,,,\n"
+    (raw / "BBox_List_2017.csv").write_text(boxes)
+    study = study_of(raw)
+    radiographs.prepare(study)
+    (study.paths.data / "near_duplicates.csv").write_text("image,other\n")
+    packing.unpack(packing.pack(study.paths).path, elsewhere)
+    there = Paths("tiny", elsewhere)
+    assert (there.raw / "BBox_List_2017.csv").read_text() == boxes
+    assert (there.data / "near_duplicates.csv").exists()
+    assert (there.store / long).exists()
+    assert radiographs.raw_side(there) == radiographs.raw_side(study.paths) == 48
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from chestxray import config, packing
+moves, limit = 0, int(sys.argv[3])
+replace = Path.replace
+def counted(self, target):
+    global moves
+    moves += 1
+    if moves == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+Path.replace = counted
+if sys.argv[1] == "pack":
+    packing.pack(config.Paths("tiny"), Path(sys.argv[2]))
+else:
+    packing.unpack(Path(sys.argv[2]), Path(sys.argv[4]))
+"""
+
+
+def killed(*arguments: object) -> None:
+    run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("point", ["images", "links", "folder"])
+def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
+    """Killed among the images, among the links to them, and before the folder gets its name."""
+    study, archive = packed
+    manifest = radiographs.read_manifest(study)
+    entries, links = len(packing._read_index(archive).entries), int(manifest["selected"].sum())
+    moves = {"images": 100, "links": entries + 20, "folder": entries + links + 2}[point]
+    killed("unpack", archive, moves, elsewhere)
+    place = elsewhere / "1_Datasets"
+    assert [path.name for path in place.iterdir()] == [".tiny.tmp-unpack"]
+    torn = place / ".tiny.tmp-unpack" / "images" / "00000001_000.png"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (place / ".tiny.tmp-unpack" / "images" / "stranger.png").write_bytes(b"of another archive")
+    (place / ".tiny.tmp-unpack" / "near_duplicates.csv").write_bytes(b"of another archive")
+    done = packing.unpack(archive, elsewhere)
+    assert done.kept == min(moves - 1, entries) - 1
+    assert [path.name for path in place.iterdir()] == ["tiny"]
+    unpacked = hashes(done.folder)
+    del unpacked[sources.UNPACKED]
+    assert unpacked == hashes(study.paths.data)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_packing_leaves_no_archive(packed, tmp_path):
+    study, archive = packed
+    target = tmp_path / "new" / "tiny.tar"
+    killed("pack", target, 1)
+    assert not target.exists() and len(list(target.parent.iterdir())) == 1
+    assert packing.pack(study.paths, target).path.read_bytes() == archive.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["tiny.tar"]
+
+
+def tar(*members: tuple, fmt: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as archive:
+        for name, content, *target in members:
+            info = tarfile.TarInfo(name)
+            if target:
+                info.type, info.linkname = content, target[0]
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def cut(size: float):
+    return lambda data: data[: int(len(data) * size)]
+
+
+def flipped(share: float):
+    def flip(data: bytes) -> bytes:
+        place = int(len(data) * share)
+        return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+    return flip
+
+
+DAMAGED = {
+    "packed dataset: 0 bytes": (lambda data: b"", "no archive of a prepared dataset"),
+    "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "no archive of a prepared dataset"),
+    "packed dataset: another tar": (
+        lambda data: tar(("images/a.png", b"x" * 5000)), "no archive of a prepared dataset"
+    ),
+    "packed dataset: cut off in its index": (cut(0.01), "broken off or damaged"),
+    "packed dataset: cut off": (cut(0.6), "broken off or damaged"),
+    "packed dataset: last byte missing": (lambda data: data[:-1], "broken off or damaged"),
+    "packed dataset: a bit flipped in an image": (flipped(0.5), "broken off or damaged"),
+    "packed dataset: a bit flipped in its end": (lambda data: flipped(1 - 1500 / len(data))(data), "broken off"),
+    "packed dataset: bytes after its end": (lambda data: data + b"more", "broken off or damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_archive_is_one_line_and_leaves_nothing(archive, elsewhere, capsys, fault):
+    damage, said = DAMAGED[fault]
+    archive.write_bytes(damage(archive.read_bytes()))
+    refused(archive, elsewhere, capsys, fault, said)
+
+
+def refused(archive, elsewhere, capsys, fault, said):
+    capsys.readouterr()
+    assert __main__.main(["unpack", str(archive), "--root", str(elsewhere)]) == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chestxray: ")]
+    assert len(printed) == 1 and said in printed[0] and archive.name in printed[0]
+    assert not [path for path in elsewhere.rglob("*") if path.is_file()]
+    assert not list((elsewhere / "1_Datasets").iterdir()) if (elsewhere / "1_Datasets").exists() else True
+    assert not (elsewhere.parent / "escaped.png").exists()
+    note(fault, printed[0].removeprefix("chestxray: ").replace(str(archive.parent), "…"), elsewhere)
+
+
+def forge(archive: Path, change) -> None:
+    """Write an archive anew, with a right seal, after `change(index, members)` has had its way with it."""
+    with tarfile.open(archive) as old:
+        members = [(member.name, old.extractfile(member).read()) for member in old.getmembers()]
+    index = json.loads(members[0][1])
+    members = members[1:-1]
+    blocks = change(index, members) or b"".join(packing._member(*member) for member in members)
+    body = packing._member(packing.INDEX, json.dumps(index).encode()) + blocks
+    archive.write_bytes(body + packing._seal(hashlib.sha256(body).hexdigest()))
+
+
+def renamed(name: str):
+    def change(index, members):
+        index["entries"][0][0] = name
+        members[0] = (name, members[0][1])
+
+    return change
+
+
+def as_link(index, members):
+    info = tarfile.TarInfo(members[0][0])
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return info.tobuf() + b"".join(packing._member(*member) for member in members[1:])
+
+
+def other_pixels(index, members):
+    members[5] = (members[5][0], members[5][1][:-1] + b"?")
+
+
+def one_twice(index, members):
+    index["entries"].insert(1, index["entries"][0])
+    members.insert(1, members[0])
+
+
+def without_manifest(index, members):
+    index["entries"].pop()
+    members.pop()
+
+
+FORGED = {
+    "packed dataset: path with ..": (renamed("images/../../../escaped.png"), "leads out of the folder"),
+    "packed dataset: absolute path": (renamed("/tmp/escaped.png"), "leads out of the folder"),
+    "packed dataset: a file that no dataset has": (renamed("train/Mass/escaped.sh"), "no prepared dataset has"),
+    "packed dataset: dataset of a bad name": (lambda i, m: i.update(dataset="../../escaped"), "names dataset"),
+    "packed dataset: link": (as_link, "is a link"),
+    "packed dataset: other pixels than listed": (other_pixels, "has not the SHA-256"),
+    "packed dataset: a file twice": (one_twice, "lists a file twice"),
+    "packed dataset: a file less than listed": (lambda i, m: m.pop(3) and None, "where its index lists"),
+    "packed dataset: a file more than listed": (lambda i, m: m.append(("images/z.png", b"x")), "lists 'nothing'"),
+    "packed dataset: last file missing": (lambda i, m: m.pop() and None, "lacks 'manifest.csv'"),
+    "packed dataset: no manifest": (without_manifest, "end with the manifest"),
+    "packed dataset: of a later format": (lambda i, m: i.update(format=2), "format 2, not 1"),
+    "packed dataset: index without sizes": (lambda i, m: i.update(entries=[["manifest.csv"]]), "broken"),
+    "packed dataset: index that is none": (lambda i, m: i.clear(), "broken"),
+}
+
+
+@pytest.mark.parametrize("fault", FORGED)
+def test_a_forged_archive_is_one_line_and_leaves_nothing(archive, elsewhere, capsys, fault):
+    change, said = FORGED[fault]
+    forge(archive, change)
+    refused(archive, elsewhere, capsys, fault, said)
+
+
+def test_forging_alone_is_no_fault(archive, elsewhere):
+    forge(archive, lambda index, members: None)
+    done = packing.unpack(archive, elsewhere)
+    assert inputs.fingerprint(of_tiny(elsewhere)) == done.index.fingerprint
+
+
+def test_no_archive_at_all(tmp_path, elsewhere, capsys):
+    for name in ("nowhere.tar", "."):
+        assert __main__.main(["unpack", str(tmp_path / name), "--root", str(elsewhere)]) == 2
+        said = capsys.readouterr().err
+        assert "cannot be read" in said and said.count("\n") == 1
+    assert not elsewhere.exists()
+
+
+def test_space_is_checked_before_the_first_byte(packed, tmp_path, elsewhere, monkeypatch):
+    study, archive = packed
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=300 << 20))
+    packing.unpack(archive, elsewhere)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=256 << 20))
+    with pytest.raises(StudyError, match=r"needs .* are free; free space, or write it to another disk by --out"):
+        packing.pack(study.paths, tmp_path / "new" / "b.tar")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(StudyError, match=r"are free; free space, or set CHESTXRAY_ROOT") as error:
+        packing.unpack(archive, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    note("packed dataset: disk too small", error.value, tmp_path / "third")
+    packing.unpack(archive, elsewhere)  # all is there: nothing is needed
+
+
+def test_a_full_disk_keeps_what_is_right_for_the_next_call(packed, elsewhere, monkeypatch):
+    study, archive = packed
+    moves, replace = [], Path.replace
+
+    def full(self, target):
+        moves.append(target)
+        if len(moves) > 50:
+            raise OSError(28, os.strerror(28))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StudyError, match="No space left on device"):
+        packing.unpack(archive, elsewhere)
+    assert not (elsewhere / "1_Datasets" / "tiny").exists()
+    monkeypatch.setattr(Path, "replace", replace)
+    assert packing.unpack(archive, elsewhere).kept == 50
+    assert inputs.fingerprint(of_tiny(elsewhere)) == inputs.fingerprint(study)
+
+
+def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewhere):
+    _, archive = packed
+    paths = Paths("tiny", elsewhere)
+    packing.unpack(archive, elsewhere)
+    before = hashes(paths.data)
+    inputs.load_split(of_tiny(elsewhere), "train")
+    names = sorted(path.name for path in paths.store.iterdir())
+    (paths.store / names[0]).unlink()
+    (paths.store / names[1]).write_bytes(b"damaged")
+    (paths.store / "stranger.png").write_bytes(b"left over")
+    paths.augmented_rows.write_text("file\n")
+    done = packing.unpack(archive, elsewhere)
+    assert done.kept == len(done.index.entries) - 3
+    after = hashes(paths.data)
+    assert {name: sha256 for name, sha256 in after.items() if not name.startswith("cache/")} == before
+    assert any(name.startswith("cache/") for name in after)
+
+
+def test_another_dataset_of_the_name_is_not_touched(packed, elsewhere, capsys):
+    study, archive = packed
+    mine = elsewhere / "1_Datasets" / "tiny" / "manifest.csv"
+    files.atomic_write(mine, b"mine\n")
+    for root in (elsewhere, study.paths.root):  # one that is not ours, and the very one that was packed
+        before = hashes(root / "1_Datasets" / "tiny")
+        assert __main__.main(["unpack", str(archive), "--root", str(root)]) == 2
+        assert "is there already, and not from this archive; remove it or rename it" in capsys.readouterr().err
+        assert hashes(root / "1_Datasets" / "tiny") == before
+
+
+def test_what_cannot_be_packed(packed, tmp_path, capsys):
+    study, _ = packed
+    target = tmp_path / "new" / "b.tar"
+    stored = sorted(study.paths.store.iterdir())[7]
+    data = stored.read_bytes()
+    augmented = next((study.paths.tree("train_augmented") / CLASSES[0]).iterdir())
+
+    def fails(match):
+        with pytest.raises(StudyError, match=match) as error:
+            packing.pack(study.paths, target)
+        assert "\n" not in str(error.value) and not target.parent.exists()
+
+    stored.write_bytes(data[:-1] + b"?")
+    fails("is not the image that manifest.csv tells; run stage 2.1 again")
+    stored.unlink()
+    fails(r"cannot be read \(No such file or directory\); run stage 2.1 again")
+    stored.write_bytes(data)
+    augmented.unlink()
+    fails(r"cannot be read .*; run stage 2.2 again")
+    with pytest.raises(StudyError, match="is a folder"):
+        packing.pack(study.paths, tmp_path)
+    study.paths.manifest.unlink()
+    with pytest.raises(StageMissing, match=r"run stage 2\.1"):
+        packing.pack(study.paths, target)
+    assert __main__.main(["pack", "nowhere"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(packed, tmp_path, monkeypatch):
+    study, _ = packed
+    index = packing._index(study.paths, packing._places(study.paths))
+    monkeypatch.setattr(packing, "_index", lambda *_: index)
+    study.paths.rejected.write_text("file,value,remedy\nx,y,z\n")
+    with pytest.raises(StudyError, match="changed while it was packed"):
+        packing.pack(study.paths, tmp_path / "new" / "b.tar")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def line_of(study, source="tiny", **overrides):
+    stream = io.StringIO()
+    return pipeline.Pipeline(study, source, overrides, 1, stream=stream), stream
+
+
+def test_stages_1_and_2_1_count_as_run_while_the_manifest_is_the_one_unpacked(archive, elsewhere, monkeypatch):
+    packing.unpack(archive, elsewhere)
+    before = hashes(elsewhere)
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(elsewhere))
+    study = of_tiny(elsewhere)
+    for _ in range(2):
+        line, stream = line_of(study)
+        assert line.run(stages.choose(["1", "2.1"])) and line.executed == []
+        assert "2.1 Train and test directories: unpacked, run elsewhere" in stream.getvalue()
+    assert {name: sha256 for name, sha256 in hashes(elsewhere).items() if ".doit.db" not in name} == before
+    line, stream = line_of(study)
+    assert not line.run(stages.choose(["1", "2.1"]), force=True)
+    assert "1_Datasets/tiny: was unpacked from an archive, which has no raw images" in stream.getvalue()
+    study.paths.manifest.write_text(study.paths.manifest.read_text().replace("train", "valid"))
+    line, stream = line_of(study)
+    assert not line.run(stages.choose(["1"]))
+    assert "has no raw images; leave out stages 1 and 2.1 by --only" in stream.getvalue()
+
+
+def test_another_image_size_is_told_before_anything_runs(archive, elsewhere, capsys):
+    assert __main__.main(["unpack", str(archive), "--root", str(elsewhere)]) == 0
+    said = capsys.readouterr().out
+    assert "60 radiographs of 32 px, no augmented files (run stage 2.2)" in said and "--set image_size=32" in said
+    assert __main__.main(["run", "--dataset", "tiny", "--root", str(elsewhere), "--only", "4.0"]) == 2
+    said = capsys.readouterr().err
+    assert "was unpacked with images of 32 px, not the 64 px asked for; use --set image_size=32" in said
+    assert not (elsewhere / "5_results").exists()
+
+
+def test_a_damaged_record_counts_as_none(tiny_study):
+    for text in ("", "[]", "{}"):
+        files.atomic_write(tiny_study.paths.data / sources.UNPACKED, text.encode())
+        assert sources.unpacked(tiny_study.paths) is None and not sources.is_unpacked(tiny_study.paths)
+
+
+@pytest.mark.slow
+def test_later_stages_run_from_the_archive_alone(tmp_path, monkeypatch):
+    """Phantoms are prepared, packed, unpacked under another root, and the first model is fitted there."""
+    home, away, archive = tmp_path / "home", tmp_path / "away", tmp_path / "phantom.tar"
+    small = {"image_size": 32, "phantom_images": 210, "no_finding": 30, "dense_epochs": 1}
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(home))
+    study = config.open_study("phantom", "quick", 2024, small)
+    sources.prepare_raw("phantom", study)
+    augmentation.write(study, augmentation.plan(radiographs.prepare(study).manifest, study.seed))
+    fingerprint = inputs.fingerprint(study)
+    assert __main__.main(["pack", "phantom", "--out", str(archive)]) == 0
+    shutil.rmtree(home)
+    assert __main__.main(["unpack", str(archive), "--root", str(away)]) == 0
+    before = hashes(away / "1_Datasets")
+    command = [sys.executable, "-m", "chestxray", "run", "--root", str(away), "--only", "1", "2", "3", "4.0"]
+    command += ["--set", *(f"{name}={value}" for name, value in small.items())]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2.1 Train and test directories: unpacked" in done.stderr and "3 of 5 stages run" in done.stdout
+    paths = Paths("phantom", away)
+    assert {name: sha256 for name, sha256 in hashes(away / "1_Datasets").items() if "/cache/" not in name} == before
+    assert not (paths.raw / "images").exists()
+    run = json.loads((paths.saved("dense") / "run.json").read_text())
+    assert fingerprint in run.values()
+    predictions = pd.read_csv(paths.saved("dense") / "predictions_test.csv")
+    assert len(predictions) == (pd.read_csv(paths.manifest)["split"] == "test").sum()
