@@ -232,6 +232,11 @@ class Paths:
         return self.data / "train_augmented.csv"
 
     @property
+    def near_duplicates(self) -> Path:
+        """Radiographs of different patients that resemble each other; a report that no stage reads."""
+        return self.data / "near_duplicates.csv"
+
+    @property
     def cache(self) -> Path:
         """Arrays made from the trees to feed models faster; safe to delete."""
         return self.data / "cache"
@@ -253,6 +258,9 @@ class Paths:
 
 REFERENCE = REPOSITORY / "5_results" / "reference"
 """The committed numbers, figures and ensemble, made from real radiographs."""
+
+ABLATION = REPOSITORY / "4_models" / "ablation"
+"""The committed tables of what each part of the fine-tuning recipe is worth: `recipes.csv` and `imbalance.csv`."""
 
 
 @dataclass(frozen=True)

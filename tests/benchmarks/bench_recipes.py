@@ -1,0 +1,164 @@
+"""Measure what each part of the fine-tuning recipe is worth on validation, one change at a time.
+
+`python -m tests.benchmarks.bench_recipes --dataset nih_sample [--only NAME ...]` fits every recipe of `RECIPES` on a
+small budget (`SIZE`, `EPOCHS`) and every answer to class imbalance of `IMBALANCE` on the features of the first one. A
+row is added to `4_models/ablation/recipes.csv` or `imbalance.csv` when it is measured; rows that are there are kept,
+so a run that was stopped goes on. Validation alone is looked at; no test image is read.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import pandas as pd
+
+from chestxray import augmentation, config, evaluation, fitting, inputs, models, training
+
+SIZE, EPOCHS, SEEDS = 80, 3, (2024, 2025)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One recipe: what it says to a reader, and where it departs from the reference.
+
+    Attributes:
+        text: the table's words.
+        idea: beyond what the study set out to compare.
+        seeds: one fit a seed.
+        network: arguments of `models.transfer`; `strength` and `flip` go to the augmentation.
+        recipe: fields of the preliminary stage's `Recipe`.
+        preliminary: False trains all layers on the seven classes alone, for the same number of steps.
+    """
+
+    text: str
+    idea: bool = False
+    seeds: tuple[int, ...] = SEEDS[:1]
+    network: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preliminary: bool = True
+
+
+RECIPES = {
+    "reference": Change("the reference: 3b's recipe", seeds=SEEDS),
+    "classes_only": Change("without the preliminary stage: seven classes only", seeds=SEEDS, preliminary=False),
+    "batch_norm_frozen": Change("BatchNorm frozen as ImageNet left it", recipe={"batch_norm": "freeze"}),
+    "batch_norm_anew": Change("BatchNorm re-estimated for the averaged weights", recipe={"batch_norm": "reestimate"}),
+    "no_average": Change("no running mean of the weights", recipe={"ema": 0.0}),
+    "no_mixing": Change("no mixup", recipe={"mixup": 0.0}),
+    "milder": Change("augmentation half as strong", network={"strength": 1.0}),
+    "no_augmentation": Change("no augmentation", network={"strength": 0.0, "flip": False}),
+    "no_warm_up": Change("no warm-up", recipe={"warmup": 0.0}),
+    "smoothing": Change("labels smoothed by .1", recipe={"label_smoothing": 0.1}),
+    "running_average": Change(
+        "epochs go on from the last step, not from the running mean", idea=True, recipe={"ema_restart": False}
+    ),
+    "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
+    "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
+    "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
+    "no_dropping": Change(
+        "no dropout, no stochastic depth", idea=True, network={"dropout": 0.0, "drop_connect_rate": 0.0}
+    ),
+}
+
+IMBALANCE = {
+    "augmented files": {},
+    "nothing": {},
+    "balanced sampling": {"balanced": True},
+    "class weights": {"class_weight": True},
+    "focal loss": {"loss": "categorical_focal"},
+    "logit-adjusted loss": {"loss": "logit_adjusted"},
+}
+"""Answers to class imbalance: fields of the head's recipe. The first takes the tree of stage 2.2, the rest `train`."""
+
+
+def main() -> None:
+    """Measure what is missing and print both tables."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--dataset", default="nih_sample", help="a dataset prepared by stages 2.1 and 2.2")
+    arguments.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
+    chosen = arguments.parse_args()
+    for name in chosen.only:
+        for seed in RECIPES[name].seeds:
+            measure(config.open_study(chosen.dataset, "cpu", seed), name)
+    for table in ("recipes", "imbalance"):
+        print(pd.read_csv(place(table)).to_string(index=False))
+
+
+def place(table: str) -> Path:
+    """Where a table is kept."""
+    return config.ABLATION / f"{table}.csv"
+
+
+def measure(study: config.Study, name: str) -> None:
+    """Fit one recipe with one seed and add its row, unless it is there."""
+    change = RECIPES[name]
+    if has("recipes", name=name, seed=study.seed):
+        return
+    began = time.perf_counter()
+    everyone, valid = (inputs.load_findings(study, split) for split in ("train", "valid"))
+    settings = {"strength": 2.0, "flip": True, "dropout": 0.3, "drop_connect_rate": 0.2, "bn_momentum": 0.9}
+    settings |= change.network
+    run = training.Run(study, f"recipes/{name}-{study.seed}", settings)
+    layers = augmentation.layers(settings.pop("strength"), study.seed, flip=settings.pop("flip"))
+    odds = inputs.log_odds(everyone) if change.preliminary else None
+    net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
+    classes, classes_valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
+    changed = {"loss": "binary", "ema": study.profile.ema, "mixup": 0.3, **change.recipe}
+    head = training.Recipe("head", study.profile.head_epochs, learning_rate=3e-3, label_smoothing=0.1)
+    if change.preliminary:
+        recipe = training.Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
+        run.fit(net.findings, recipe, everyone, valid)
+    run.fit_head(net.features, net.head, head, classes, classes_valid)
+    if not change.preliminary:
+        epochs = round(EPOCHS * len(everyone) / len(classes))
+        recipe = training.Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
+        run.fit(net.classifier, recipe, classes, classes_valid)
+    row = {"name": name, "recipe": change.text, "idea": change.idea, "seed": study.seed}
+    add("recipes", {**row, **scores(net.classifier, study), "seconds": round(time.perf_counter() - began)})
+    if name == "reference" and study.seed == SEEDS[0]:
+        compare_imbalance(study, net)
+
+
+def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
+    """Fit the class head anew with each answer to class imbalance, on the same features and for as many steps."""
+    classes, plain = inputs.load_augmented(study), inputs.load_split(study, "train")
+    valid = inputs.load_split(study, "valid")
+    start = net.head.get_weights()
+    for name, fields in IMBALANCE.items():
+        train = classes if name == "augmented files" else plain
+        epochs = round(study.profile.head_epochs * len(classes) / len(train))
+        net.head.set_weights([0 * weight for weight in start])
+        run = training.Run(study, f"recipes/imbalance-{name.replace(' ', '-')}", fields)
+        recipe = training.Recipe("head", epochs, learning_rate=3e-3, label_smoothing=0.0, **fields)
+        run.fit_head(net.features, net.head, recipe, train, valid)
+        alone = keras.Model(net.features.input, net.head(net.features.output))
+        add("imbalance", {"answer": name, "seed": study.seed, "epochs": epochs, **scores(alone, study)})
+
+
+def scores(model: keras.Model, study: config.Study) -> dict[str, float]:
+    """Validation metrics of a classifier."""
+    valid = inputs.load_split(study, "valid", selected=False)
+    table = training.prediction_table(valid.table, fitting.predict_batches(model, valid))
+    found = evaluation.evaluate(table, draws=200, seed=0)["estimate"]
+    return {name: round(found[name], 4) for name in ("six_finding_auroc", "macro_auroc", "balanced_accuracy")}
+
+
+def has(table: str, **values: Any) -> bool:
+    """Whether a table has a row with these values."""
+    if not place(table).exists():
+        return False
+    rows = pd.read_csv(place(table))
+    return bool((rows[list(values)] == pd.Series(values)).all(axis=1).any())
+
+
+def add(table: str, row: dict[str, Any]) -> None:
+    """Add a row to a table on disk."""
+    before = [pd.read_csv(place(table))] if place(table).exists() else []
+    training.write_csv(pd.concat([*before, pd.DataFrame([row])], ignore_index=True), place(table))
+
+
+if __name__ == "__main__":
+    main()
