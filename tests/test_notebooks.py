@@ -228,11 +228,11 @@ def test_results_table(tmp_path):
     )
     rows = notebooks.results_rows(notebooks.read_metrics(table), {"cnn": "1 CNN"})
     assert rows == [
-        ["model", "balanced accuracy", "macro-F1", "macro AUROC"],
-        ["1 CNN", "–", "–", "0.900 (0.850–0.950)"],
-        ["mean", "–", "0.500 (0.400–0.600)", "–"],
+        ["model", "balanced accuracy", "macro-F1", "macro AUROC", "AUROC, six findings"],
+        ["1 CNN", "–", "–", "0.900 (0.850–0.950)", "–"],
+        ["mean", "–", "0.500 (0.400–0.600)", "–", "–"],
     ]
-    assert notebooks.markdown_table(rows).split("\n")[1] == "| --- | --: | --: | --: |"
+    assert notebooks.markdown_table(rows).split("\n")[1] == "| --- | --: | --: | --: | --: |"
     table.write_text("model,metric\ncnn,macro_f1\n")
     with pytest.raises(StudyError, match=r"metrics.csv has no column estimate, high, low"):
         notebooks.read_metrics(table)
