@@ -381,7 +381,7 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
     manifest = manifest[manifest["sha256"].notna()].reset_index(drop=True)[list(MANIFEST_COLUMNS)]
     after = manifest.to_csv(index=False, lineterminator="\n").encode()
     if after != before:
-        for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.cache):
+        for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.near_duplicates, paths.cache):
             files.remove(outdated)
     link_trees(study, manifest)
     rejected = metadata.rejections_frame([*plan.rejected, *unreadable])

@@ -1,0 +1,249 @@
+"""Near-duplicates: prepared radiographs of different patients that are one and the same radiograph.
+
+It owns what counts as the same: two perceptual hashes within a Hamming distance, and then the same fine detail in the
+pixels. It reports and changes nothing; it must not know models, nor decide who is in which split.
+
+Chests look alike, so the hash alone cannot tell: of 32 million pairs of different patients in a sample of 8,011
+radiographs of ChestX-ray14 none is within 40 of 256 bits, but 573 are within 60, where a radiograph moved by two of its
+128 pixels still is. The pixels decide. With all that is smooth taken away, and at the best of 49 positions, copies
+correlate with their original by 0.70 or more, and the most alike of those 573 pairs by 0.54
+(`tests/benchmarks/bench_near_duplicates.py`). What is found: copies that were compressed, scaled, brightened or moved a
+little. What is not: turned, mirrored, inverted or cropped ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
+
+from chestxray import files, radiographs
+from chestxray.config import Study
+
+HASH_SIDE = 16
+"""A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""
+DISTANCE = 60
+"""Pairs of hashes that differ in more bits are not looked at."""
+LIKENESS = 0.7
+"""Pairs of images that are at least this alike are near-duplicates."""
+LIKENESS_SMALL = 0.9
+"""The same for images of less than 128 px. With little detail left, different chests become more alike: at 64 px real
+ones up to 0.65, phantoms, which are drawn after one pattern, up to 0.81."""
+MOST_PAIRS = 500_000
+"""No more pairs than this, the closest, are compared by their pixels. The whole set should have about 110,000."""
+
+COLUMNS = (
+    *("image", "patient", "split", "other_image", "other_patient", "other_split"),
+    *("distance", "likeness", "near_duplicate"),
+)
+
+_SIDE, _BLUR, _MARGIN, _SHIFT = 128, 2.0, 8, 3
+"""Pixels: side at which images are compared, spread of what counts as slow, edge left out, farthest move tried."""
+_TILE = 4096
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the check has found.
+
+    Attributes:
+        pairs: one row a pair of images of different patients within `DISTANCE`, the most alike first, with the columns
+            `COLUMNS`: `distance` in bits, `likeness` -1 to 1, `near_duplicate` where that is `threshold` or more.
+        images: how many images were compared, each with each.
+        threshold: the likeness that makes a near-duplicate.
+        close: pairs within `DISTANCE`; `pairs` has the closest `MOST_PAIRS` of them.
+        seconds: how long it took.
+    """
+
+    pairs: pd.DataFrame
+    images: int
+    threshold: float
+    close: int
+    seconds: float
+
+    @property
+    def crossing(self) -> pd.DataFrame:
+        """The pairs whose two images are in different splits."""
+        return self.pairs[self.pairs["split"].ne(self.pairs["other_split"])]
+
+
+def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
+    """The pHash of a radiograph: which of its lowest cosine frequencies are above their median.
+
+    Zauner (2010), *Implementation and Benchmarking of Perceptual Image Hash Functions*, as `imagehash` computes it.
+
+    Args:
+        pixels: (height, width) uint8.
+
+    Returns:
+        (256,) bool.
+    """
+    import imagehash
+    from PIL import Image
+
+    return imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
+
+
+def _hash_batch(paths: Sequence[Path]) -> list[np.ndarray]:
+    return [perceptual_hash(radiographs.decode(path)) for path in paths]
+
+
+def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
+    """Hash image files on all cores.
+
+    Returns:
+        (n, 256) bool.
+    """
+    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
+    hashes: list[np.ndarray] = []
+    with tqdm(total=len(paths), desc="Hashing radiographs", unit="image", disable=None) as bar:
+        for batch in parallel(joblib.delayed(_hash_batch)(batch) for batch in batches):
+            hashes += batch
+            bar.update(len(batch))
+    return np.array(hashes)
+
+
+def close_pairs(hashes: np.ndarray, patients: np.ndarray, most: int = MOST_PAIRS) -> tuple[pd.DataFrame, int]:
+    """Find all pairs of images of different patients whose hashes are within `DISTANCE`.
+
+    Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits, and a matrix
+    product of hundreds of columns takes no longer than a tree, which has no grip on so many dimensions.
+
+    Args:
+        hashes: (n, bits) bool.
+        patients: (n,) whose image it is.
+        most: keep only this many pairs, the closest.
+
+    Returns:
+        The pairs as positions `first` < `second` with their `distance`, closest first, and how many there are.
+    """
+    bits = hashes.shape[1]
+    signs = np.where(hashes, np.float32(1), np.float32(-1))
+    found, total, kept = [], 0, pd.DataFrame(columns=["distance", "first", "second"], dtype=np.int64)
+
+    def closest() -> pd.DataFrame:
+        return pd.concat([kept, *found]).sort_values(["distance", "first", "second"], ignore_index=True).head(most)
+
+    for top in range(0, len(signs), _TILE):
+        for left in range(top, len(signs), _TILE):
+            equal = signs[top : top + _TILE] @ signs[left : left + _TILE].T
+            row, column = np.nonzero(equal >= bits - 2 * DISTANCE)
+            distance = ((bits - equal[row, column]) / 2).astype(np.int64)
+            pairs = pd.DataFrame({"distance": distance, "first": row + top, "second": column + left})
+            pairs = pairs[(pairs["first"] < pairs["second"]) & (patients[pairs["first"]] != patients[pairs["second"]])]
+            total += len(pairs)
+            found.append(pairs)
+            if sum(map(len, found)) > most:
+                kept, found = closest(), []
+    return closest(), total
+
+
+def detail(pixels: np.ndarray) -> np.ndarray:
+    """A radiograph's fine detail: at 128 px, with what is smooth over 2 px taken away.
+
+    Returns:
+        (128, 128) float32.
+    """
+    grey = radiographs.prepare_pixels(pixels, _SIDE).astype(np.float32)
+    return grey - gaussian_filter(grey, _BLUR)
+
+
+def likeness(first: np.ndarray, second: np.ndarray) -> float:
+    """How alike the details of two radiographs are: their correlation where it is best, moved by up to 3 px.
+
+    Args:
+        first: as `detail` gives; an edge of 8 px is left out.
+        second: the same of the other.
+
+    Returns:
+        -1 to 1. Without any detail on either side 1 where both are equal, else 0.
+    """
+    inner = first[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    inner = inner - inner.mean()
+    edge = _MARGIN - _SHIFT
+    field = second[edge:-edge, edge:-edge]
+    windows = np.lib.stride_tricks.sliding_window_view(field, inner.shape)
+    sums, squares = (_window_sums(values, inner.shape) for values in (field, field**2))
+    spread = np.sqrt((inner**2).sum() * np.maximum(squares - sums**2 / inner.size, 0))
+    products = np.einsum("ijkl,kl->ij", windows, inner)
+    if not (spread > 1e-3).any():
+        return float(np.array_equal(first, second))
+    return float(np.divide(products, spread, out=np.zeros_like(spread), where=spread > 1e-3).max())
+
+
+def _window_sums(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Sums over all windows of a shape, by way of the integral image."""
+    height, width = shape
+    integral = np.pad(values.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    lower, upper = integral[height:], integral[:-height]
+    return lower[:, width:] - lower[:, :-width] - upper[:, width:] + upper[:, :-width]
+
+
+def _all_alike(paths: Sequence[Path], positions: pd.DataFrame) -> pd.Series:
+    """The likeness of each pair of positions, on its index."""
+    details = functools.lru_cache(maxsize=1024)(lambda place: detail(radiographs.decode(paths[place])))
+    ordered = positions.sort_values(["first", "second"])  # so that few images are decoded twice
+    pairs = zip(ordered["first"], ordered["second"], strict=True)
+    bar = tqdm(pairs, total=len(ordered), desc="Comparing pairs", unit="pair", disable=None)
+    alike = [likeness(details(first), details(second)) for first, second in bar]
+    return pd.Series(alike, ordered.index, dtype=float).reindex(positions.index)
+
+
+def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
+    """Compare every prepared radiograph with those of other patients, and write `near_duplicates.csv`.
+
+    Args:
+        study: a study whose stage 2.1 has been run.
+        manifest: its manifest.
+        workers: threads that hash; as many as cores where -1.
+
+    Raises:
+        StudyError: a prepared image cannot be read.
+    """
+    started = time.perf_counter()
+    paths = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    patients = pd.factorize(manifest["patient"])[0]
+    positions, close = close_pairs(perceptual_hashes(paths, workers), patients)
+    threshold = LIKENESS if study.profile.image_size >= _SIDE else LIKENESS_SMALL
+    alike = _all_alike(paths, positions)
+    sides = {"": manifest.iloc[positions["first"]], "other_": manifest.iloc[positions["second"]]}
+    pairs = pd.DataFrame(
+        {
+            f"{side}{name}": rows[name].to_numpy()
+            for side, rows in sides.items()
+            for name in ("image", "patient", "split")
+        }
+    ).assign(distance=positions["distance"], likeness=alike.round(4), near_duplicate=alike >= threshold)
+    pairs = pairs.sort_values(["likeness", "image", "other_image"], ascending=[False, True, True], ignore_index=True)
+    csv = pairs[list(COLUMNS)].to_csv(index=False, lineterminator="\n")
+    files.atomic_write(study.paths.near_duplicates, csv.encode())
+    return Check(pairs[list(COLUMNS)], len(manifest), threshold, close, time.perf_counter() - started)
+
+
+def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
+    """Pairs by Hamming distance of their hashes.
+
+    Returns:
+        Index: ranges of bits up to `DISTANCE`. Columns: `in two splits` and `in one split`, each with all `pairs` and
+        `near-duplicates`.
+    """
+    edges = [-1, *range(step, DISTANCE + 1, step)]
+    names = [f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)]
+    pairs = found.pairs
+    crossing = pairs["split"].ne(pairs["other_split"])
+    columns = {}
+    for title, rows in (("in two splits", pairs[crossing]), ("in one split", pairs[~crossing])):
+        for what, part in (("pairs", rows), ("near-duplicates", rows[rows["near_duplicate"]])):
+            columns[title, what] = pd.cut(part["distance"], edges, labels=names).value_counts().reindex(names)
+    return pd.DataFrame(columns).rename_axis("bits that differ")
