@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     )
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
     test.set_defaults(command=run_tests)
-    stamp = commands.add_parser("stamp", help="write Colab buttons, set-up cells and the README's results table")
+    stamp = commands.add_parser(
+        "stamp", help="write Colab buttons, set-up cells, the README's results table, model card and data sheet"
+    )
     stamp.set_defaults(command=run_stamp)
     publish = commands.add_parser(
         "publish", help="copy a finished run's numbers, figures and ensemble to 5_results/reference"
@@ -67,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
     publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
     publish.set_defaults(command=run_publish)
+    report = commands.add_parser("report", help="write a run's results as one page of HTML that fetches nothing")
+    report.add_argument("--dataset", metavar="NAME", help="the dataset of the run (default: the committed reference)")
+    report.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the results")
+    report.set_defaults(command=run_report)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
     return top
 
@@ -469,6 +476,11 @@ def run_stamp(chosen: argparse.Namespace) -> int:
     if filled != text:
         files.atomic_write(readme, filled.encode())
         print("filled README.md")
+    for name, text in reference_documents().items():
+        place = REFERENCE.parent / name
+        if not place.exists() or place.read_text("utf-8") != text:
+            files.atomic_write(place, text.encode())
+            print(f"filled 5_results/{name}")
     return 0
 
 
@@ -485,6 +497,19 @@ def run_publish(chosen: argparse.Namespace) -> int:
     return run_stamp(chosen)
 
 
+def run_report(chosen: argparse.Namespace) -> int:
+    """`chestxray report`."""
+    _set_root(chosen)
+    from chestxray import files, report
+
+    folder = Paths(dataset_name(chosen.dataset)).results if chosen.dataset else REFERENCE
+    target = chosen.out or (folder if chosen.dataset else REPOSITORY / "5_results") / "report.html"
+    page = report.build(folder).encode()
+    files.atomic_write(target, page)
+    print(f"{target}: {len(page) / 1e6:.1f} MB, opens without a network")
+    return 0
+
+
 def reference_table() -> str:
     """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
     from chestxray import notebooks
@@ -492,6 +517,13 @@ def reference_table() -> str:
     if not (REFERENCE / RESULTS).exists():
         return "No reference results are committed yet."
     return notebooks.markdown_table(notebooks.results_rows(notebooks.read_metrics(REFERENCE / RESULTS), _titles()))
+
+
+def reference_documents() -> dict[str, str]:
+    """The model card and the data sheet of the committed reference; none where it is of a run that left no facts."""
+    from chestxray import cards
+
+    return cards.render(REFERENCE) if (REFERENCE / "data.json").exists() else {}
 
 
 def _titles() -> dict[str, str]:

@@ -414,6 +414,57 @@ def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images of the single-label test that are taken for another class, the most confident first.
+
+    Returns:
+        `image`, `patient`, `label`, `predicted`, `probability` of the predicted class among the seven brought to sum to
+        one, and `margin`, how far the true class lies behind it.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = checked(predictions)
+    selected = predictions[predictions["selected"]]
+    truth, guess = _single_label(predictions)
+    shares = _shares(selected)
+    rows = range(len(selected))
+    table = selected[["image", "patient", "label"]].assign(
+        predicted=[CLASSES[k] for k in guess],
+        probability=shares[rows, guess],
+        margin=shares[rows, guess] - shares[rows, truth],
+    )
+    return table[truth != guess].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images of the single-label test whose label may be wrong, by confident learning (Northcutt et al., JAIR 2021).
+
+    An image counts for a class when its probability there is at least the mean that this class's own images have, the
+    most probable such class if there are several; it is suspect when that is not its label. The model's own errors
+    count too: this is a list to look through, not a verdict.
+
+    Returns:
+        `image`, `patient`, `label`, `suggested`, and `margin` as in `confident_errors`; the largest margin first.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = checked(predictions)
+    _require_classes(predictions)
+    selected = predictions[predictions["selected"]]
+    truth, _ = _single_label(predictions)
+    shares = _shares(selected)
+    usual = np.array([shares[truth == k, k].mean() for k in range(len(CLASSES))])
+    sure = np.where(shares >= usual, shares, -1)
+    counted = sure.argmax(axis=1)
+    rows = range(len(selected))
+    table = selected[["image", "patient", "label"]].assign(
+        suggested=[CLASSES[k] for k in counted], margin=shares[rows, counted] - shares[rows, truth]
+    )
+    return table[(sure.max(axis=1) >= 0) & (counted != truth)].sort_values("margin", ascending=False, ignore_index=True)
+
+
 def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The plain mean of several models' probabilities: the simplest ensemble, to hold a trained one against.
 
@@ -677,3 +728,9 @@ def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -
         defined = found.pop("draws")
         records.append({"metric": metric} | found | size | {"draws": defined})
     return pd.DataFrame(records).set_index("metric")
+
+
+def _shares(predictions: pd.DataFrame) -> np.ndarray:
+    """(n, 7) probabilities brought to sum to one."""
+    scores = predictions[list(CLASSES)].to_numpy(dtype=float)
+    return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from chestxray import resampling
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.resampling import Draws
 
 if TYPE_CHECKING:
@@ -39,10 +39,15 @@ STEPS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 class _Net(NamedTuple):
-    """A network and how to its class scores: `net` gives feature maps, the last dense layer's input, probabilities."""
+    """A network opened up: `net` gives a feature map and what the class scores follow from.
+
+    `dense` is the last layer, whose input it gives, where that has an activation; None where it gives the scores
+    themselves (`scores`), or only the probabilities.
+    """
 
     net: keras.Model
     dense: Any
+    scores: bool
 
 
 class Explainer:
@@ -52,7 +57,9 @@ class Explainer:
     convolution leads to, always in inference mode. One graph is traced for each network.
 
     Attributes:
-        members: name and network of each map; one for a single network.
+        members: the networks, one where the model joins none.
+        mirrored: whether the ensemble shows each network the radiograph's mirror image too; a map is then the mean of
+            both, that of the mirror image turned back.
         batch_size: images a step.
     """
 
@@ -69,6 +76,7 @@ class Explainer:
             StudyError: a network has no convolution, so that nothing in it has a place; or no map is so fine.
         """
         self.members = _members(model)
+        self.mirrored = self.members[0] is not model and _asks_twice(model, self.members[0])
         self.batch_size = batch_size
         self._steps = [_traced(_opened(member, cells)) for member in self.members]
 
@@ -85,6 +93,13 @@ class Explainer:
         pixels = np.asarray(pixels)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         classes = np.broadcast_to(np.asarray(classes, dtype=np.int32), len(pixels))
+        if self.mirrored:
+            views = [self._views(pixels, classes), self._views(pixels[:, :, ::-1], classes)[..., ::-1]]
+            return _scaled(np.mean(views, axis=0))
+        return self._views(pixels, classes)
+
+    def _views(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Each member's maps of the radiographs as given."""
         maps = np.zeros((len(self.members), *pixels.shape[:3]), np.float32)
         for start in range(0, len(pixels), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -122,8 +137,22 @@ def _members(model: keras.Model) -> list[keras.Model]:
     return found or [model]
 
 
+def _asks_twice(model: keras.Model, member: keras.Model) -> bool:
+    """Whether an ensemble calls this member more than once: on the radiograph and on its mirror image."""
+    import keras
+
+    asked = []
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(layer)
+        return layer(*args, **kwargs)
+
+    keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    return sum(layer is member for layer in asked) > 1
+
+
 def _opened(model: keras.Model, cells: int = 1) -> _Net:
-    """The same network with its last feature map and its last dense layer's input as outputs; layers are shared."""
+    """The same network with its last feature map and what comes before its last activation; layers are shared."""
     import keras
 
     calls: list[tuple[Any, Any, Any]] = []
@@ -149,9 +178,10 @@ def _opened(model: keras.Model, cells: int = 1) -> _Net:
     ]
     if not features:
         raise StudyError(f"{model.name} has no feature map of {cells} cells a side: ask for fewer")
-    dense = [(layer, given) for layer, given, _ in calls if isinstance(layer, keras.layers.Dense)]
-    layer, given = dense[-1] if dense and dense[-1][0].units == len(CLASSES) else (None, rebuilt.outputs[0])
-    return _Net(keras.Model(rebuilt.input, [features[-1], given, rebuilt.outputs[0]]), layer)
+    layer, given, result = calls[-1]
+    dense = layer if isinstance(layer, keras.layers.Dense) else None
+    before = given if dense or isinstance(layer, keras.layers.Activation | keras.layers.Softmax) else result
+    return _Net(keras.Model(rebuilt.input, [features[-1], before]), dense, before is not result)
 
 
 def _rank(tensor: Any) -> int:
@@ -170,13 +200,15 @@ def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
     """A graph from a batch and its classes to unscaled maps at the radiographs' size."""
     import tensorflow as tf
 
-    def score(given: Any, probabilities: Any) -> Any:
+    def score(before: Any) -> Any:
+        before = tf.cast(before, tf.float32)
         if opened.dense is not None:
-            given = tf.cast(given, tf.float32)
-            logits = tf.matmul(given, tf.cast(opened.dense.kernel, tf.float32))
+            logits = tf.matmul(before, tf.cast(opened.dense.kernel, tf.float32))
             return logits + tf.cast(opened.dense.bias, tf.float32) if opened.dense.use_bias else logits
-        # No dense layer ends in the classes: the log-odds, which are the score before a sigmoid.
-        sure = tf.clip_by_value(tf.cast(probabilities, tf.float32), 1e-6, 1 - 1e-6)
+        if opened.scores:
+            return before
+        # Nothing tells the scores: take the log-odds, which are the score before a sigmoid.
+        sure = tf.clip_by_value(before, 1e-6, 1 - 1e-6)
         return tf.math.log(sure) - tf.math.log1p(-sure)
 
     @tf.function(jit_compile=False)
@@ -184,9 +216,8 @@ def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
         with tf.GradientTape() as tape:
             # Members are frozen: without this the tape would record nothing.
             tape.watch(images)
-            features, given, probabilities = opened.net(images, training=False)
-            scores = score(given, probabilities)
-            asked = tf.reduce_sum(tf.gather(scores, classes, axis=1, batch_dims=1))
+            features, before = opened.net(images, training=False)
+            asked = tf.reduce_sum(tf.gather(score(before), classes, axis=1, batch_dims=1))
         slopes = tape.gradient(asked, features)
         features, slopes = tf.cast(features, tf.float32), tf.cast(slopes, tf.float32)
         weights = tf.reduce_mean(slopes, axis=(1, 2))

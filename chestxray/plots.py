@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from chestxray.config import CLASSES
 from chestxray.files import atomic_write
@@ -35,11 +36,25 @@ _STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": _GR
 
 
 class NotebookFigure(Figure):
-    """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG."""
+    """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG.
+
+    It is stored in 256 colours, a third of the bytes.
+
+    Attributes:
+        pictures: whether it holds pictures, whose shades are then mixed from dots of these colours.
+    """
+
+    pictures = False
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+        drawn = Image.open(buffer).convert("RGB")
+        few = drawn.quantize(256, method=Image.Quantize.MEDIANCUT)
+        if self.pictures:
+            few = drawn.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
+        buffer = io.BytesIO()
+        few.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
 
@@ -223,6 +238,7 @@ def image_grid(
     lines = max((text.count("\n") + 1 for text in titles), default=1)
     side = WIDTH / columns
     figure, axes = _canvas(rows, columns, WIDTH, rows * (side + 0.18 * lines) + 0.6)
+    figure.pictures = True
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, text in zip(axes.flat, images, titles, strict=False):
@@ -252,6 +268,7 @@ def probability_grid(
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
     figure, axes = _canvas(rows, 2 * columns, 4.2 * columns, 1.9 * rows + 0.7)
+    figure.pictures = True
     for axis in axes.flat:
         axis.axis("off")
     for number, (image, (_, row)) in enumerate(zip(images, predictions.iterrows(), strict=True)):
@@ -502,6 +519,7 @@ def mean_images(
         caption: small print below.
     """
     figure, axes = _canvas(2, len(names), WIDTH, 2 * WIDTH / len(names) + 0.9)
+    figure.pictures = True
     top = max(float(spread.max()) for spread in spreads)
     for place, (mean, spread, name) in enumerate(zip(means, spreads, names, strict=True)):
         axes[0, place].imshow(mean, cmap="gray", vmin=0, vmax=255)
@@ -764,7 +782,7 @@ def pointing(
 
     Args:
         table: what `explain.localisation` returned.
-        peer: a peer's figure for each finding.
+        peer: a peer's figure for each finding; may be empty.
         title: what is shown.
         note: the data.
         ours: what the model's mark is called.
@@ -779,7 +797,8 @@ def pointing(
         style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
         axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=np.clip(reach, 0, None), **style)
     known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
-    axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
+    if known:
+        axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
     counts = table.xs("pointing", level="metric")["n_images"]
     axis.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="share of images", xlim=(-0.02, 1))
     axis.set_yticklabels([f"{name} ({counts[name]})" for name in names])

@@ -427,6 +427,30 @@ def test_nothing_depends_on_probabilities_summing_to_one():
     pd.testing.assert_frame_equal(evaluation.evaluate(doubled, draws=10), evaluation.evaluate(table, draws=10))
 
 
+def test_errors_and_suspects_by_hand():
+    rows = [(name, {name: 0.6}) for name in CLASSES for _ in range(2)]
+    rows += [("Mass", {"Nodule": 0.9, "Mass": 0.05}), ("Effusion", {"Mass": 0.3, "Effusion": 0.28})]
+    table = pd.DataFrame(
+        {
+            "image": [f"{i}.png" for i in range(len(rows))],
+            "patient": [str(i) for i in range(len(rows))],
+            "label": [label for label, _ in rows],
+            "selected": True,
+            "findings": [NIH_NAMES[label] for label, _ in rows],
+        }
+    )
+    for name in CLASSES:
+        table[name] = [scores.get(name, 0.0) for _, scores in rows]
+    errors = evaluation.confident_errors(table)
+    assert errors[["label", "predicted"]].to_numpy().tolist() == [["Mass", "Nodule"], ["Effusion", "Mass"]]
+    assert errors["probability"].tolist() == pytest.approx([0.9 / 0.95, 0.3 / 0.58])
+    assert errors["margin"].tolist() == pytest.approx([0.85 / 0.95, 0.02 / 0.58])
+    # Nodule's own images are given 1, so .95 is not enough; Mass's are given (1 + 1 + .05) / 3 on average, above .52.
+    assert evaluation.label_suspects(table).empty
+    table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *[0.4 if c == "Nodule" else 0.1 for c in CLASSES]]
+    assert evaluation.label_suspects(table)["suggested"].tolist() == ["Nodule"]
+
+
 def test_all_models_of_the_study_take_less_than_a_minute_of_one_core():
     table = predictions_table(images=1727, patients=900)
     started = time.process_time()

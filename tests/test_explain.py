@@ -26,7 +26,10 @@ def tiny(seed=0, activation="softmax", nested=False):
     else:
         x = layers.GlobalAveragePooling2D()(keras.Model(inner, layers.ReLU()(y), name="backbone")(x))
     x = layers.Dropout(0.5)(x)
-    return keras.Model(pixels, layers.Dense(len(CLASSES), activation=activation, name="classes")(x), name=f"tiny{seed}")
+    last = None if activation == "layer" else activation
+    x = layers.Dense(len(CLASSES), activation=last, name="classes")(x)
+    x = layers.Activation("softmax")(x) if activation == "layer" else x
+    return keras.Model(pixels, x, name=f"tiny{seed}")
 
 
 def radiographs(number=5, seed=0):
@@ -49,7 +52,7 @@ def class_activation_maps(model, pixels, classes):
     return np.stack(large) / tops
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "layer"])
 @pytest.mark.parametrize("nested", [False, "pooled"])
 def test_grad_cam_is_the_class_activation_map_where_a_network_pools_its_last_feature_map(activation, nested):
     model, pixels = tiny(1, activation, nested), radiographs()
@@ -93,6 +96,17 @@ def test_an_ensembles_map_is_the_mean_of_its_members_maps():
         assert joined.member_maps(pixels, classes) == pytest.approx(np.stack(alone), abs=1e-5)
         mean = np.mean(alone, axis=0)
         assert joined.maps(pixels, classes) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
+
+
+def test_a_mirrored_ensembles_map_is_the_mean_of_both_views():
+    member, pixels = tiny(7), radiographs(3)
+    alone = explain.Explainer(member, 4)
+    assert not alone.mirrored
+    there, back = alone.maps(pixels, 2), alone.maps(pixels[:, :, ::-1], 2)[..., ::-1]
+    mean = (there + back) / 2
+    joined = explain.Explainer(ensemble.join([member], None, mirrored=True), 4)
+    assert joined.mirrored
+    assert joined.maps(pixels, 2) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
 
 
 def test_the_studys_cnn_has_maps_and_the_dense_network_none():

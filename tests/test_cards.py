@@ -1,0 +1,146 @@
+"""The model card, the data sheet and the report say what the computed files say, and nothing else."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_evaluation import predictions_table
+
+from chestxray import calibration, cards, cli, evaluation, groups, operating, plots, report
+from chestxray.config import CLASSES, REFERENCE, StudyError
+from chestxray.evaluation import MODELS
+
+
+def people(table):
+    patient = table["patient"].astype(int)
+    rng = np.random.default_rng(0)
+    return table.assign(
+        sex=np.where(patient % 2, "F", "M"), age=20 + patient % 70, follow_up=rng.integers(0, 4, len(table))
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A results folder with the files that every run leaves, made by the functions that the notebook calls."""
+    folder = tmp_path_factory.mktemp("results")
+    valid, test = people(predictions_table(seed=1)), people(predictions_table(seed=2))
+    points = operating.choose(valid)
+    tables = {
+        "metrics": evaluation.summary(dict.fromkeys(MODELS, test), draws=10),
+        "per_class": evaluation.per_class(test, draws=10),
+        "calibration": calibration.findings_table(valid, test, draws=10),
+        "operating_points": points,
+        "operating_test": operating.measure(test, points, draws=10),
+        "groups": groups.measure(test, points, draws=10),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", float_format="%.6f")
+    manifest = pd.concat([valid.assign(split="train"), valid.assign(split="valid"), test.assign(split="test")])
+    manifest["age"] = manifest["age"].astype("Int64")
+    manifest["balanced_test"] = manifest["split"].eq("test") & (manifest.index < 70)
+    boxes = pd.DataFrame({"image": [test["image"][0], "absent.png"], "finding": ["Mass", "Mass"]})
+    sizes = {"images": 123, "patients": 45}
+    summary = {"dataset": "nih_sample", "profile": "cpu", "seed": 1, "draws": 10}
+    summary |= {"single_label_test": sizes, "natural_test": {"images": 678, "patients": 90}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "data.json").write_text(json.dumps(cards.data_facts(manifest, boxes)))
+    for name in MODELS:
+        (folder / name).mkdir()
+        run = {"weights": 1234567, "members": ["cnn", "dense"], "head": "mean", "key": "k", "data_fingerprint": "f"}
+        run["versions"] = {"tensorflow": "2", "keras": "3"}
+        (folder / name / "run.json").write_text(json.dumps(run))
+    plots.save(plots.forest(tables["metrics"].loc["cnn"], "Forest"), folder / "forest.png")
+    return folder
+
+
+def test_the_documents_hold_the_figures_of_the_files(results):
+    found = cards.render(results)
+    card = found["MODEL_CARD.md"]
+    metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
+    assert plots.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
+    for phrase in ("1,234,567 weights", "1 CNN, 0 Dense", "123 single-label images of 45 patients"):
+        assert phrase in card
+    groups_table = pd.read_csv(results / "groups.csv", index_col=["column", "group", "finding", "metric"])
+    assert plots.interval(groups_table.loc[("sex", "F", "mean", "auroc")]) in card
+    for heading in ("Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"):
+        assert f"## {heading}" in card
+    for text in found.values():
+        assert not re.search(r"\bnan\b|[{}]|\n\n\n", text), re.search(r"\bnan\b|[{}]|\n\n\n", text)
+
+
+def test_the_documents_change_with_the_files(results, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    facts = json.loads((copy / "data.json").read_text())
+    facts["splits"]["train"]["selected"]["Mass"] = 98765
+    (copy / "data.json").write_text(json.dumps(facts))
+    assert "98,765" in cards.render(copy)["DATA_SHEET.md"]
+    (copy / "groups.csv").unlink()
+    with pytest.raises(StudyError, match=r"copy/groups\.csv is missing: run stage 5"):
+        cards.render(copy)
+
+
+def test_facts_are_counted(results):
+    facts = json.loads((results / "data.json").read_text())
+    test = predictions_table(seed=2)
+    assert facts["splits"]["test"]["images"] == len(test)
+    assert facts["splits"]["test"]["selected"]["Mass"] == (test["label"] == "Mass").sum()
+    assert facts["splits"]["test"]["natural"]["No_finding"] == (test["findings"] == "No Finding").sum()
+    assert facts["boxed_images"] == 1
+    assert facts["balanced_test"] == 70
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page would fetch, and pictures without words."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.silent, self.titles, self.cells = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img" and len(attributes.get("alt", "")) < 20:
+            self.silent.append(attributes)
+        if tag in ("script", "iframe", "object", "embed"):
+            self.fetched.append(tag)
+        for name in ("src", "srcset", "data", "poster") + (("href",) if tag == "link" else ()):
+            if not attributes.get(name, "data:").startswith("data:"):
+                self.fetched.append(attributes[name])
+
+
+def test_the_report_holds_all_it_shows(results):
+    text = report.build(results)
+    page = Page()
+    page.feed(text)
+    assert page.fetched == [] and page.silent == []
+    assert "url(" not in text and "@import" not in text
+    assert text.count("<img") == 1 and 'name="viewport"' in text
+    metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
+    for model in ("cnn", "ensemble"):
+        assert plots.interval(metrics.loc[(model, "balanced_accuracy")]) in text
+    assert "Groups of patients" in text and '<th scope="row">3a Fine tuning</th>' in text
+
+
+def test_the_report_is_one_command(results, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "5_results" / "mine"
+    shutil.copytree(results, folder)
+    assert cli.main(["report", "--dataset", "mine", "--root", str(tmp_path)]) == 0
+    assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert "opens without a network" in capsys.readouterr().out
+    monkeypatch.delenv("CHESTXRAY_ROOT")
+
+
+@pytest.mark.skipif(not (REFERENCE / "data.json").exists(), reason="the committed reference has no facts yet")
+@pytest.mark.parametrize("name", cards.DOCUMENTS)
+def test_the_committed_documents_follow_from_the_reference(name):
+    assert (REFERENCE.parent / name).read_text("utf-8") == cards.render(REFERENCE)[name], "run chestxray stamp"
+
+
+def test_every_class_has_a_row_in_the_data_sheet(results):
+    sheet = cards.render(results)["DATA_SHEET.md"]
+    for name in CLASSES:
+        assert f"| {name.replace('_', ' ')}, selected | " in sheet
