@@ -6,7 +6,9 @@ columns) and says which rows cannot be used. It must not know pixels, nor who is
 
 from __future__ import annotations
 
+import csv
 import functools
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -390,6 +392,57 @@ def _read_lists(train_val: Path, test: Path) -> tuple[set[str], set[str]]:
             f"{test}: {min(both)} and {len(both) - 1:,} more stand in {train_val.name} too; remove them from one list"
         )
     return lists[0], lists[1]
+
+
+def oddities(raw: Path) -> pd.DataFrame:
+    """Count what the NIH's tables are known to have and reading puts right, in the files as they are.
+
+    Returns:
+        One row an oddity, also those that are not there: `file`, `oddity`, `count`, `read as`.
+
+    Raises:
+        StudyError: as `read_entries` and `read_boxes`.
+    """
+    path = sources.find_table(raw)
+    table = _read_csv(path)
+    text = _rename(table, path)
+    age = text["age"].str.upper()
+    unit, years = age.str.fullmatch(r"\d+[YMD]"), _years(text["age"])
+    number = age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
+    renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
+    rows = [
+        ("columns without a name", _nameless_columns(path), "left out"),
+        ("columns under another edition's name", renamed, "the same column"),
+        ("ages with a unit, such as 060Y", int(unit.sum()), "whole years"),
+        (f"ages above {OLDEST} years", int((number & years.isna()).sum()), "empty"),
+        ("ages that are no number", int((~number & text["age"].ne("")).sum()), "empty"),
+        (
+            "sexes but M and F",
+            int((~text["sex"].isin(["M", "F", ""])).sum()),
+            "M or F where it can be told, else empty",
+        ),
+        ("views but PA and AP", int((~text["view"].isin([*_VIEWS, ""])).sum()), "PA or AP in capitals, else empty"),
+        ("rows of an image that has another row", int(text["image"].duplicated().sum()), "one, if they are equal"),
+    ]
+    found = [(path.name, *row) for row in rows]
+    if (boxes := raw / BOXES_NAME).is_file():
+        table = _read_csv(boxes)
+        usable = len(read_boxes(raw))
+        named = int(table.iloc[:, 1].str.strip().eq("Infiltrate").sum())
+        found += [
+            (boxes.name, "columns without a name", _nameless_columns(boxes), "left out"),
+            (boxes.name, "boxes of an Infiltrate", named, "Infiltration"),
+            (boxes.name, "rows without a usable box", len(table) - usable, "left out"),
+        ]
+    return pd.DataFrame(found, columns=["file", "oddity", "count", "read as"])
+
+
+def _nameless_columns(path: Path) -> int:
+    """Columns that a trailing comma makes: in the header, or in the rows beyond the header."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header, *first = itertools.islice(csv.reader(file), 2)
+    beyond = len(first[0]) - len(header) if first else 0
+    return sum(not name.strip() for name in header) + max(beyond, 0)
 
 
 def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
