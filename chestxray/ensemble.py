@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pandas as pd
 import scipy.optimize
+import scipy.special
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -29,6 +30,9 @@ CANDIDATES: tuple[str, ...] = (
     "fine_tuning_3c",
     "fine_tuning_3d",
 )
+
+_HELD = (1e-6, 1 - 1e-6)
+"""How near to 0 and 1 a probability may come before its log-odds are taken."""
 
 
 def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
@@ -143,17 +147,74 @@ def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         (members,) weights, at least 0, with sum 1 (the linear opinion pool).
     """
     share = _class_weights(y) / len(y)
-    right = (x.reshape(len(x), -1, len(CLASSES)) * y[:, None]).sum(axis=2)
+    each = x.reshape(len(x), -1, len(CLASSES))
+    right, total = (each * y[:, None]).sum(axis=2), each.sum(axis=2)
     members = right.shape[1]
 
     def loss(weights: np.ndarray) -> float:
-        return float(-(share * np.log(right @ weights + 1e-9)).sum())
+        # Probabilities of a class at a time are brought to sum 1; those of a softmax do already.
+        return float(-(share * np.log((right @ weights + 1e-9) / (total @ weights + 1e-9))).sum())
 
     whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
     found = scipy.optimize.minimize(
         loss, np.full(members, 1 / members), bounds=[(0, 1)] * members, constraints=whole, method="SLSQP"
     )
     return (found.x.clip(0) / found.x.clip(0).sum()).astype("float32")
+
+
+def fit_offsets(probabilities: np.ndarray, y: np.ndarray, pull: float = 0.01) -> np.ndarray:
+    """What to add to each class's log-odds so that the most probable class is right equally often in every class.
+
+    A class's offset moves all radiographs alike: no AUROC changes, only which class is named. They minimise the
+    cross-entropy of the softmax of the log-odds, every class weighing the same (bias correction; Alexandari et al.,
+    ICML 2020).
+
+    Args:
+        probabilities: (N, 7) for patients on whom nothing else was fitted.
+        y: (N, 7) one-hot classes.
+        pull: weight of the squared offsets, which holds rare classes back.
+
+    Returns:
+        (7,) offsets with mean 0.
+    """
+    logits, share = log_odds(probabilities), _class_weights(y) / len(y)
+
+    def loss(offsets: np.ndarray) -> float:
+        right = scipy.special.log_softmax(logits + offsets, axis=1)[y.astype(bool)]
+        return float(-(share * right).sum() + pull * (offsets**2).sum())
+
+    found = scipy.optimize.minimize(loss, np.zeros(len(CLASSES)), method="L-BFGS-B").x
+    return (found - found.mean()).astype("float32")
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """The logits of probabilities, held within what float32 can tell from 0 and 1."""
+    held = np.clip(probabilities.astype("float64"), *_HELD)
+    return np.log(held / (1 - held))
+
+
+def shifted(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Probabilities after `offsets` were added to their log-odds: (N, 7)."""
+    return scipy.special.expit(log_odds(probabilities) + offsets).astype("float32")
+
+
+def cross_validate_offsets(
+    probabilities: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
+) -> np.ndarray:
+    """Probabilities shifted by offsets that were fitted on other patients: (N, 7).
+
+    Args:
+        probabilities: (N, 7).
+        y: (N, 7) one-hot classes; zeros where an image has several labels.
+        single: (N,) bool, the images that offsets may be fitted on.
+        patients: (N,) patient of each row.
+        seed: seeds the folds.
+        folds: how many times offsets are fitted.
+    """
+    out = np.zeros_like(probabilities)
+    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
+        out[judge_on] = shifted(probabilities[judge_on], fit_offsets(probabilities[fit_on], y[fit_on]))
+    return out
 
 
 def folds_of(
@@ -224,13 +285,19 @@ def cross_validate_weights(
     return out
 
 
-def join(members: Sequence[keras.Model], fitted_head: keras.Model | None, mirrored: bool = False) -> keras.Model:
+def join(
+    members: Sequence[keras.Model],
+    fitted_head: keras.Model | None,
+    mirrored: bool = False,
+    offsets: np.ndarray | None = None,
+) -> keras.Model:
     """One model: a radiograph goes to every frozen member, and the head or the plain mean joins their probabilities.
 
     Args:
         members: models of radiographs (N, H, W, 1) in 0–255 to seven probabilities.
         fitted_head: a fitted `head` or a `weighted_mean`, or None for the plain mean.
         mirrored: test-time augmentation: a member's answer is its mean over the radiograph and its mirror image.
+        offsets: (7,) of `fit_offsets`, added to the log-odds at the end; None adds none.
 
     Returns:
         A model of the same input with seven probabilities.
@@ -247,7 +314,19 @@ def join(members: Sequence[keras.Model], fitted_head: keras.Model | None, mirror
             answer = layers.Average(name=f"member_{number}_both_ways")([answer, member(turned)])
         outputs.append(answer)
     if fitted_head is None:
-        return keras.Model(pixels, layers.Average(name="mean")(outputs), name="ensemble")
-    fitted_head.trainable = False
-    joined = fitted_head(layers.Concatenate(name="concatenated")(outputs))
-    return keras.Model(pixels, joined, name="ensemble")
+        joined = layers.Average(name="mean")(outputs)
+    else:
+        fitted_head.trainable = False
+        joined = fitted_head(layers.Concatenate(name="concatenated")(outputs))
+    return keras.Model(pixels, joined if offsets is None else _shift(joined, offsets), name="ensemble")
+
+
+def _shift(probabilities: keras.KerasTensor, offsets: np.ndarray) -> keras.KerasTensor:
+    """`shifted` as layers of a model."""
+    held = keras.ops.clip(probabilities, *_HELD)
+    logits = keras.ops.log(held / (1.0 - held))
+    # A dense layer with given weights: a constant would not be saved with the model.
+    layer = layers.Dense(len(CLASSES), activation="sigmoid", trainable=False, name="offsets")
+    answer = layer(logits)
+    layer.set_weights([np.eye(len(CLASSES)), offsets])
+    return answer

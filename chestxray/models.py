@@ -65,8 +65,9 @@ class Transfer:
         features: radiograph to pooled features, (N, C); without augmentation when not training.
         findings: radiograph to the answers to `QUESTIONS`, (N, 15) sigmoids: the preliminary stage.
         head: pooled features to seven probabilities: fitted first, on features computed once.
-        classifier: radiograph to seven probabilities, of both heads together where `transfer` was given log-odds, else
-            of the class head alone: what is fine-tuned and saved.
+        classifier: radiograph to seven probabilities: what is fine-tuned and saved. Where `transfer` was given
+            log-odds both heads answer, one class at a time, since findings occur together: .5 says that the radiograph
+            makes the class neither more nor less likely. Else the class head alone answers and they sum to 1.
     """
 
     backbone: keras.Model
@@ -90,7 +91,7 @@ def transfer(
     drop_connect_rate: float = 0.2,
     bn_momentum: float = 0.9,
     log_odds: np.ndarray | None = None,
-    share: float = 0.5,
+    share: float = 0.75,
 ) -> Transfer:
     """Put augmentation, a backbone, global average pooling and heads together.
 
@@ -103,10 +104,10 @@ def transfer(
         weights: `imagenet`, None, or a weights file.
         drop_connect_rate: stochastic depth at the last block (Huang et al., ECCV 2016), 0 to 1.
         bn_momentum: BatchNorm's momentum; the backbones' own .99 adapts too slowly to grey radiographs in few steps.
-        log_odds: (7,) of `inputs.log_odds`: the classifier then answers by both heads. How much more likely than usual
-            each class is by the findings' head is added to the class head's logits; the softmax comes last. None
-            leaves the findings' head out, for it was not trained.
-        share: weight of the findings' head in that sum, 0 to 1; the class head has the rest.
+        log_odds: (7,) of `inputs.log_odds`: the classifier then answers by both heads, with the weighted mean of their
+            logits, the findings' less these, through a sigmoid a class. None leaves the findings' head out, for it was
+            not trained.
+        share: weight of the findings' head in that mean, 0 to 1; the class head has the rest.
 
     Raises:
         StudyError: the backbone is unknown or its weights cannot be had.
@@ -128,13 +129,13 @@ def transfer(
     answers = layers.Dense(len(QUESTIONS), dtype="float32", name="findings")(dropped)
     pooled = layers.Input((width,), name="pooled")
     logits = classes(dropped)
-    together = logits if log_odds is None else _blend(answers, logits, log_odds, share)
+    together = _softmax(logits) if log_odds is None else _sigmoid(_blend(answers, logits, log_odds, share))
     return Transfer(
         backbone=net,
         features=keras.Model(pixels, x, name="features"),
-        findings=keras.Model(pixels, layers.Activation("sigmoid", dtype="float32")(answers), name="all_findings"),
+        findings=keras.Model(pixels, _sigmoid(answers), name="all_findings"),
         head=keras.Model(pooled, _softmax(classes(drop(pooled))), name="head"),
-        classifier=keras.Model(pixels, _softmax(together), name="classifier"),
+        classifier=keras.Model(pixels, together, name="classifier"),
     )
 
 
@@ -169,7 +170,11 @@ def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
         (N, 7) probabilities.
     """
     asked = both[:, [QUESTIONS.index(name) for name in CLASSES]] - log_odds
-    return scipy.special.softmax(share * asked + (1 - share) * both[:, len(QUESTIONS) :], axis=1)
+    return scipy.special.expit(share * asked + (1 - share) * both[:, len(QUESTIONS) :])
+
+
+def _sigmoid(logits: keras.KerasTensor) -> keras.KerasTensor:
+    return layers.Activation("sigmoid", dtype="float32")(logits)
 
 
 def _softmax(logits: keras.KerasTensor) -> keras.KerasTensor:

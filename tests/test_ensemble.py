@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from chestxray import ensemble, models, training
 from chestxray.config import CLASSES, StageMissing, StudyError
@@ -112,6 +113,48 @@ def test_weights_are_judged_on_other_patients(monkeypatch):
     monkeypatch.setattr(ensemble, "fit_weights", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.ones(2) / 2)
     out = ensemble.cross_validate_weights(x, y, np.ones(120, bool), patients, seed=0)
     assert np.allclose(out, ensemble.mean_of(x), atol=1e-6)
+    for rows in fitted:
+        seen = np.array([row.tobytes() in rows for row in x])
+        assert not set(patients[seen]) & set(patients[~seen])
+
+
+def test_offsets_name_a_class_that_is_held_back_and_move_no_auroc():
+    rng = np.random.default_rng(0)
+    y = np.eye(7, dtype="float32")[rng.integers(0, 7, 700)]
+    logits = 2 * y + rng.normal(size=(700, 7))
+    held_back = np.array([0, 0, -3, 0, 2, 0, 0])
+    given = 1 / (1 + np.exp(-(logits + held_back)))
+    offsets = ensemble.fit_offsets(given, y)
+    assert np.allclose(offsets, held_back.mean() - held_back, atol=0.5) and offsets.mean() == pytest.approx(0, abs=1e-6)
+    mended = ensemble.shifted(given, offsets)
+    recalls = [[(p[y[:, k] > 0].argmax(1) == k).mean() for k in range(7)] for p in (given, mended)]
+    assert np.mean(recalls[1]) > np.mean(recalls[0]) + 0.1
+    for k in range(7):
+        assert roc_auc_score(y[:, k], mended[:, k]) == pytest.approx(roc_auc_score(y[:, k], given[:, k]), abs=1e-6)
+
+
+def test_offsets_by_hand():
+    assert ensemble.shifted(np.full((1, 7), 0.5), np.log(np.array([3.0] * 7))) == pytest.approx(0.75)
+
+
+def test_offsets_are_a_part_of_the_model(tmp_path):
+    members = [models.dense(16), models.dense(16, units=(8,))]
+    offsets = np.linspace(-1, 1, 7).astype("float32")
+    training.save_model(ensemble.join(members, None, offsets=offsets), tmp_path / "ensemble.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    mean = np.mean([member(pixels, training=False) for member in members], axis=0)
+    loaded = keras.models.load_model(tmp_path / "ensemble.keras")
+    assert np.allclose(loaded(pixels, training=False), ensemble.shifted(mean, offsets), atol=1e-6)
+    assert not loaded.trainable_variables
+
+
+def test_offsets_are_judged_on_other_patients(monkeypatch):
+    patients = np.repeat([f"p{i}" for i in range(30)], 4)
+    x, y = probabilities(120, 1), np.eye(7, dtype="float32")[np.arange(120) % 7]
+    fitted = []
+    monkeypatch.setattr(ensemble, "fit_offsets", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.zeros(7))
+    out = ensemble.cross_validate_offsets(x, y, np.ones(120, bool), patients, seed=0)
+    assert np.allclose(out, x, atol=1e-5) and len(fitted) == 5
     for rows in fitted:
         seen = np.array([row.tobytes() in rows for row in x])
         assert not set(patients[seen]) & set(patients[~seen])

@@ -46,9 +46,14 @@ def test_the_classifier_answers_by_both_heads(share):
     sigmoids = net.findings(x, training=False).numpy().astype(float)
     asked = sigmoids[:, [QUESTIONS.index(name) for name in CLASSES]]
     own = net.head(net.features(x, training=False), training=False).numpy()
-    # The same by probabilities: a power mean of odds ratios and class probabilities, brought to sum 1.
-    answer = (asked / (1 - asked) / np.exp(log_odds)) ** share * own ** (1 - share)
-    expected = answer / answer.sum(axis=1, keepdims=True)
+    # The same by odds: how they changed by the findings' head, and the class head's logits, which its softmax hides up
+    # to a number for each radiograph.
+    pooled = net.features(x, training=False).numpy()
+    kernel, bias = net.classifier.get_layer("classes").get_weights()
+    logits = pooled @ kernel + bias
+    assert np.allclose(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), own, atol=1e-5)
+    odds = (asked / (1 - asked) / np.exp(log_odds)) ** share * np.exp(logits) ** (1 - share)
+    expected = odds / (1 + odds)
     assert np.allclose(net.classifier(x, training=False), expected, atol=1e-5)
     heads = keras.Model(net.classifier.input, net.classifier.get_layer("both_heads").output)
     assert np.allclose(models.answer(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
