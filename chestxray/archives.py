@@ -180,8 +180,10 @@ def safe(name: str) -> PurePosixPath:
 def _of_zip(path: Path, bound: int) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if len(entries) > MEMBERS or sum(entry.file_size for entry in entries) > bound:
-            raise Refused(f"promises {len(entries):,} files, or unpacks to more than {bound:,} bytes")
+        if len(entries) > MEMBERS:
+            raise Refused(f"holds {len(entries):,} files, more than the dataset has")
+        if sum(entry.file_size for entry in entries) > bound:
+            raise Refused(f"unpacks to more than {bound:,} bytes, {RATIO} times its size")
         for entry in entries:
             mode = entry.external_attr >> 16
             if entry.is_dir():

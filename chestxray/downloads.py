@@ -123,15 +123,18 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed + RESERVE > free:
-        raise StudyError(f"{folder}: needs {gigabytes(needed)}, {gigabytes(free)} are free; free space, or {remedy}")
+        spare = f" beside {gigabytes(RESERVE)} to spare" if needed <= free else ""
+        raise StudyError(
+            f"{folder}: needs {gigabytes(needed)}{spare}, {gigabytes(free)} are free; free space, or {remedy}"
+        )
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as people read them: `45.1 GB`, `3.2 MB`, `12 kB`."""
+    """Bytes as people read them: `45.1 GB`, `3.2 MB`, `12 kB`, `14 bytes`."""
     for unit, worth in (("GB", 10**9), ("MB", 10**6)):
         if size >= worth:
             return f"{size / worth:,.1f} {unit}"
-    return f"{size / 1000:,.0f} kB"
+    return f"{size / 1000:,.0f} kB" if size >= 1000 else f"{size} bytes"
 
 
 def digest(path: Path) -> str:
@@ -281,7 +284,12 @@ def _receive(url: str, response: requests.Response, part: _Unfinished, patience:
     have = part.have()
     if part.size is not None and part.size > LARGEST:
         raise StudyError(f"{url}: {gigabytes(part.size)}, more than any file of the study has; check the address")
-    require_space(part.data.parent, (part.size or have) - have, "choose another folder by CHESTXRAY_ROOT")
+    try:
+        require_space(part.data.parent, (part.size or have) - have, "choose another folder by CHESTXRAY_ROOT")
+    except StudyError:
+        if not have:
+            part.clear()
+        raise
     since, window, unchecked = time.monotonic(), 0, 0
     bar = tqdm(total=part.size, initial=have, unit="B", unit_scale=True, desc=part.data.name[1:-5], disable=None)
     with files.explained(part.data):

@@ -244,7 +244,7 @@ def look(path: Path, whole: bool, side: int | None = None) -> _Look:
             return _Look(size, None, f"{size:,} bytes, broken PNG header", _AGAIN)
         shape = struct.unpack(">II", head[16:24])
         if end != _END:
-            return _Look(size, shape, f"{size:,} bytes, ends before the PNG does", _AGAIN)
+            return _Look(size, shape, f"{size:,} bytes, does not end as a PNG does", _AGAIN)
         if side and shape != (side, side):
             return _Look(size, shape, f"{shape[0]} × {shape[1]} px, not {side} × {side}", _AGAIN)
         if whole and (chunk := _broken_chunk(data)):

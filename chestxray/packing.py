@@ -153,7 +153,7 @@ def unpack(path: Path, root: Path | None = None) -> Unpacked:
     if mending and ((sources.unpacked(paths) or {}).get("archive") != seal or paths.raw.is_symlink()):
         raise StudyError(f"{paths.data}: is there already, and not from this archive; remove it or rename it")
     here = paths if mending else Paths(f".{paths.dataset}{files.TEMPORARY}unpack", paths.root)
-    downloads.require_space(here.data, _missing(index, here.data), "set CHESTXRAY_ROOT or --root to another disk")
+    downloads.require_space(paths.data, _missing(index, here.data), "set CHESTXRAY_ROOT or --root to another disk")
     _remove_strangers(index, here.data, mending)
     try:
         kept = _take(path, index, here.data)
@@ -269,7 +269,7 @@ def _check(path: Path) -> str:
             if head != f"{INDEX}\0".encode():
                 raise StudyError(
                     f"{path}: begins with {head!r}, no archive of a prepared dataset; give one that "
-                    "`chestxray pack` wrote"
+                    "chestxray pack wrote"
                 )
             left = path.stat().st_size - length - len(head)
             digest = hashlib.sha256(head)
@@ -311,8 +311,13 @@ def _read_index(path: Path) -> Index:
         entries = tuple(Entry(*entry) for entry in said["entries"])
         index = Index(**{name: said[name] for name in Index._fields} | {"entries": entries})
         _judge(index)
-    except (archives.Refused, *archives.BROKEN, KeyError, TypeError, StopIteration) as error:
-        raise StudyError(f"{path}: {_words(error)}; nothing was unpacked: pack the dataset again") from error
+    except archives.Refused as error:
+        raise StudyError(f"{path}: {error}; nothing was unpacked: pack the dataset again") from error
+    except (*archives.BROKEN, KeyError, TypeError, StopIteration) as error:
+        raise StudyError(
+            f"{path}: its index cannot be used ({type(error).__name__}: {error}); nothing was unpacked: "
+            "pack the dataset again"
+        ) from error
     return index
 
 
@@ -411,7 +416,8 @@ def _take(path: Path, index: Index, folder: Path) -> int:
                 continue
             entry = next(listed, None)
             if entry is None or (entry.name, entry.size) != (name, member.size):
-                raise archives.Refused(f"holds {name!r} where its index lists {entry.name if entry else 'nothing'!r}")
+                listed_there = repr(entry.name) if entry else "nothing more"
+                raise archives.Refused(f"holds {name!r} where its index lists {listed_there}")
             target = folder / entry.name
             if _right(target, entry):
                 kept += 1

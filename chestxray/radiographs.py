@@ -89,9 +89,9 @@ def _decode(data: bytes, path: Path) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise StudyError(f"{path}: begins with {data[:8]!r}, no PNG or JPEG; replace it or save it as PNG") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise StudyError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; save it smaller") from error
+        raise StudyError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; save it smaller") from error
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        raise StudyError(f"{path}: {len(data)} bytes, broken ({error}); download it again") from error
+        raise StudyError(f"{path}: {len(data):,} bytes, broken ({error}); download it again") from error
     if min(grey.size) < SMALLEST_SIDE:
         raise StudyError(f"{path}: {grey.width} × {grey.height} px, too small for a radiograph; replace it")
     return grey
@@ -177,7 +177,8 @@ def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
         data = kept or _encode(_square(_decode(source.read_bytes(), source), size), note)
     except OSError as error:
-        return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); check its permissions", False)
+        remedy = "check the path and its permissions"
+        return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); {remedy}", False)
     except StudyError as error:
         return _Stored(image, "", str(error), False)
     if kept is None:

@@ -143,9 +143,9 @@ def prepared_study(study_of: Callable[..., Study], make_raw: Callable[..., Path]
 
 
 def pytest_sessionfinish() -> None:
-    """Write what users saw of each fault of downloads, archives and images to the file that CHESTXRAY_FAULTS names."""
+    """Write what users saw of each fault to the file that CHESTXRAY_FAULTS names."""
     import sys
 
-    place, loopback = os.environ.get("CHESTXRAY_FAULTS"), sys.modules.get("loopback")
-    if place and loopback:
-        loopback.write_faults(Path(place))
+    place, faults = os.environ.get("CHESTXRAY_FAULTS"), sys.modules.get("faults")
+    if place and faults:
+        faults.write(Path(place))

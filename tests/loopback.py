@@ -1,28 +1,14 @@
-"""A web server on this machine that does what servers do wrong, and a record of what users saw of each fault."""
+"""A web server on this machine that does what servers do wrong."""
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
-
-FAULTS: list[tuple[str, str, str]] = []
-"""Fault, what the user saw, what was left on disk: conftest writes them to the file that CHESTXRAY_FAULTS names."""
-
-
-def note(fault: str, said: object, folder: Path) -> str:
-    """Record a fault; return what was said."""
-    left = ", ".join(f"{path.name} ({path.stat().st_size:,} B)" for path in sorted(folder.rglob("*")) if path.is_file())
-    text = re.sub(r"http://127\.0\.0\.1:\d+", "http://…", str(said)).replace(str(folder), "…")
-    FAULTS.append((fault, text.replace("|", "\\|"), left or "nothing"))
-    assert "\n" not in str(said)
-    return str(said)
 
 
 @dataclass
@@ -36,6 +22,7 @@ class Resource:
         stalls: seconds before the body of each answer in turn.
         claims: Content-Length sent instead of the true one.
         statuses: of the first answers, before the file is given.
+        leads_to: the path that a status of redirection names.
         ranges: whether parts can be asked for.
         chunked: send the body in chunks without a length.
         trickle: seconds between two bytes.
@@ -49,6 +36,7 @@ class Resource:
     stalls: list[float] = field(default_factory=list)
     claims: int | None = None
     statuses: list[int] = field(default_factory=list)
+    leads_to: str = ""
     ranges: bool = True
     chunked: bool = False
     trickle: float = 0.0
@@ -74,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.send_header("Retry-After", "0")
+            if file.leads_to:
+                self.send_header("Location", file.leads_to)
+                self.send_header("Connection", "close")
             return self.end_headers()
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and file.ranges else 0
         if start and self.headers.get("If-Range", file.etag) != file.etag:
@@ -139,10 +130,3 @@ def serve() -> Iterator[tuple[dict[str, Resource], Callable[[str], str]]]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def write_faults(path: Path) -> None:
-    """Write the record as a Markdown table."""
-    rows = ["| fault | what the user saw | what was left on disk |", "|---|---|---|"]
-    rows += [f"| {fault} | {said} | {left} |" for fault, said, left in FAULTS]
-    path.write_text("\n".join(rows) + "\n", "utf-8")

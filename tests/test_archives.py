@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
-from loopback import note
+from faults import note
 
 from chestxray import archives
 from chestxray.config import StudyError
@@ -34,7 +36,8 @@ def tar(*members, **kinds) -> bytes:
 
 def zipped(*members) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name used twice
         for name, content, *mode in members:
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED
@@ -55,6 +58,24 @@ def sparse() -> bytes:
     info = tarfile.TarInfo("images/a.png")
     info.type = tarfile.GNUTYPE_SPARSE
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024)
+
+
+def encrypted(data: bytes) -> bytes:
+    """A zip whose headers say that its members are encrypted."""
+    data = data.replace(b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\1\0")
+    return data.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0")
+
+
+def belittled(data: bytes, size: int) -> bytes:
+    """A zip whose headers give a member of `size` bytes a thousandth of them."""
+    return data.replace(struct.pack("<I", size), struct.pack("<I", size // 1000))
+
+
+def promising() -> bytes:
+    """A tar.gz whose first header promises more names than memory holds."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 6 << 30
+    return gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20))
 
 
 GOOD = [("images/a.png", NOISE), ("images/b.png", NOISE[::-1])]
@@ -78,6 +99,9 @@ HOSTILE = {
     "zip: absolute path": zipped(*GOOD, ("/tmp/escaped.png", NOISE)),
     "zip: symbolic link": zipped(*GOOD, ("images/c.png", b"/etc/passwd", 0o120777)),
     "zip: bomb": zipped(("images/a.png", bytes(100_000_000))),
+    "zip: one name twice": zipped(*GOOD, ("images/a.png", NOISE[:9])),
+    "zip: encrypted": encrypted(zipped(*GOOD)),
+    "zip: device": zipped(*GOOD, ("images/c.png", b"", 0o020666)),
     "a web page instead of an archive": b"<!DOCTYPE html><title>Sign in</title>",
     "empty file": b"",
 }
@@ -89,6 +113,7 @@ BROKEN = {
     "tar.gz: end of the tar missing": gzip.compress(gzip.decompress(tar(*GOOD))[: 512 + 30_208]),
     "tar.gz: gzip of something else": gzip.compress(NOISE),
     "tar.gz: garbage after the end": tar(*GOOD) + b"garbage",
+    "zip: bomb that belittles itself": belittled(zipped(("images/a.png", bytes(100_000_000))), 100_000_000),
     "zip: cut off": zipped(*GOOD)[:-5_000],
     "zip: a byte flipped": bytes(b ^ (255 * (i == 20_000)) for i, b in enumerate(zipped(*GOOD))),
 }
@@ -145,22 +170,26 @@ def test_broken_archives_give_nothing(tmp_path, target, name):
     note(name, error.value, tmp_path)
 
 
-def test_too_many_members(monkeypatch, target):
+@pytest.mark.parametrize(
+    ("fault", "data"),
+    [("tar.gz: more files than the dataset", tar(*GOOD)), ("zip: more files than the dataset", zipped(*GOOD))],
+)
+def test_too_many_members(monkeypatch, tmp_path, target, fault, data):
     monkeypatch.setattr(archives, "MEMBERS", 1)
-    for data in (tar(*GOOD), zipped(*GOOD)):
-        with pytest.raises(StudyError, match="nothing was taken out"):
-            take(data, target)
+    with pytest.raises(StudyError, match="nothing was taken out") as error:
+        take(data, target)
     assert not target.exists()
+    (tmp_path / "archive").unlink()
+    note(fault, error.value, tmp_path)
 
 
-def test_a_header_that_promises_gigabytes_is_not_read_into_memory(target):
+def test_a_header_that_promises_gigabytes_is_not_read_into_memory(tmp_path, target):
     import tracemalloc
 
-    header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.XHDTYPE, 6 << 30
-    data = gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20))
     tracemalloc.start()
-    with pytest.raises(StudyError, match="promises a part of"):
-        take(data, target)
+    with pytest.raises(StudyError, match="promises a part of") as error:
+        take(promising(), target)
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
+    (tmp_path / "archive").unlink()
+    note("tar.gz: header that promises 6 GB", error.value, tmp_path)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import Resource, note, serve
+from faults import note
+from loopback import Resource, serve
 
 from chestxray import downloads
 from chestxray.config import StudyError
@@ -101,9 +102,9 @@ def test_stalls(server, tmp_path):
     resource = Resource(DATA, stalls=[1.0])
     assert get(server, resource, tmp_path / "file").read_bytes() == DATA
     with pytest.raises(StudyError, match=r"no byte for 0.25 s, 3 times in a row") as error:
-        get(server, Resource(DATA, stalls=[1.0] * 3), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
-    note("server stalls", error.value, tmp_path)
+        get(server, Resource(DATA, stalls=[1.0] * 3), tmp_path / "other" / "file")
+    assert not (tmp_path / "other" / "file").exists()
+    note("server stalls", error.value, tmp_path / "other")
 
 
 def test_a_trickle_is_a_stall(server, tmp_path):
@@ -126,6 +127,20 @@ def test_a_length_too_short(server, tmp_path):
     note("Content-Length is too short (with a checksum)", error.value, tmp_path)
 
 
+def test_a_length_too_short_that_nothing_contradicts(server, tmp_path):
+    """A client reads as many bytes as it was told of; that they are not all is found by who unpacks them."""
+    from test_archives import GOOD, tar
+
+    from chestxray import archives
+
+    data = tar(*GOOD)
+    target = get(server, Resource(data, claims=len(data) // 2), tmp_path / "file")
+    assert target.read_bytes() == data[: len(data) // 2]
+    with pytest.raises(StudyError, match="broken archive") as error:
+        archives.extract(target, lambda name: tmp_path / "images" / name)
+    note("Content-Length is too short (an archive, no checksum)", error.value, tmp_path)
+
+
 def test_wrong_bytes(server, tmp_path):
     with pytest.raises(StudyError, match="nothing of it is kept") as error:
         get(server, Resource(DATA[:-1] + b"x"), tmp_path / "file", SHA256)
@@ -136,25 +151,47 @@ def test_wrong_bytes(server, tmp_path):
 def test_chunks_without_a_length(server, tmp_path):
     assert get(server, Resource(DATA, chunked=True), tmp_path / "file").read_bytes() == DATA
     with pytest.raises(StudyError, match="3 times in a row") as error:
-        get(server, Resource(DATA, chunked=True, breaks=[9, 9, 9], etag=""), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
-    note("chunked transfer breaks off", error.value, tmp_path)
+        get(server, Resource(DATA, chunked=True, breaks=[9, 9, 9], etag=""), tmp_path / "other" / "file")
+    assert not (tmp_path / "other" / "file").exists()
+    note("chunked transfer breaks off", error.value, tmp_path / "other")
 
 
 def test_busy_servers_are_asked_again(server, tmp_path):
     assert get(server, Resource(DATA, statuses=[503, 429]), tmp_path / "file").read_bytes() == DATA
     with pytest.raises(StudyError, match=r"HTTP 503 Service Unavailable, 3 times") as error:
-        get(server, Resource(DATA, statuses=[503] * 3), tmp_path / "other")
-    note("HTTP 503 for good", error.value, tmp_path)
+        get(server, Resource(DATA, statuses=[503] * 3), tmp_path / "other" / "file")
+    note("HTTP 503 for good", error.value, tmp_path / "other")
 
 
-@pytest.mark.parametrize(("status", "asked"), [(404, 1), (403, 1)])
-def test_refusals_are_not_asked_again(server, tmp_path, status, asked):
+@pytest.mark.parametrize(("fault", "status"), [("HTTP 404", 404), ("HTTP 403", 403)])
+def test_refusals_are_not_asked_again(server, tmp_path, fault, status):
     resource = Resource(DATA, statuses=[status] * 9)
-    with pytest.raises(StudyError, match=f"HTTP {status}") as error:
+    with pytest.raises(StudyError, match=fault) as error:
         get(server, resource, tmp_path / "file")
-    assert len(resource.asked) == asked
-    note(f"HTTP {status}", error.value, tmp_path)
+    assert len(resource.asked) == 1
+    note(fault, error.value, tmp_path)
+
+
+def test_an_address_that_leads_to_itself(server, tmp_path):
+    with pytest.raises(StudyError, match="leads in circles; check the address") as error:
+        get(server, Resource(DATA, statuses=[302] * 99, leads_to="/file"), tmp_path / "file")
+    note("address leads in circles", error.value, tmp_path)
+
+
+def test_an_empty_answer(server, tmp_path):
+    with pytest.raises(StudyError, match=r"sent nothing, 3 times in a row; try it later") as error:
+        get(server, Resource(b"", chunked=True), tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    note("server sends nothing", error.value, tmp_path)
+
+
+def test_a_file_that_became_shorter_is_begun_anew(server, tmp_path):
+    with pytest.raises(StudyError):
+        get(server, Resource(DATA, breaks=[100_000, 0, 0, 0]), tmp_path / "file")
+    short = Resource(DATA[:50_000])
+    assert get(server, short, tmp_path / "file").read_bytes() == DATA[:50_000]
+    assert short.asked == ["bytes=100000-", None]
+    note("file has become shorter between two runs", "no message: begun anew after HTTP 416", tmp_path)
 
 
 def test_no_server_and_no_address(tmp_path):
@@ -171,7 +208,7 @@ def test_space_is_checked_before_the_first_byte(server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StudyError, match=r"300 kB, 100 kB are free; free space, or choose") as error:
         get(server, Resource(DATA), tmp_path / "file")
-    assert not (tmp_path / "file").exists() and not (tmp_path / ".file.part").exists()
+    assert not list(tmp_path.iterdir())
     note("disk too small", error.value, tmp_path)
 
 
@@ -205,8 +242,12 @@ def test_a_full_disk_is_one_line_and_goes_on_later(server, tmp_path, monkeypatch
 
 
 def test_two_runs_do_not_write_one_file(server, tmp_path):
-    with downloads._alone(tmp_path / "file"), pytest.raises(StudyError, match="another run is fetching it"):
+    with (
+        downloads._alone(tmp_path / "file"),
+        pytest.raises(StudyError, match="another run is fetching it") as error,
+    ):
         get(server, Resource(DATA), tmp_path / "file")
+    note("two runs fetch the same file", error.value, tmp_path)
 
 
 def test_damaged_notes_of_an_earlier_run_are_not_trusted(server, tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import pandas as pd
 import pytest
-from loopback import note
+from faults import note
 from PIL import Image
 
 from chestxray import __main__, inventory, sources
@@ -27,14 +28,37 @@ def rechecked(data: bytes) -> bytes:
     return data[:place] + body + struct.pack(">I", zlib.crc32(body)) + data[place + 8 + length :]
 
 
+def as_gif(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 8 × 8 pixels whose header says 30,000 × 30,000, with its checksum."""
+    data = png(8, 8)
+    header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
 BREAKS = {
     "image: 0 bytes": (lambda data: b"", "0 bytes"),
-    "image: cut off": (lambda data: data[:-40], "ends before the PNG does"),
+    "image: cut off": (lambda data: data[:-40], "does not end as a PNG does"),
     "image: cut off in its header": (lambda data: data[:20], "broken PNG header"),
     "image: header damaged": (lambda data: flipped(data, 18), "broken PNG header"),
     "image: a web page": (lambda data: b"<html>no</html>", "no PNG or JPEG"),
     "image: a bit flipped in the pixels": (lambda data: flipped(data, len(data) // 2), "wrong checksum at byte"),
     "image: pixels destroyed before it was written": (rechecked, "broken ("),
+    "image: bytes after its end": (lambda data: data + b"more", "does not end as a PNG does"),
+    "image: a GIF called PNG": (lambda data: as_gif(data), "no PNG or JPEG"),
+    "image: 8 × 8 px": (lambda data: png(8, 8), "too small for a radiograph"),
+    "image: 30,000 × 30,000 px promised": (lambda data: bomb(), "pixels; save it smaller"),
     "image: JPEG cut off": (lambda data: b"\xff\xd8\xff\xe0" + data[:90], "broken ("),
 }
 
@@ -57,7 +81,7 @@ def test_each_broken_image_is_named(tiny_raw, fault, capsys, tmp_path):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert len(lines) == 1 and NAME in lines[0] and said in lines[0]
     assert list(pd.read_csv(tmp_path / "r.csv")["file"]) == [NAME]
-    note(fault, lines[0].strip(), tmp_path / "none")
+    note(fault, lines[0].strip(), path)
 
 
 def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, monkeypatch):
@@ -68,14 +92,28 @@ def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, m
     (tiny_raw / "images" / NAME).unlink()
     report = inventory.verify(tiny_raw)
     assert report.absent == (NAME,) and report.faults == ()
+    said = "no fault: it is counted among the images that are not here"
+    note("image: missing in a part of the dataset", said, tiny_raw / "images" / NAME)
     monkeypatch.setattr(published, "SIDE", 48)
     whole = replace(published.DATASETS["nih"], images=60)
-    assert [(f.file, f.value) for f in inventory.verify(tiny_raw, whole).faults] == [(NAME, "is not there")]
+    (fault,) = inventory.verify(tiny_raw, whole).faults
+    assert (fault.file, fault.value) == (NAME, "is not there")
+    note(
+        "image: missing in the whole dataset",
+        f"{fault.file}: {fault.value}; {fault.remedy}",
+        tiny_raw / "images" / NAME,
+    )
     (tiny_raw / "test_list.txt").unlink()
     (tiny_raw / "train_val_list.txt").unlink()
     Image.new("L", (50, 48)).save(tiny_raw / "images" / NAME)
-    said = {f.file: f.value for f in inventory.verify(tiny_raw, whole).faults}
+    faults = {fault.file: fault for fault in inventory.verify(tiny_raw, whole).faults}
+    said = {file: fault.value for file, fault in faults.items()}
     assert said[NAME] == "50 × 48 px, not 48 × 48" and "test_list.txt" in said
+    for name, path in (
+        ("image: another size than the NIH's", tiny_raw / "images" / NAME),
+        ("an official list is missing", tiny_raw / "test_list.txt"),
+    ):
+        note(name, f"{path.name}: {faults[path.name].value}; {faults[path.name].remedy}", path)
     more = replace(whole, images=61)
     assert "60 images listed" in {f.value for f in inventory.verify(tiny_raw, more).faults}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import write_raw
-from loopback import note
+from faults import note
 
 from chestxray import __main__, augmentation, config, files, inputs, packing, pipeline, radiographs, sources, stages
 from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
@@ -317,12 +317,12 @@ FORGED = {
     "packed dataset: other pixels than listed": (other_pixels, "has not the SHA-256"),
     "packed dataset: a file twice": (one_twice, "lists a file twice"),
     "packed dataset: a file less than listed": (lambda i, m: m.pop(3) and None, "where its index lists"),
-    "packed dataset: a file more than listed": (lambda i, m: m.append(("images/z.png", b"x")), "lists 'nothing'"),
+    "packed dataset: a file more than listed": (lambda i, m: m.append(("images/z.png", b"x")), "lists nothing more"),
     "packed dataset: last file missing": (lambda i, m: m.pop() and None, "lacks 'manifest.csv'"),
     "packed dataset: no manifest": (without_manifest, "end with the manifest"),
     "packed dataset: of a later format": (lambda i, m: i.update(format=2), "format 2, not 1"),
-    "packed dataset: index without sizes": (lambda i, m: i.update(entries=[["manifest.csv"]]), "broken"),
-    "packed dataset: index that is none": (lambda i, m: i.clear(), "broken"),
+    "packed dataset: index without sizes": (lambda i, m: i.update(entries=[["manifest.csv"]]), "its index cannot"),
+    "packed dataset: index that is none": (lambda i, m: i.clear(), "its index cannot be used"),
 }
 
 
@@ -352,7 +352,7 @@ def test_space_is_checked_before_the_first_byte(packed, tmp_path, elsewhere, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=300 << 20))
     packing.unpack(archive, elsewhere)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=256 << 20))
-    with pytest.raises(StudyError, match=r"needs .* are free; free space, or write it to another disk by --out"):
+    with pytest.raises(StudyError, match=r"to spare, .* are free; free space, or write it to another disk by"):
         packing.pack(study.paths, tmp_path / "new" / "b.tar")
     assert not (tmp_path / "new").exists()
     with pytest.raises(StudyError, match=r"are free; free space, or set CHESTXRAY_ROOT") as error:

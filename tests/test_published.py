@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import write_raw
-from loopback import Resource, note, serve
+from faults import note
+from loopback import Resource, serve
 
 from chestxray import __main__, published, sources
 from chestxray.config import Paths, StudyError, open_study
@@ -167,7 +168,7 @@ def test_fetch_verifies_and_mend_fetches_only_what_is_broken(tmp_path, kaggle, c
     (raw / "test_list.txt").unlink()
     assert __main__.main(["verify", "nih"]) == 1
     said = capsys.readouterr().out
-    assert f"{images[0].name}: " in said and "ends before the PNG does" in said and "test_list.txt" in said
+    assert f"{images[0].name}: " in said and "does not end as a PNG does" in said and "test_list.txt" in said
     kaggle.asked.clear()
     assert __main__.main(["fetch", "nih", "--mend"]) == 0
     assert len(kaggle.asked) == 3 and all(handle.endswith("/versions/3") for handle, _ in kaggle.asked)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_pixels, tiny_rows, write_table
+from faults import note
 from PIL import Image
 
 from chestxray import files, radiographs, sources
@@ -171,10 +172,78 @@ def test_every_broken_file_is_one_line_with_file_value_and_remedy(tmp_path):
         assert name in message and words in message and "; " in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("image: cut off", "truncated.png"),
+        ("image: 0 bytes", "empty.png"),
+        ("image: a text called PNG", "text.png"),
+        ("image: a bit flipped in the pixels", "flipped.png"),
+        ("image: 8 × 8 px", "small.png"),
+        ("image: a GIF called PNG", "gif.png"),
+        ("image: 30,000 × 30,000 px promised", "bomb.png"),
+        ("image: gone since it was listed", "absent.png"),
+        ("image: a folder called PNG", "folder.png"),
+    ],
+)
+def test_a_broken_image_is_left_out_and_the_others_are_stored(tmp_path, fault, name):
+    from test_inventory import bomb
+
+    broken_files(tmp_path)
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "folder.png").mkdir()
+    store = tmp_path / "images"
+    paths = {one: tmp_path / one for one in ("whole.png", name)}
+    hashes, rejected, made = radiographs.store_images(paths, store, 32)
+    assert list(hashes.index) == ["whole.png"] and made == 1
+    assert [path.name for path in store.iterdir()] == ["whole.png"]
+    (line,) = rejected
+    assert line.file == name and line.value and line.remedy.startswith("the image is left out; ")
+    note(fault, ", ".join(line), store)
+
+
+@pytest.mark.parametrize(
+    ("fault", "form", "said"),
+    [
+        ("image: 16 bits a pixel", "16-bit.png", "no message: used, scaled to 8 bits"),
+        ("image: colour", "rgb.png", "no message: used, as luma"),
+        ("image: transparency", "grey-alpha.png", "no message: used, transparent pixels black"),
+        ("image: a palette", "palette.png", "no message: used, as luma"),
+        ("image: a JPEG called PNG", "jpeg.jpg", "no message: used, told by its first bytes"),
+        ("image: not square", "wide.png", "no message: used, padded with black to a square"),
+    ],
+)
+def test_an_unusual_image_is_used(tmp_path, fault, form, said):
+    writers = WRITERS | {
+        "jpeg.jpg": lambda pixels, path: Image.fromarray(pixels).save(path),
+        "wide.png": lambda pixels, path: Image.fromarray(pixels[:20]).save(path),
+    }
+    writers[form](tiny_pixels(0), tmp_path / form)
+    (tmp_path / form).rename(tmp_path / "a.png")
+    hashes, rejected, _ = radiographs.store_images({"a.png": tmp_path / "a.png"}, tmp_path / "images", 32)
+    assert list(hashes.index) == ["a.png"] and rejected == []
+    assert Image.open(tmp_path / "images" / "a.png").size == (32, 32)
+    note(fault, said, tmp_path / "images")
+
+
+def test_small_datasets_are_shared_out_evenly(tmp_path, monkeypatch):
+    sizes = []
+    store_batch = radiographs._store_batch
+    monkeypatch.setattr(
+        radiographs, "_store_batch", lambda batch, *rest: sizes.append(len(batch)) or store_batch(batch, *rest)
+    )
+    Image.fromarray(tiny_pixels(0)).save(tmp_path / "a.png")
+    for images in (1, 100, 2000):
+        sizes.clear()
+        radiographs.store_images({f"{i}.png": tmp_path / "a.png" for i in range(images)}, tmp_path / "images", 16, 2)
+        # The threads' shares differ by one batch at most, and it is small beside a share.
+        assert sum(sizes) == images and max(sizes) <= min(32, 1 + images // 32)
+
+
 def test_a_huge_image_is_refused(tmp_path, monkeypatch):
     Image.new("L", (400, 400)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(StudyError, match="more than 10000 pixels"):
+    with pytest.raises(StudyError, match="more than 10,000 pixels"):
         radiographs.decode(tmp_path / "a.png")
 
 
