@@ -130,7 +130,7 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(
         name="quick",
         image_size=64,
-        phantom_images=1200,
+        phantom_images=900,
         no_finding=300,
         valid_share=0.2,
         backbones=_LITE0,

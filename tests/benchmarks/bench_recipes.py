@@ -8,7 +8,6 @@ so a run that was stopped goes on. Validation alone is looked at; no test image 
 
 import argparse
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,6 @@ def measure(study: config.Study, name: str) -> None:
     change = RECIPES[name]
     if has("recipes", name=name, seed=study.seed):
         return
-    began = time.perf_counter()
     everyone, valid = (inputs.load_findings(study, split) for split in ("train", "valid"))
     settings = {"strength": 2.0, "flip": True, "dropout": 0.3, "drop_connect_rate": 0.2, "bn_momentum": 0.9}
     settings |= change.network
@@ -117,7 +115,7 @@ def measure(study: config.Study, name: str) -> None:
         recipe = training.Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
         run.fit(net.classifier, recipe, classes, classes_valid)
     row = {"name": name, "recipe": change.text, "idea": change.idea, "seed": study.seed}
-    add("recipes", {**row, **scores(net.classifier, study), "seconds": round(time.perf_counter() - began)})
+    add("recipes", {**row, **scores(net.classifier, study)})
     if name == "reference" and study.seed == SEEDS[0]:
         compare_imbalance(study, net)
 
