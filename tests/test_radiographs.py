@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -19,7 +20,7 @@ from faults import note
 from PIL import Image
 
 from chestxray import files, radiographs, sources
-from chestxray.config import CLASSES, SPLITS, StageMissing, StudyError
+from chestxray.config import CLASSES, SPLITS, Paths, StageMissing, StudyError
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -321,6 +322,18 @@ def test_a_second_run_makes_nothing_and_threads_do_not_matter(tiny_study):
     files.remove(tiny_study.paths.store)
     assert radiographs.prepare(tiny_study, workers=1).made == 60
     assert fingerprint(data) == first
+
+
+def test_two_runs_in_two_places_give_the_same_bytes(tiny_study, tiny_raw, tmp_path):
+    from chestxray import augmentation
+
+    other = dataclasses.replace(tiny_study, paths=Paths("tiny", tmp_path / "other"))
+    sources.prepare_raw(str(tiny_raw), other)
+    for study, workers in ((tiny_study, 2), (other, 1)):
+        manifest = radiographs.prepare(study, workers=workers).manifest
+        augmentation.write(study, augmentation.plan(manifest, study.seed), workers)
+    found = fingerprint(other.paths.data)
+    assert found == fingerprint(tiny_study.paths.data) and any("train_augmented/" in name for name in found)
 
 
 KILLED = """
