@@ -60,6 +60,7 @@ class Explainer:
         members: the networks, one where the model joins none.
         mirrored: whether the ensemble shows each network the radiograph's mirror image too; a map is then the mean of
             both, that of the mirror image turned back.
+        cells: rows and columns of the coarsest member's feature map.
         batch_size: images a step.
     """
 
@@ -78,7 +79,9 @@ class Explainer:
         self.members = _members(model)
         self.mirrored = self.members[0] is not model and _asks_twice(model, self.members[0])
         self.batch_size = batch_size
-        self._steps = [_traced(_opened(member, cells)) for member in self.members]
+        opened = [_opened(member, cells) for member in self.members]
+        self.cells = min(tuple(net.net.outputs[0].shape[1:3]) for net in opened)
+        self._steps = [_traced(net) for net in opened]
 
     def member_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Each member's maps.
@@ -211,7 +214,7 @@ def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
         sure = tf.clip_by_value(before, 1e-6, 1 - 1e-6)
         return tf.math.log(sure) - tf.math.log1p(-sure)
 
-    @tf.function(jit_compile=False)
+    @tf.function(jit_compile=False, autograph=False)
     def step(images: Any, classes: Any) -> Any:
         with tf.GradientTape() as tape:
             # Members are frozen: without this the tape would record nothing.
@@ -277,6 +280,17 @@ def point(heat: np.ndarray) -> tuple[int, int] | None:
     return round(float(rows.mean())), round(float(columns.mean()))
 
 
+def reachable(boxes: Sequence[Sequence[float]], rows: int, columns: int) -> bool:
+    """Whether a map of so many cells can point into the boxes: enlarged bilinearly it peaks in the middle of a cell.
+
+    Args:
+        boxes: (left, top, right, bottom) in shares of the side.
+        rows: of the feature map.
+        columns: of the feature map.
+    """
+    return bool(box_mask(boxes, rows, columns).any())
+
+
 def overlap(region: np.ndarray, mask: np.ndarray) -> float:
     """Intersection over union of two (H, W) bool arrays; 0 where both are empty."""
     union = (region | mask).sum()
@@ -290,18 +304,21 @@ def centred_square(pixels: int, height: int, width: int) -> np.ndarray:
     return (rows[:, None] <= half) & (columns[None] <= half)
 
 
-def hits(maps: np.ndarray, found: pd.DataFrame, share: float = SHARE) -> pd.DataFrame:
+def hits(
+    maps: np.ndarray, found: pd.DataFrame, cells: tuple[int, int] | None = None, share: float = SHARE
+) -> pd.DataFrame:
     """Score each map against its boxes, beside what an image's centre scores.
 
     Args:
         maps: (n, H, W), one for each row of `found`, for its finding.
         found: rows of `targets`.
+        cells: rows and columns of the feature map before it was enlarged; as fine as the maps if None.
         share: of the map's maximum, from which a pixel counts as pointed out.
 
     Returns:
         `found` with `pointing` (bool: the map's peak lies in a box; Zhang et al., ECCV 2016, without tolerance), `iou`
         (of the region above `share`), `centre_pointing` and `centre_iou` (of a square of the same area in the middle),
-        and `flat` (bool: nothing spoke for the finding).
+        `reachable` (bool: so coarse a map could have pointed into a box) and `flat` (bool: nothing spoke for it).
     """
     height, width = maps.shape[1:]
     rows = []
@@ -316,6 +333,7 @@ def hits(maps: np.ndarray, found: pd.DataFrame, share: float = SHARE) -> pd.Data
                 "iou": overlap(region, mask),
                 "centre_pointing": bool(mask[height // 2, width // 2]),
                 "centre_iou": overlap(square, mask),
+                "reachable": reachable(boxes, *(cells or (height, width))),
                 "flat": place is None,
             }
         )
@@ -332,8 +350,8 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
 
     Returns:
         Index (`finding`, `metric`), the last finding `mean` (of the findings); metrics `pointing`, `centre_pointing`,
-        `pointing_gain` (the first less the second, on the same draws), and the same three of `iou`. Columns `estimate`,
-        `low`, `high`, `draws`, `n_images`, `n_patients`.
+        `pointing_gain` (the first less the second, on the same draws), the same three of `iou`, and `reachable`, the
+        share that maps so coarse can hit at all. Columns `estimate`, `low`, `high`, `draws`, `n_images`, `n_patients`.
 
     Raises:
         StudyError: there is no box.
@@ -346,17 +364,16 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
     for name in (*names, "mean"):
         inside = scored["finding"].eq(name).to_numpy() if name != "mean" else np.ones(len(scored), dtype=bool)
         size = {"n_images": int(inside.sum()), "n_patients": scored.loc[inside, "patient"].nunique()}
+        values = {}
+        for column in ("pointing", "centre_pointing", "iou", "centre_iou", "reachable"):
+            if name == "mean":
+                values[column] = sums[column] / len(names)
+            else:
+                values[column] = drawn.means(scored[column], inside)
+                sums[column] = sums.get(column, 0) + values[column]
         for metric in ("pointing", "iou"):
-            pair = []
-            for column in (metric, f"centre_{metric}"):
-                if name == "mean":
-                    values = sums[column] / len(names)
-                else:
-                    values = drawn.means(scored[column], inside)
-                    sums[column] = sums.get(column, 0) + values
-                rows[name, column] = resampling.entry(values) | size
-                pair.append(values)
-            rows[name, f"{metric}_gain"] = resampling.entry(pair[0] - pair[1]) | size
+            values[f"{metric}_gain"] = values[metric] - values[f"centre_{metric}"]
+        rows |= {(name, metric): resampling.entry(drawn_values) | size for metric, drawn_values in values.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
     return table

@@ -797,6 +797,10 @@ def pointing(
         style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
         axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=np.clip(reach, 0, None), **style)
     known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
+    if "reachable" in table.index.get_level_values("metric"):
+        most = table.xs("reachable", level="metric").loc[names, "estimate"]
+        style = {"color": _GREY, "markersize": 16, "markeredgewidth": 1.6, "linestyle": "none"}
+        axis.plot(most, np.arange(len(names)), "|", label="most that maps so coarse can hit", **style)
     if known:
         axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
     counts = table.xs("pointing", level="metric")["n_images"]

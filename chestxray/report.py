@@ -136,7 +136,13 @@ def _tables(results: dict[str, Any]) -> dict[str, list[tuple[str, pd.DataFrame]]
     return found
 
 
-LOCALISATION = {"pointing": "pointing", "centre_pointing": "centre", "iou": "IoU", "centre_iou": "centre, IoU"}
+LOCALISATION = {
+    "pointing": "pointing",
+    "centre_pointing": "centre",
+    "reachable": "at most",
+    "iou": "IoU",
+    "centre_iou": "centre, IoU",
+}
 """Columns of the table of heat-maps against boxes."""
 
 

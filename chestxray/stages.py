@@ -106,8 +106,14 @@ STAGES: tuple[Stage, ...] = (
         "results",
         "Results",
         "5_results/results_evaluation.ipynb",
-        reads=lambda p: [*_predictions(p, list(MODELS)), *(p.saved(model) / "run.json" for model in MODELS)],
+        reads=lambda p: [
+            p.manifest,
+            *_predictions(p, list(MODELS)),
+            *(p.saved(model) / "run.json" for model in MODELS),
+            p.saved("ensemble") / "model.keras",
+        ],
         writes=lambda p: [p.results / "metrics.csv"],
+        reads_raw=True,
     ),
 )
 

@@ -171,6 +171,11 @@ def test_hits_by_hand():
     # Four pixels of the peak and one outside, boxes of twenty pixels.
     assert scored["iou"].tolist() == pytest.approx([4 / 21, 0])
     assert scored["centre_pointing"].tolist() == [False, True]
+    assert scored["reachable"].all()
+    # Of four by four cells the last one's middle lies in this box, of two by two none.
+    corner = [(0.8, 0.8, 1.0, 1.0)]
+    assert explain.reachable(corner, 4, 4) and not explain.reachable(corner, 2, 2)
+    assert explain.hits(maps, found.assign(boxes=[corner, corner]), (2, 2))["reachable"].tolist() == [False, False]
     assert explain.point(np.ones((4, 4))) is None
     plateau = np.zeros((8, 8))
     plateau[:4, :4] = 1
@@ -188,6 +193,7 @@ def test_localisation_counts_findings_alike_and_resamples_patients():
             "centre_pointing": rng.random(90) < 0.2,
             "iou": rng.random(90),
             "centre_iou": rng.random(90),
+            "reachable": True,
         }
     )
     found = explain.localisation(scored, draws=200)
