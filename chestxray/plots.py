@@ -51,6 +51,9 @@ class NotebookFigure(Figure):
         self.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
         drawn = Image.open(buffer).convert("RGB")
         few = drawn.quantize(256, method=Image.Quantize.MEDIANCUT)
+        colours = np.array(few.getpalette()).reshape(-1, 3)
+        colours[colours.sum(axis=1).argmax()] = 255  # the paper: a mean of near whites would be grey
+        few.putpalette(colours.ravel().tolist())
         if self.pictures:
             few = drawn.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
         buffer = io.BytesIO()

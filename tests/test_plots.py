@@ -1,11 +1,14 @@
 """Figures hold the numbers and the words they were given, and are written whole."""
 
+import io
+
 import matplotlib.image
 import matplotlib.pyplot
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from chestxray import plots
 from chestxray.config import CLASSES
@@ -140,6 +143,9 @@ def test_saving_writes_one_whole_png(tmp_path):
 def test_a_notebook_shows_a_figure_as_png_without_pyplot():
     figure = plots.learning_curves(history(), "CNN", NOTE)
     assert figure._repr_png_().startswith(b"\x89PNG")
+    for drawn in (figure, plots.image_grid(np.zeros((2, 8, 8)), ["a", "b"], "Two", NOTE)):
+        picture = Image.open(io.BytesIO(drawn._repr_png_()))
+        assert picture.mode == "P" and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     assert matplotlib.pyplot.get_fignums() == []
 
 
