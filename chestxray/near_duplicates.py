@@ -35,10 +35,11 @@ DISTANCE = 60
 """Pairs of hashes that differ in more bits are not looked at."""
 LIKENESS = 0.7
 """Pairs of images that are at least this alike are near-duplicates."""
-LIKENESS_SMALL = 0.9
-"""The same for images of less than 128 px. With little detail left, different chests become more alike: at 64 px real
-ones up to 0.65, phantoms, which are drawn after one pattern, up to 0.81."""
-MOST_PAIRS = 500_000
+STRICT_DISTANCE, STRICT_LIKENESS = 40, 0.9
+"""The same for images of less than 128 px and for phantoms. With little detail left different chests become more alike,
+at 64 px up to 0.65; and phantoms are drawn after one pattern, so that different ones reach 0.75 at 128 px and 0.85 at
+64 px."""
+MOST_PAIRS = 200_000
 """No more pairs than this, the closest, are compared by their pixels. The whole set should have about 110,000."""
 
 COLUMNS = (
@@ -57,16 +58,18 @@ class Check:
     """What the check has found.
 
     Attributes:
-        pairs: one row a pair of images of different patients within `DISTANCE`, the most alike first, with the columns
+        pairs: one row a pair of images of different patients within `most_bits`, the most alike first, with the columns
             `COLUMNS`: `distance` in bits, `likeness` -1 to 1, `near_duplicate` where that is `threshold` or more.
         images: how many images were compared, each with each.
+        most_bits: the distance within which pairs were looked at.
         threshold: the likeness that makes a near-duplicate.
-        close: pairs within `DISTANCE`; `pairs` has the closest `MOST_PAIRS` of them.
+        close: pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them.
         seconds: how long it took.
     """
 
     pairs: pd.DataFrame
     images: int
+    most_bits: int
     threshold: float
     close: int
     seconds: float
@@ -114,8 +117,10 @@ def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
     return np.array(hashes)
 
 
-def close_pairs(hashes: np.ndarray, patients: np.ndarray, most: int = MOST_PAIRS) -> tuple[pd.DataFrame, int]:
-    """Find all pairs of images of different patients whose hashes are within `DISTANCE`.
+def close_pairs(
+    hashes: np.ndarray, patients: np.ndarray, most_bits: int = DISTANCE, most: int = MOST_PAIRS
+) -> tuple[pd.DataFrame, int]:
+    """Find all pairs of images of different patients whose hashes are close.
 
     Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits, and a matrix
     product of hundreds of columns takes no longer than a tree, which has no grip on so many dimensions.
@@ -123,6 +128,7 @@ def close_pairs(hashes: np.ndarray, patients: np.ndarray, most: int = MOST_PAIRS
     Args:
         hashes: (n, bits) bool.
         patients: (n,) whose image it is.
+        most_bits: in how many bits the hashes may differ.
         most: keep only this many pairs, the closest.
 
     Returns:
@@ -138,7 +144,7 @@ def close_pairs(hashes: np.ndarray, patients: np.ndarray, most: int = MOST_PAIRS
     for top in range(0, len(signs), _TILE):
         for left in range(top, len(signs), _TILE):
             equal = signs[top : top + _TILE] @ signs[left : left + _TILE].T
-            row, column = np.nonzero(equal >= bits - 2 * DISTANCE)
+            row, column = np.nonzero(equal >= bits - 2 * most_bits)
             distance = ((bits - equal[row, column]) / 2).astype(np.int64)
             pairs = pd.DataFrame({"distance": distance, "first": row + top, "second": column + left})
             pairs = pairs[(pairs["first"] < pairs["second"]) & (patients[pairs["first"]] != patients[pairs["second"]])]
@@ -214,8 +220,9 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     started = time.perf_counter()
     paths = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]
-    positions, close = close_pairs(perceptual_hashes(paths, workers), patients)
-    threshold = LIKENESS if study.profile.image_size >= _SIDE else LIKENESS_SMALL
+    strict = study.profile.image_size < _SIDE or study.is_phantom
+    most_bits, threshold = (STRICT_DISTANCE, STRICT_LIKENESS) if strict else (DISTANCE, LIKENESS)
+    positions, close = close_pairs(perceptual_hashes(paths, workers), patients, most_bits)
     alike = _all_alike(paths, positions)
     sides = {"": manifest.iloc[positions["first"]], "other_": manifest.iloc[positions["second"]]}
     pairs = pd.DataFrame(
@@ -228,17 +235,17 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     pairs = pairs.sort_values(["likeness", "image", "other_image"], ascending=[False, True, True], ignore_index=True)
     csv = pairs[list(COLUMNS)].to_csv(index=False, lineterminator="\n")
     files.atomic_write(study.paths.near_duplicates, csv.encode())
-    return Check(pairs[list(COLUMNS)], len(manifest), threshold, close, time.perf_counter() - started)
+    return Check(pairs[list(COLUMNS)], len(manifest), most_bits, threshold, close, time.perf_counter() - started)
 
 
 def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
     """Pairs by Hamming distance of their hashes.
 
     Returns:
-        Index: ranges of bits up to `DISTANCE`. Columns: `in two splits` and `in one split`, each with all `pairs` and
+        Index: ranges of bits. Columns: `in two splits` and `in one split`, each with all `pairs` and
         `near-duplicates`.
     """
-    edges = [-1, *range(step, DISTANCE + 1, step)]
+    edges = [-1, *range(step, found.most_bits + 1, step)]
     names = [f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)]
     pairs = found.pairs
     crossing = pairs["split"].ne(pairs["other_split"])

@@ -140,8 +140,9 @@ def test_small_images_must_be_more_alike(study_of, make_raw):
     study = study_of(make_raw(images=36))
     manifest = radiographs.prepare(study, workers=1).manifest
     found = near_duplicates.check(study, manifest, workers=1)
-    assert found.threshold == near_duplicates.LIKENESS_SMALL > near_duplicates.LIKENESS
-    assert found.images == 36
+    assert found.threshold == near_duplicates.STRICT_LIKENESS > near_duplicates.LIKENESS
+    assert found.most_bits == near_duplicates.STRICT_DISTANCE < near_duplicates.DISTANCE
+    assert found.images == 36 and (found.pairs["distance"] <= found.most_bits).all()
 
 
 def test_another_preparation_removes_the_old_report(tiny_raw, study_of):

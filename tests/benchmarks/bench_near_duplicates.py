@@ -117,7 +117,7 @@ def main() -> None:
         ("different patients within 60 bits", patients, None),
         ("one patient within 60 bits", np.arange(len(patients)), patients),
     ):
-        pairs, _ = near_duplicates.close_pairs(hashes, owners, 200_000)
+        pairs, _ = near_duplicates.close_pairs(hashes, owners)
         if wanted is not None:
             pairs = pairs[wanted[pairs["first"]] == wanted[pairs["second"]]]
         cpu = time.process_time()
