@@ -6,7 +6,7 @@ classes that are rarer in the clinic than in training. It knows predictions tabl
 Two questions are asked of a model. Of a **finding**, on the natural test: of the radiographs given 20 %, do 20 % show
 it? Each finding is a question of its own, and nothing needs to sum to one. Of the **classes**, on the radiographs with
 exactly one of them: is the most probable class right as often as its probability says? There the seven probabilities
-are first brought to sum to one (`normalise`).
+are first brought to sum to one (`evaluation.one_class`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,6 @@ from chestxray.resampling import Draws
 BINS = 10
 _TINY = 1e-7
 _HOTTEST = 100.0
-
-
-def normalise(probabilities: np.ndarray) -> np.ndarray:
-    """Bring each row to sum to one: (n, K) scores of 0 or more; a row of zeros becomes even."""
-    probabilities = np.asarray(probabilities, dtype=float) + _TINY
-    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def bin_edges(scores: np.ndarray, bins: int = BINS, strategy: str = "quantile") -> np.ndarray:
@@ -137,7 +131,7 @@ class Scaling:
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Scale (n, K) scores, which need not sum to one; what comes back does."""
-        logits = np.log(normalise(probabilities)) / self.temperature + self.bias
+        logits = np.log(evaluation.one_class(probabilities)) / self.temperature + self.bias
         return special.softmax(logits, axis=1)
 
 
@@ -156,7 +150,7 @@ def fit_classes(probabilities: np.ndarray, labels: np.ndarray, bias: bool = Fals
     labels = np.asarray(labels, dtype=int)
     if not len(labels):
         raise StudyError("calibration: no validation image with a single class; use a dataset with more images")
-    logits = np.log(normalise(probabilities))
+    logits = np.log(evaluation.one_class(probabilities))
     number = logits.shape[1]
     weights = 1 / np.bincount(labels, minlength=number)[labels] if even else np.ones(len(labels))
     weights = weights / weights.sum()
@@ -243,7 +237,8 @@ def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> 
     Returns:
         (n, K), each row sums to one.
     """
-    return normalise(normalise(probabilities) * (np.asarray(there, dtype=float) / np.asarray(trained, dtype=float)))
+    moved = evaluation.one_class(probabilities) * (np.asarray(there, dtype=float) / np.asarray(trained, dtype=float))
+    return moved / moved.sum(axis=1, keepdims=True)
 
 
 def estimate_shares(
@@ -330,7 +325,7 @@ def classes_table(
     even = fit_classes(held_out, learned, bias=True, even=True).apply(scores)
     estimated = estimate_shares(even, trained)
     stages = {
-        "as trained": normalise(scores),
+        "as trained": evaluation.one_class(scores),
         "temperature": fit_classes(held_out, learned).apply(scores),
         "temperature and bias": fit_classes(held_out, learned, bias=True).apply(scores),
         "shares of validation": shift(even, trained, there),

@@ -60,6 +60,9 @@ PUBLISHED_AUROC: dict[str, dict[str, float]] = {
 COLUMNS: tuple[str, ...] = ("image", "patient", "label", "selected", "findings")
 _BOOLEANS = ("selected", "balanced_test")
 _FLOATS_AT_ONCE = 4_000_000
+_TINY = 1e-7
+_ROUNDED = 1e-3
+"""How far the probabilities of a softmax may be from summing to one when they were rounded."""
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -465,6 +468,24 @@ def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
     return table[(sure.max(axis=1) >= 0) & (counted != truth)].sort_values("margin", ascending=False, ignore_index=True)
 
 
+def one_class(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes, given that a radiograph has exactly one of them.
+
+    Those of a softmax are that already. Where each class was asked about alone, the chance of one class and no other is
+    in proportion to its odds.
+
+    Args:
+        scores: (n, K) from 0 to 1.
+
+    Returns:
+        (n, K), each row sums to one; the largest stays the largest.
+    """
+    scores = np.clip(np.asarray(scores, dtype=float), _TINY, 1 - _TINY)
+    if np.abs(scores.sum(axis=1) - 1).max(initial=0) > _ROUNDED:
+        scores = scores / (1 - scores)
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
 def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The plain mean of several models' probabilities: the simplest ensemble, to hold a trained one against.
 
@@ -731,6 +752,4 @@ def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -
 
 
 def _shares(predictions: pd.DataFrame) -> np.ndarray:
-    """(n, 7) probabilities brought to sum to one."""
-    scores = predictions[list(CLASSES)].to_numpy(dtype=float)
-    return scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-12)
+    return one_class(predictions[list(CLASSES)].to_numpy(dtype=float))

@@ -52,7 +52,7 @@ class NotebookFigure(Figure):
         drawn = Image.open(buffer).convert("RGB")
         few = drawn.quantize(256, method=Image.Quantize.MEDIANCUT)
         colours = np.array(few.getpalette()).reshape(-1, 3)
-        colours[colours.sum(axis=1).argmax()] = 255  # the paper: a mean of near whites would be grey
+        colours[(colours >= 248).all(axis=1)] = 255  # the paper: means of near whites would be greys
         few.putpalette(colours.ravel().tolist())
         if self.pictures:
             few = drawn.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)

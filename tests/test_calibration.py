@@ -67,7 +67,7 @@ def test_temperature_is_the_one_a_slow_search_finds():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3000, 4))
     labels = np.array([rng.choice(4, p=row) for row in special.softmax(logits, axis=1)])
-    sharp = special.softmax(logits * 2.5, axis=1) * 0.4  # scaled: rows need not sum to one
+    sharp = special.softmax(logits * 2.5, axis=1)
 
     def loss(heat):
         return -special.log_softmax(np.log(sharp) / heat, axis=1)[range(3000), labels].mean()
@@ -81,6 +81,9 @@ def test_temperature_is_the_one_a_slow_search_finds():
     assert moved.temperature == pytest.approx(1, rel=0.06)
     assert moved.bias == pytest.approx(np.array([0.375, 0.375, -1.125, 0.375]), abs=0.12)
     assert moved.apply(sharp).sum(axis=1) == pytest.approx(1)
+    alone = special.expit(special.logit(np.clip(sharp, 1e-6, 1 - 1e-6)) - 1.5)
+    assert np.abs(alone.sum(axis=1) - 1).max() > 0.1  # each class asked alone: rows need not sum to one
+    assert moved.apply(alone).sum(axis=1) == pytest.approx(1)
 
 
 def test_finding_is_scaled_as_logistic_regression_does():

@@ -427,6 +427,15 @@ def test_nothing_depends_on_probabilities_summing_to_one():
     pd.testing.assert_frame_equal(evaluation.evaluate(doubled, draws=10), evaluation.evaluate(table, draws=10))
 
 
+def test_one_class_is_a_softmaxs_answer_or_in_proportion_to_odds():
+    softmax = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    assert evaluation.one_class(softmax) == pytest.approx(softmax, abs=1e-6)
+    alone = np.array([[0.5, 0.5, 0.2], [0.9, 0.1, 0.1]])
+    # One class and no other: .5·.5·.8, .5·.5·.8, .5·.5·.2; and .9·.9·.9, .1·.1·.9, .1·.1·.9.
+    expected = np.array([[0.2, 0.2, 0.05], [0.729, 0.009, 0.009]])
+    assert evaluation.one_class(alone) == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
+
+
 def test_errors_and_suspects_by_hand():
     rows = [(name, {name: 0.6}) for name in CLASSES for _ in range(2)]
     rows += [("Mass", {"Nodule": 0.9, "Mass": 0.05}), ("Effusion", {"Mass": 0.3, "Effusion": 0.28})]
@@ -443,9 +452,10 @@ def test_errors_and_suspects_by_hand():
         table[name] = [scores.get(name, 0.0) for _, scores in rows]
     errors = evaluation.confident_errors(table)
     assert errors[["label", "predicted"]].to_numpy().tolist() == [["Mass", "Nodule"], ["Effusion", "Mass"]]
-    assert errors["probability"].tolist() == pytest.approx([0.9 / 0.95, 0.3 / 0.58])
-    assert errors["margin"].tolist() == pytest.approx([0.85 / 0.95, 0.02 / 0.58])
-    # Nodule's own images are given 1, so .95 is not enough; Mass's are given (1 + 1 + .05) / 3 on average, above .52.
+    odds = [(0.9 / 0.1, 0.05 / 0.95), (0.3 / 0.7, 0.28 / 0.72)]
+    assert errors["probability"].tolist() == pytest.approx([one / (one + two) for one, two in odds], abs=1e-5)
+    assert errors["margin"].tolist() == pytest.approx([(one - two) / (one + two) for one, two in odds], abs=1e-5)
+    # Nodule's own images are given 1, so .99 is not enough; Mass's are given (1 + 1 + .01) / 3 on average, above .52.
     assert evaluation.label_suspects(table).empty
     table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *[0.4 if c == "Nodule" else 0.1 for c in CLASSES]]
     assert evaluation.label_suspects(table)["suggested"].tolist() == ["Nodule"]
