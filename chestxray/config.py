@@ -50,6 +50,7 @@ NO_FINDING_NIH = "No Finding"
 QUESTIONS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
 """What the preliminary stage asks of every radiograph, each a yes or no: the fourteen findings, and whether none."""
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ACKNOWLEDGEMENT = (
     "Radiographs: NIH Clinical Center, ChestX-ray14 (https://nihcc.app.box.com/v/ChestXray-NIHCC); "
     "Wang et al., ChestX-ray8, CVPR 2017."

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from chestxray import sources
-from chestxray.config import CLASSES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera
@@ -302,7 +302,7 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
     lines = [  # what is wrong with images that are not here concerns nobody
         line
         for line in entries.rejected
-        if not line.file.lower().endswith(sources.IMAGE_SUFFIXES) or file_of(line.file) is not None
+        if not line.file.lower().endswith(IMAGE_SUFFIXES) or file_of(line.file) is not None
     ]
     used = set(found.values()) | {file for line in lines if (file := file_of(line.file)) is not None}
     remedy = f"no row in {entries.source.name}: the image is left out; add a row to use it"

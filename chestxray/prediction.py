@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from chestxray import config, radiographs, sources
-from chestxray.config import CLASSES, StudyError
+from chestxray import config, radiographs
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, StudyError
 
 if TYPE_CHECKING:
     import keras
@@ -88,11 +88,11 @@ def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> I
         for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(sources.IMAGE_SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                     empty = False
                     yield Path(place, name)
         if empty:
-            suffixes = ", ".join(sources.IMAGE_SUFFIXES)
+            suffixes = ", ".join(IMAGE_SUFFIXES)
             report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))
 
 

@@ -18,10 +18,9 @@ from urllib.parse import unquote, urlsplit
 import requests
 
 from chestxray import archives, downloads, files
-from chestxray.config import Paths, StudyError
+from chestxray.config import IMAGE_SUFFIXES, Paths, StudyError
 from chestxray.downloads import PATIENCE, Patience
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 SIDE = 1024
 """Side in pixels of every image that the NIH published."""
 

@@ -14,13 +14,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from chestxray import files, published
-from chestxray.config import Paths, Study, StudyError
+from chestxray import files
+from chestxray.config import IMAGE_SUFFIXES, Paths, Study, StudyError
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")
 """Names of the image table, the best first: the NIH's corrected edition, its first one, and Kaggle's sample's."""
 
-IMAGE_SUFFIXES = published.IMAGE_SUFFIXES
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 UNPACKED = "unpacked.json"
 """What `packing` leaves beside the files of an archive: a dataset that has this has raw tables, but no raw images."""
@@ -111,6 +110,8 @@ def prepare_raw(source: str, study: Study) -> None:
             f"{study.paths.relative(study.paths.data)}: was unpacked from an archive, which has no raw images; leave "
             "out stages 1 and 2.1 by --only, or remove that folder to begin with a source"
         )
+    from chestxray import published  # here, because what it downloads with is slow to import and rarely needed
+
     if study.is_phantom:
         _draw_phantoms(study)
     elif Path(source).is_dir():
