@@ -128,8 +128,10 @@ class LogitAdjusted(keras.Loss):
     learning via logit adjustment, ICLR 2021).
     """
 
-    def __init__(self, shares: np.ndarray, label_smoothing: float = 0.0) -> None:
-        super().__init__(name="logit_adjusted")
+    def __init__(
+        self, shares: np.ndarray, label_smoothing: float = 0.0, reduction: str | None = "sum_over_batch_size"
+    ) -> None:
+        super().__init__(name="logit_adjusted", reduction=reduction)
         self.shares, self.label_smoothing = np.asarray(shares, "float32"), label_smoothing
 
     def call(self, y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
@@ -313,19 +315,21 @@ class Fit:
             warmup_steps=warmup,
         )
         averaged = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=1.0, **averaged)
+        # Keras clips the part of the gradient that each GPU gives, before they are added.
+        clip = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=clip, **averaged)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         # XLA is slower than plain TensorFlow on the CPUs that this study is planned for.
         self.model.compile(optimizer=optimizer, loss=self._loss(), metrics=["accuracy"], jit_compile=False)
         # Not the optimizer above: in mixed precision Keras wraps it in one that scales the loss.
         self.model.optimizer.build(self.model.trainable_variables)
 
-    def _loss(self) -> keras.Loss:
+    def _loss(self, **reduction: str | None) -> keras.Loss:
         recipe = self.recipe
         if recipe.loss == "logit_adjusted":
             shares = self.train.y[inputs.epoch_order(self.train.y, self.seed, 0, recipe.balanced)].mean(axis=0)
-            return LogitAdjusted(shares, recipe.label_smoothing)
-        return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing)
+            return LogitAdjusted(shares, recipe.label_smoothing, **reduction)
+        return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing, **reduction)
 
     def _class_weights(self) -> np.ndarray | None:
         """(K,) weights under which the classes weigh the same and a sample weighs 1 on average."""
@@ -389,7 +393,8 @@ class Fit:
             "epoch": epoch + 1,
             "loss": float(fitted["loss"][0]),
             "accuracy": float(fitted["accuracy"][0]),
-            "val_loss": float(self.model.loss(self.valid.y, scores)),
+            # With a reduction, Keras would divide it by the number of GPUs.
+            "val_loss": float(np.mean(self._loss(reduction=None)(self.valid.y, scores))),
             "val_accuracy": _accuracy(self.valid.y, scores, self.recipe.is_binary),
             "val_macro_auroc": score,
             "learning_rate": float(self.model.optimizer.learning_rate),

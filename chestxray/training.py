@@ -8,6 +8,7 @@ This module owns the stages of a run and the model folder (`model.keras`, `histo
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -52,12 +53,25 @@ def start(study: Study) -> None:
     """Seed Python, NumPy and Keras, so that the layers made after this call begin from the same weights.
 
     Where the profile asks for it and a GPU is present, layers made after this call compute in float16 and keep their
-    weights in float32 (Micikevicius et al., ICLR 2018).
+    weights in float32 (Micikevicius et al., ICLR 2018). Where there are several GPUs, layers made after this call live
+    on each of them, and every batch is divided among them. Keras's seed generators give each GPU the same numbers: the
+    first image of each part of a batch is varied in the same way, and so on.
     """
     keras.utils.clear_session()
+    # A global strategy rather than a scope: a notebook's cell that builds a model then needs no `with`. It belongs to
+    # the session that was cleared, so it is set again for every fit.
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(devices) > 1:
+        tf.distribute.experimental_set_strategy(_mirrored(tuple(device.name for device in devices)))
     keras.utils.set_random_seed(study.seed)
     mixed = study.profile.mixed_precision and bool(tf.config.list_physical_devices("GPU"))
     keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy for the whole process: models of two could not be joined."""
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,166 @@
+"""Several devices: the gpu profile's paths on two logical CPU devices, each in a process of its own.
+
+Logical devices have to be set up before TensorFlow starts, so every test is a function of this module that a child
+process calls by name.
+"""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_training import FITTED
+
+from chestxray import config
+
+CHILD = """
+import sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
+sys.path.append("tests")
+import test_replicas
+
+getattr(test_replicas, sys.argv[2])(*sys.argv[3:])
+"""
+
+
+def on_devices(count, function, *arguments):
+    """What `function` of this module printed in a process with `count` logical devices."""
+    command = [sys.executable, "-c", CHILD, str(count), function, *arguments]
+    child = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+    assert child.returncode == 0, child.stdout + child.stderr
+    return child.stdout
+
+
+def plain_net(size):
+    """A network without BatchNorm and chance, whose steps don't depend on how a batch is divided.
+
+    Its gradients are too small to be clipped, which Keras does for each device's part.
+    """
+    import keras
+
+    inner = [keras.layers.Rescaling(1 / 25500), keras.layers.Conv2D(4, 3, strides=4), keras.layers.Flatten()]
+    return keras.Sequential([keras.Input((size, size, 1)), *inner, keras.layers.Dense(7, activation="softmax")])
+
+
+def fit_plain(dataset):
+    import tensorflow as tf
+
+    from chestxray import inputs, training
+    from chestxray.config import open_study
+
+    study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
+    run = training.Run(study, "plain", {})
+    model = plain_net(32)
+    recipe = training.Recipe("fit", 2, 3e-3, 8, ema=0.8, mixup=0.3, class_weight=True)
+    run.fit(model, recipe, inputs.load_split(study, "train"), inputs.load_split(study, "valid"))
+    run.finish(model)
+    print(tf.distribute.get_strategy().num_replicas_in_sync, "replicas")
+
+
+def test_two_devices_do_what_one_does(prepared_study):
+    folder = prepared_study.paths.saved("plain")
+    tables = {}
+    for count in (1, 2):
+        assert f"{count} replicas" in on_devices(count, "fit_plain", prepared_study.paths.dataset)
+        tables[count] = [
+            pd.read_csv(folder / name).select_dtypes("number").drop(columns="seconds", errors="ignore")
+            for name in ("history.csv", "predictions_test.csv")
+        ]
+        (folder / "run.json").unlink()
+    for one, two in zip(tables[1], tables[2], strict=True):
+        assert np.allclose(one, two, atol=1e-3, equal_nan=True)
+
+
+def whole_study(dataset, backbone, size, policy, moment):
+    """All stages of a fine-tuned model; with `moment` "killed" it dies within the last stage."""
+    import os
+    import signal
+
+    import keras
+    import tensorflow as tf
+
+    from chestxray import augmentation, fitting, inputs, models, training
+    from chestxray.config import open_study
+
+    size = int(size)
+    study = open_study(dataset, "quick", 2024, {"image_size": size, "no_finding": 8, "batch_size": 8})
+    run = training.Run(study, "whole", {"backbone": backbone}, checkpoint_steps=1)
+    keras.config.set_dtype_policy(policy)
+    augment = augmentation.layers(1.0, seed=5, flip=True)
+    net = models.transfer(backbone, size, augment=augment, weights=None)
+    assert tf.distribute.get_strategy().num_replicas_in_sync == 2
+    if moment == "killed":
+        after = fitting.Fit.after_step
+
+        def die(self, epoch, step, *rest):
+            if self.recipe.name == "fine_tune" and step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            after(self, epoch, step, *rest)
+
+        fitting.Fit.after_step = die
+
+    def some(samples):
+        return samples.take(np.arange(min(24, len(samples))))
+
+    findings = [some(inputs.load_findings(study, split)) for split in ("train", "valid")]
+    classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
+    run.fit(net.findings, training.Recipe("all_findings", 1, 1e-4, 8, loss="binary", ema=0.5), *findings)
+    run.fit_head(net.features, net.head, training.Recipe("head", 2, 1e-3, 8), *classes)
+    recipe = training.Recipe("fine_tune", 1, 1e-4, 8, ema=0.5, mixup=0.3, batch_norm="reestimate")
+    run.fit(net.classifier, recipe, *classes, keep_start=True)
+    run.finish(net.classifier)
+
+
+def kill_and_resume(study, backbone, size, policy):
+    folder = study.paths.saved("whole")
+    settings = (study.paths.dataset, backbone, str(size), policy)
+    with pytest.raises(AssertionError):
+        on_devices(2, "whole_study", *settings, "killed")
+    assert not (folder / "run.json").exists() and (folder / "checkpoint-3-fine_tune.npz").exists()
+    said = on_devices(2, "whole_study", *settings, "not")
+    assert "head: going on after epoch 2 of 2" in said and "fine_tune: going on after epoch 0 of 1, step 1 of 3" in said
+    assert (folder / "run.json").exists()
+
+
+def test_a_killed_fit_ends_as_an_unbroken_one_on_two_devices(prepared_study):
+    folder = prepared_study.paths.saved("small")
+
+    def fit(moment):
+        code = CHILD.split("sys.path")[0] + "del sys.argv[1]" + FITTED
+        command = [sys.executable, "-c", code, "2", prepared_study.paths.dataset, moment]
+        return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+
+    unbroken = fit("never")
+    assert unbroken.returncode == 0, unbroken.stderr
+    table, history = (folder / "predictions_test.csv").read_text(), pd.read_csv(folder / "history.csv")
+    shutil.rmtree(folder)
+    assert fit("step").returncode == -9
+    resumed = fit("never")
+    assert resumed.returncode == 0 and "after epoch 1 of 4, step 3 of " in resumed.stdout, resumed.stderr
+    assert (folder / "predictions_test.csv").read_text() == table
+    # Each device sums the loss of an epoch by itself; a checkpoint keeps the total, so its last digit may differ.
+    again = pd.read_csv(folder / "history.csv")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), history.drop(columns="seconds"), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_all_stages_go_on_on_two_devices(prepared_study, policy):
+    kill_and_resume(prepared_study, "EfficientNetLite0", 32, policy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["EfficientNetB6", "EfficientNetB7"])
+def test_the_gpu_profiles_backbones_on_two_devices(study_of, make_raw, backbone):
+    from chestxray import augmentation, radiographs
+
+    study = study_of(make_raw(images=240), image_size=64)
+    manifest = radiographs.prepare(study).manifest
+    augmentation.write(study, augmentation.plan(manifest, study.seed))
+    on_devices(2, "whole_study", study.paths.dataset, backbone, "64", "mixed_float16", "not")
+    assert (study.paths.saved("whole") / "run.json").exists()
