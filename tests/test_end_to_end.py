@@ -75,14 +75,19 @@ def test_no_patient_is_in_two_splits(study):
     assert not set(augmented["image"]) & set(others["image"])
 
 
-def test_predictions_are_of_the_split_and_sum_to_one(study):
+def test_predictions_are_probabilities_for_the_images_of_the_split(study):
     paths, _ = study
     manifest = pd.read_csv(paths.manifest)
     for model in evaluation.MODELS:
         for split in ("valid", "test"):
             table = pd.read_csv(paths.saved(model) / f"predictions_{split}.csv")
             assert sorted(table["image"]) == sorted(manifest.loc[manifest["split"] == split, "image"])
-            assert (table[list(CLASSES)].sum(axis=1) - 1).abs().max() < 1e-3
+            probabilities = table[list(CLASSES)]
+            assert probabilities.to_numpy().min() >= 0 and probabilities.to_numpy().max() <= 1
+            # The quick profile leaves the findings' head out: every model's softmax sums to 1 but the ensemble's, whose
+            # offsets move one class at a time.
+            if not json.loads((paths.saved(model) / "run.json").read_text()).get("offsets"):
+                assert (probabilities.sum(axis=1) - 1).abs().max() < 1e-3
 
 
 def test_the_record_of_each_model_agrees_with_its_files(study):
