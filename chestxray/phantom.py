@@ -11,6 +11,7 @@ middle of the image, y grows downwards from its top edge. Thicknesses are millim
 
 from __future__ import annotations
 
+import abc
 import csv
 import dataclasses
 import functools
@@ -351,7 +352,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Lesion:
+class Lesion(abc.ABC):
     """The sign of one finding on one side.
 
     Attributes:
@@ -362,16 +363,25 @@ class Lesion:
     finding: str
     side: int
 
+    @abc.abstractmethod
     def apply(self, field: Field) -> None:
         """Change what the rays meet."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
+    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
+        """Smallest rectangle round the sign: x, y, width, height in mm."""
+
+
+@dataclass(frozen=True)
+class Spread(Lesion):
+    """A sign without an outline of its own, which covers a share of each point of the lung."""
+
+    @abc.abstractmethod
     def share(self, field: Field) -> np.ndarray:
         """Where the sign is, (H, W), 0 to 1, for the box."""
-        raise NotImplementedError
 
     def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
-        """Smallest rectangle round the sign: x, y, width, height in mm, found on a 1.5 mm grid."""
+        """As `Lesion.box`, found on a 1.5 mm grid."""
         field = _survey(anatomy, self.side)
         seen = self.share(field) * field.lung > 0.04
         rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
@@ -448,7 +458,7 @@ class Round(Lesion):
 
 
 @dataclass(frozen=True)
-class Effusion(Lesion):
+class Effusion(Spread):
     """Fluid in the pleural space: a white base whose upper border is a meniscus, highest at the chest wall.
 
     Attributes:
@@ -470,7 +480,7 @@ class Effusion(Lesion):
 
 
 @dataclass(frozen=True)
-class Pneumothorax(Lesion):
+class Pneumothorax(Spread):
     """Air outside a partly collapsed lung: a fine pleural line, and beyond it darkness without markings.
 
     Attributes:
@@ -506,7 +516,7 @@ class Pneumothorax(Lesion):
 
 
 @dataclass(frozen=True)
-class Infiltration(Lesion):
+class Infiltration(Spread):
     """Patchy, ill-defined shadows of one zone of a lung.
 
     Attributes:
@@ -537,7 +547,7 @@ class Infiltration(Lesion):
 
 
 @dataclass(frozen=True)
-class Atelectasis(Lesion):
+class Atelectasis(Spread):
     """Lung without air: a plate (a band across the lower lung) or a wedge from the hilum to the chest wall.
 
     The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`_lose_volume`).
