@@ -50,12 +50,12 @@ def bin_edges(scores: np.ndarray, bins: int = BINS, strategy: str = "quantile") 
 
 def _bin_totals(
     scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int, strategy: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges, and each (1 + draws, bins): images, sum of scores, positives."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins)."""
     edges = bin_edges(scores, bins, strategy)
     inside = np.searchsorted(edges[1:-1], scores)
     cells = np.eye(max(1, len(edges) - 1))[inside]
-    return edges, draws.totals(cells), draws.totals(cells * scores[:, None]), draws.totals(cells * truth[:, None])
+    return draws.totals(cells), draws.totals(cells * scores[:, None]), draws.totals(cells * truth[:, None])
 
 
 def reliability(
@@ -75,7 +75,7 @@ def reliability(
         `low` and `high`, and `images`.
     """
     scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
-    _, images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
+    images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = found / images
     rows = []
@@ -98,7 +98,7 @@ def error_draws(
         (1 + draws,), 0 to 1.
     """
     scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
-    _, images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
+    images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
     return np.abs(foretold - found).sum(axis=1) / images.sum(axis=1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from chestxray import plots
+from chestxray import evaluation, plots
 from chestxray.config import ACKNOWLEDGEMENT, CLASSES, SIX_FINDINGS, SPLITS, StudyError
 from chestxray.evaluation import METRICS, MODELS
 
@@ -74,7 +74,7 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
             "images": len(rows),
             "patients": int(rows["patient"].nunique()),
             "selected": {name: int((chosen["label"] == name).sum()) for name in CLASSES},
-            "natural": {name: int(_shows(rows, name).sum()) for name in CLASSES},
+            "natural": {name: int(evaluation.shows(rows, name).sum()) for name in CLASSES},
             "views": {name: int((rows["view"] == name).sum()) for name in ("PA", "AP")},
             "sexes": {name: int((rows["sex"] == name).sum()) for name in ("F", "M")},
         }
@@ -94,11 +94,6 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
         "boxed_images": int(here["image"].nunique()),
         "splits": splits,
     }
-
-
-def _shows(rows: pd.DataFrame, name: str) -> pd.Series:
-    wanted = "No Finding" if name == "No_finding" else name
-    return rows["findings"].str.split("|").map(lambda found: wanted in found).astype(bool)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     publish.set_defaults(command=run_publish)
     report = commands.add_parser("report", help="write a run's results as one page of HTML that fetches nothing")
     report.add_argument("--dataset", metavar="NAME", help="the dataset of the run (default: the committed reference)")
-    report.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+    _add_root(report)
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the results")
     report.set_defaults(command=run_report)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
@@ -97,7 +97,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     run.add_argument("--in-place", action="store_true", help="write the executed notebooks over the committed ones")
     run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: 2024)")
-    run.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+    _add_root(run)
     run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, in the gpu profile 1)")
     run.add_argument(
         "--set",
@@ -139,8 +139,12 @@ def _add_data(commands: Any) -> None:
             "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
         )
     for command, run in ((fetch, run_fetch), (verify, run_verify), (show, run_show)):
-        command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+        _add_root(command)
         command.set_defaults(command=run)
+
+
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
 
 
 def _add_plan(commands: Any) -> None:
@@ -193,14 +197,13 @@ def _add_archives(commands: Any) -> None:
     )
     unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
     for command, run in ((pack, run_pack), (unpack, run_unpack)):
-        command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+        _add_root(command)
         command.set_defaults(command=run)
 
 
 def run_study(chosen: argparse.Namespace) -> int:
     """`chestxray run`."""
-    if chosen.root:
-        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
+    _set_root(chosen)
     from chestxray import pipeline, stages
     from chestxray.progress import duration
 

@@ -9,7 +9,7 @@ were trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -19,6 +19,7 @@ import scipy.special
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
+from chestxray import inputs
 from chestxray.config import CLASSES, Study, StudyError
 
 CANDIDATES: tuple[str, ...] = (
@@ -109,7 +110,7 @@ def fit_head(
         y,
         batch_size=128,
         epochs=epochs,
-        sample_weight=_class_weights(y),
+        sample_weight=_row_weights(y),
         validation_data=held_out,
         verbose=0,
         shuffle=True,
@@ -117,10 +118,9 @@ def fit_head(
     return model, pd.DataFrame(fitted.history)
 
 
-def _class_weights(y: np.ndarray) -> np.ndarray:
+def _row_weights(y: np.ndarray) -> np.ndarray:
     """(N,) weights under which the classes weigh the same and a row weighs 1 on average."""
-    present = y.sum(axis=0)
-    return (len(y) / (np.count_nonzero(present) * np.maximum(present, 1)))[y.argmax(axis=1)]
+    return inputs.class_weights(y)[y.argmax(axis=1)]
 
 
 def weighted_mean(weights: Sequence[float]) -> keras.Model:
@@ -146,7 +146,7 @@ def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Returns:
         (members,) weights, at least 0, with sum 1 (the linear opinion pool).
     """
-    share = _class_weights(y) / len(y)
+    share = _row_weights(y) / len(y)
     each = x.reshape(len(x), -1, len(CLASSES))
     right, total = (each * y[:, None]).sum(axis=2), each.sum(axis=2)
     members = right.shape[1]
@@ -177,7 +177,7 @@ def fit_offsets(probabilities: np.ndarray, y: np.ndarray, pull: float = 0.01) ->
     Returns:
         (7,) offsets with mean 0.
     """
-    logits, share = log_odds(probabilities), _class_weights(y) / len(y)
+    logits, share = _log_odds(probabilities), _row_weights(y) / len(y)
 
     def loss(offsets: np.ndarray) -> float:
         right = scipy.special.log_softmax(logits + offsets, axis=1)[y.astype(bool)]
@@ -187,15 +187,14 @@ def fit_offsets(probabilities: np.ndarray, y: np.ndarray, pull: float = 0.01) ->
     return (found - found.mean()).astype("float32")
 
 
-def log_odds(probabilities: np.ndarray) -> np.ndarray:
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
     """The logits of probabilities, held within what float32 can tell from 0 and 1."""
-    held = np.clip(probabilities.astype("float64"), *_HELD)
-    return np.log(held / (1 - held))
+    return scipy.special.logit(np.clip(probabilities.astype("float64"), *_HELD))
 
 
 def shifted(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Probabilities after `offsets` were added to their log-odds: (N, 7)."""
-    return scipy.special.expit(log_odds(probabilities) + offsets).astype("float32")
+    return scipy.special.expit(_log_odds(probabilities) + offsets).astype("float32")
 
 
 def cross_validate_offsets(
@@ -211,10 +210,11 @@ def cross_validate_offsets(
         seed: seeds the folds.
         folds: how many times offsets are fitted.
     """
-    out = np.zeros_like(probabilities)
-    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
-        out[judge_on] = shifted(probabilities[judge_on], fit_offsets(probabilities[fit_on], y[fit_on]))
-    return out
+
+    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
+        return shifted(probabilities[judge_on], fit_offsets(probabilities[fit_on], y[fit_on]))
+
+    return _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
 
 
 def folds_of(
@@ -237,6 +237,16 @@ def folds_of(
     return [(fit_on[single[fit_on]], judge_on) for fit_on, judge_on in splitter.split(y, strata, patients)]
 
 
+def _out_of_fold(
+    answer: Callable[[np.ndarray, np.ndarray], np.ndarray], folds: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """What `answer(fit_on, judge_on)` gives for the rows that each fold judges, put together: (N, 7) float32."""
+    out = np.zeros((sum(len(judge_on) for _, judge_on in folds), len(CLASSES)), "float32")
+    for fit_on, judge_on in folds:
+        out[judge_on] = answer(fit_on, judge_on)
+    return out
+
+
 def cross_validate(
     x: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, epochs: int, seed: int, folds: int = 5
 ) -> tuple[np.ndarray, pd.DataFrame]:
@@ -254,13 +264,15 @@ def cross_validate(
     Returns:
         Out-of-fold probabilities (N, 7), and the mean history over folds, one row an epoch.
     """
-    out = np.zeros((len(x), len(CLASSES)), "float32")
     histories = []
-    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
+
+    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
         judged = judge_on[single[judge_on]]
         model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judged], y[judged]))
-        out[judge_on] = model(x[judge_on], training=False).numpy()
         histories.append(history)
+        return model(x[judge_on], training=False).numpy()
+
+    out = _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
     mean = pd.concat(histories).groupby(level=0).mean()
     return out, mean.assign(epoch=mean.index + 1)
 
@@ -278,11 +290,12 @@ def cross_validate_weights(
         seed: seeds the folds.
         folds: how many times weights are fitted.
     """
-    out = np.zeros((len(x), len(CLASSES)), "float32")
-    for fit_on, judge_on in folds_of(y, single, patients, seed, folds):
+
+    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
         weights = fit_weights(x[fit_on], y[fit_on])
-        out[judge_on] = np.einsum("m,nmk->nk", weights, x[judge_on].reshape(len(judge_on), -1, len(CLASSES)))
-    return out
+        return np.einsum("m,nmk->nk", weights, x[judge_on].reshape(len(judge_on), -1, len(CLASSES)))
+
+    return _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
 
 
 def join(

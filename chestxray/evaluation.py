@@ -334,48 +334,6 @@ def _check_metrics(metrics: Sequence[str]) -> None:
             raise StudyError(f"metric {metric!r} is unknown; there are: {', '.join(METRICS)}")
 
 
-def by_group(
-    predictions: pd.DataFrame,
-    column: str,
-    metrics: Sequence[str] = ("macro_auroc", "balanced_accuracy", "six_finding_auroc"),
-    draws: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Metrics within each group of images, and, where there are two groups, the gap between them.
-
-    The draws are of all patients, so that a patient with images in both groups is in or out of both together. A metric
-    for which a group lacks a class is empty (NaN). Rows whose `column` is empty belong to no group.
-
-    Args:
-        predictions: a predictions table.
-        column: the column that holds the group, such as `view` or `sex`.
-        metrics: keys of `METRICS`.
-        draws: how many times the patients are drawn.
-        seed: seeds the draws.
-
-    Returns:
-        Index (`group`, `metric`), groups sorted, the gap last as `A - B`; columns as in `evaluate`.
-
-    Raises:
-        StudyError: as in `evaluate`; or `column` is missing.
-    """
-    predictions = checked(predictions)
-    if column not in predictions:
-        raise StudyError(f"{_source(predictions)} has no column {column!r}: run the model's notebook again")
-    drawn = Draws.of(predictions["patient"], draws, seed)
-    values = predictions[column].fillna("").astype(str)
-    found, tables = {}, {}
-    for group in sorted(set(values) - {""}):
-        inside = (values == group).to_numpy()
-        found[group] = _all_draws(predictions[inside], drawn.within(inside), metrics)
-        tables[group] = _interval_table({metric: found[group][metric] for metric in metrics}, predictions[inside])
-    if len(found) == 2:
-        one, other = found
-        gap = {metric: found[one][metric] - found[other][metric] for metric in metrics}
-        tables[f"{one} - {other}"] = _interval_table(gap, predictions[(values != "").to_numpy()])
-    return pd.concat(tables, names=["group", "metric"])
-
-
 def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFrame:
     """Confusion matrix of the single-label test: rows are the true class, columns the most probable one.
 

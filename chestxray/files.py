@@ -49,14 +49,15 @@ def make_folder(path: Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}{TEMPORARY}{os.getpid()}")
+    # The suffix stays last: some libraries choose a format by it.
+    return path.with_name(f".{path.stem}{TEMPORARY}{os.getpid()}{path.suffix}")
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing so that a reader sees the old file or the whole new one, never a part.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a place to write to, so that a reader of `path` sees the old file or the whole new one, never a part.
 
-    The bytes go to a hidden file beside it, which is renamed over it when the block ends. The folder is created if
+    The place is a hidden file beside it, which is renamed over it when the block ends. The folder is created if
     missing.
 
     Raises:
@@ -66,13 +67,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temporary = _beside(path)
     with explained(path):
         try:
-            with temporary.open("wb") as file:
-                yield file
+            yield temporary
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing, as `atomic_path` does.
+
+    Raises:
+        StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -91,7 +102,7 @@ def remove_leftovers(path: Path) -> None:
     Raises:
         StudyError: the file system refuses.
     """
-    for leftover in path.parent.glob(f".{path.name}{TEMPORARY}*"):
+    for leftover in path.parent.glob(f".{path.stem}{TEMPORARY}*{path.suffix}"):
         remove(leftover)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -331,13 +330,6 @@ class Fit:
             return LogitAdjusted(shares, recipe.label_smoothing, **reduction)
         return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing, **reduction)
 
-    def _class_weights(self) -> np.ndarray | None:
-        """(K,) weights under which the classes weigh the same and a sample weighs 1 on average."""
-        if not self.recipe.class_weight:
-            return None
-        present = self.train.y.sum(axis=0)
-        return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
-
     @contextlib.contextmanager
     def _batch_norm_held(self) -> Iterator[None]:
         """Hold BatchNorm's statistics and parameters where the recipe asks for it, for this stage alone."""
@@ -361,7 +353,8 @@ class Fit:
         shares = None
         if recipe.mixup:
             shares = inputs.mixing_shares(recipe.mixup, self.seed, epoch, self.steps)[first:]
-        return inputs.dataset(self.train, order, recipe.batch_size, shares, self._class_weights())
+        weights = inputs.class_weights(self.train.y) if recipe.class_weight else None
+        return inputs.dataset(self.train, order, recipe.batch_size, shares, weights)
 
     def _epoch(self, epoch: int, first: int) -> None:
         began = time.perf_counter() - self.elapsed
@@ -517,7 +510,7 @@ class Fit:
         }
         self._check_finite(epoch, step, 0.0, groups["model"])
         arrays = {f"{name}-{i}": value for name, values in groups.items() for i, value in enumerate(values)}
-        with whole_file(self.places.checkpoint) as beside, beside.open("wb") as file:
+        with files.atomic_file(self.places.checkpoint) as file:
             np.savez(file, progress=np.frombuffer(json.dumps(progress).encode(), np.uint8), **arrays)
         self.saved_at = time.perf_counter()
         self.saving = self.saved_at - began
@@ -617,23 +610,6 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         f"{row['stage']:>12} {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  valid loss {row['val_loss']:.4f}  "
         f"valid macro-AUROC {row['val_macro_auroc']:.4f}  {row['seconds']:.0f} s"
     )
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; it takes the name when the block ends, and is removed if the block fails.
-
-    Raises:
-        StudyError: the disk is full or read-only.
-    """
-    files.make_folder(path.parent)
-    beside = path.with_name(f"{files.TEMPORARY}{os.getpid()}-{path.name}")
-    with files.explained(path):
-        try:
-            yield beside
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _accuracy(y: np.ndarray, scores: np.ndarray, binary: bool) -> float:

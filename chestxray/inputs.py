@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chestxray import radiographs
+from chestxray import files, radiographs
 from chestxray.config import CLASSES, NIH_FINDINGS, QUESTIONS, Paths, Study, StudyError
 
 
@@ -72,6 +71,16 @@ def finding_targets(findings: pd.Series) -> np.ndarray:
     return np.column_stack([present, ~present.any(axis=1)]).astype("float32")
 
 
+def class_weights(y: np.ndarray) -> np.ndarray:
+    """(K,) float32 weights under which the classes weigh the same and a sample weighs 1 on average.
+
+    Args:
+        y: (N, K) one-hot classes.
+    """
+    present = y.sum(axis=0)
+    return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
+
+
 def log_odds(samples: Samples) -> np.ndarray:
     """How common each of the seven classes is among samples of `load_findings`, as log-odds, (7,) float32.
 
@@ -112,8 +121,8 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
         raise StudyError(
             f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; run stage 2.1 again"
         )
-    files = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
-    pixels = _pixel_cache(study.paths, "images", files, study.paths.manifest)
+    sources = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    pixels = _pixel_cache(study.paths, "images", sources, study.paths.manifest)
     table = manifest[keep].reset_index(drop=True)
     return Samples(pixels, np.flatnonzero(keep), class_targets(table["label"]), table)
 
@@ -137,8 +146,8 @@ def load_augmented(study: Study) -> Samples:
     """
     path = study.require(study.paths.augmented_rows, "stage 2.2, Creating augmented train data")
     table = pd.read_csv(path, dtype={"patient": str})
-    files = [study.paths.tree("train_augmented") / file for file in table["file"]]
-    pixels = _pixel_cache(study.paths, "train_augmented", files, path)
+    sources = [study.paths.tree("train_augmented") / file for file in table["file"]]
+    pixels = _pixel_cache(study.paths, "train_augmented", sources, path)
     return Samples(pixels, np.arange(len(table)), class_targets(table["label"]), table)
 
 
@@ -226,24 +235,19 @@ def dataset(
     return tf.data.Dataset.from_tensor_slices((positions, mixed)).map(load).prefetch(tf.data.AUTOTUNE)
 
 
-def _pixel_cache(paths: Paths, name: str, files: list[Path], source: Path) -> np.ndarray:
-    """The files' pixels as one memory-mapped (N, H, W, 1) uint8 array, made when `source` has changed."""
-    stamp = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+def _pixel_cache(paths: Paths, name: str, sources: list[Path], table: Path) -> np.ndarray:
+    """The sources' pixels as one memory-mapped (N, H, W, 1) uint8 array, made when `table` has changed."""
+    stamp = hashlib.sha256(table.read_bytes()).hexdigest()[:12]
     target = paths.cache / f"{name}-{stamp}.npy"
     if not target.exists():
-        paths.cache.mkdir(parents=True, exist_ok=True)
-        height, width = radiographs.decode(files[0]).shape
-        beside = paths.cache / f".{target.name}.tmp-{os.getpid()}"
-        pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(len(files), height, width, 1))
-        try:
-            for row, file in enumerate(files):
-                pixels[row, :, :, 0] = radiographs.decode(file)
-        except StudyError:
-            beside.unlink(missing_ok=True)
-            raise
-        pixels.flush()
-        del pixels
-        beside.replace(target)
+        height, width = radiographs.decode(sources[0]).shape
+        with files.atomic_path(target) as beside:
+            shape = (len(sources), height, width, 1)
+            pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+            for row, source in enumerate(sources):
+                pixels[row, :, :, 0] = radiographs.decode(source)
+            pixels.flush()
+            del pixels
         for old in paths.cache.glob(f"{name}-*.npy"):
             if old != target:
                 old.unlink(missing_ok=True)

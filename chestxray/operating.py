@@ -109,11 +109,10 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
             rows[name, metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": int(truth.sum())}
             sums[metric] = sums[metric] + values / len(points)
     for metric, values in sums.items():
-        rows["mean", metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": -1}
+        rows["mean", metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": pd.NA}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
-    table["n_positive"] = table["n_positive"].astype("Int64").replace(-1, pd.NA)
-    return table
+    return table.astype({"n_positive": "Int64"})
 
 
 def summary(

@@ -38,7 +38,6 @@ from chestxray.fitting import (
     epoch_line,
     mean_auroc,
     predict_batches,
-    whole_file,
 )
 from chestxray.inputs import Samples
 
@@ -346,7 +345,7 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
     # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a word.
     model.compile(optimizer=None)
     model.compiled = False
-    with whole_file(path) as beside:
+    with files.atomic_path(path) as beside:
         model.save(beside)
         _rewrite(beside, half)
 

@@ -12,26 +12,12 @@ import zipfile
 import numpy as np
 import pytest
 from faults import note
+from tarballs import tar
 
 from chestxray import archives
 from chestxray.config import StudyError
 
 NOISE = np.random.default_rng(1).bytes(30_000)
-
-
-def tar(*members, **kinds) -> bytes:
-    """A tar.gz of (name, bytes), or of (name, TarInfo type, link target)."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", **kinds) as archive:
-        for name, content, *target in members:
-            info = tarfile.TarInfo(name)
-            if target:
-                info.type, info.linkname = content, target[0]
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def zipped(*members) -> bytes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from killing import killed
 from PIL import Image
 from scipy import ndimage
 
@@ -218,25 +217,10 @@ def test_write_resumes_and_is_the_same_for_any_number_of_workers(study: Study, m
     assert augmentation.write(study, rows, workers=1) == 0
 
 
-KILLED = """
-import os, signal, sys
-import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
+WRITES = """
 import pandas as pd
 from chestxray import augmentation
 from chestxray.config import PROFILES, Paths, Study
-moves = 0
-replace = Path.replace
-def counted(self, target):
-    global moves
-    moves += 1
-    if moves == 100:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-Path.replace = counted
 study = Study(Paths("made", Path(sys.argv[1])), PROFILES["quick"], 3)
 augmentation.write(study, pd.read_csv(sys.argv[2], dtype={"patient": str}))
 """
@@ -250,8 +234,7 @@ def test_a_killed_write_goes_on_to_the_same_bytes(study: Study, manifest: pd.Dat
     whole, table = contents(tree), study.paths.augmented_rows.read_bytes()
     shutil.rmtree(tree)
     study.paths.augmented_rows.replace(tmp_path / "plan.csv")
-    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(tmp_path / "plan.csv")], capture_output=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    killed(WRITES, 100, tmp_path, tmp_path / "plan.csv")
     assert not study.paths.augmented_rows.exists()
     assert augmentation.write(study, rows) == len(rows) - 99
     assert contents(tree) == whole and study.paths.augmented_rows.read_bytes() == table

@@ -119,19 +119,18 @@ def test_large_tables_are_computed_in_parts_with_the_same_result(monkeypatch):
     pd.testing.assert_frame_equal(evaluation.evaluate(table, draws=40), whole)
 
 
+def labelled(labels):
+    """One selected image and patient a label, without probabilities."""
+    numbers = range(len(labels))
+    columns = {"image": [f"{i}.png" for i in numbers], "patient": [str(i) for i in numbers], "label": labels}
+    return pd.DataFrame(columns).assign(selected=True, findings=[NIH_NAMES[label] for label in labels])
+
+
 def test_hand_count():
     """Three classes' worth of images counted by hand; the others are classified perfectly."""
     rows = [("Effusion", "Effusion"), ("Effusion", "Mass"), ("Mass", "Mass"), ("Mass", "Mass"), ("Nodule", "Mass")]
     rows += [(name, name) for name in CLASSES if name not in ("Effusion", "Mass", "Nodule")]
-    table = pd.DataFrame(
-        {
-            "image": [f"{i}.png" for i in range(len(rows))],
-            "patient": [str(i) for i in range(len(rows))],
-            "label": [true for true, _ in rows],
-            "selected": True,
-            "findings": [NIH_NAMES[true] for true, _ in rows],
-        }
-    )
+    table = labelled([true for true, _ in rows])
     for name in CLASSES:
         table[name] = [1.0 if guess == name else 0.0 for _, guess in rows]
     counts = evaluation.confusion(table)
@@ -207,26 +206,6 @@ def test_summary_holds_each_models_evaluation():
     pd.testing.assert_frame_equal(found.loc["b"], evaluation.evaluate(tables["b"], draws=10, seed=3))
 
 
-def test_groups_and_their_gap():
-    table = predictions_table()
-    found = evaluation.by_group(table, "view", ["accuracy", "six_finding_auroc"], draws=50)
-    expected = sklearn_metrics(table[table["view"] == "AP"])
-    assert found.loc[("AP", "accuracy"), "estimate"] == pytest.approx(expected["accuracy"])
-    assert found.loc[("AP", "six_finding_auroc"), "estimate"] == pytest.approx(expected["six_finding_auroc"])
-    assert found.loc[("AP", "six_finding_auroc"), "n_images"] == (table["view"] == "AP").sum()
-    gap = found.loc[("AP", "accuracy"), "estimate"] - found.loc[("PA", "accuracy"), "estimate"]
-    assert found.loc[("AP - PA", "accuracy"), "estimate"] == pytest.approx(gap)
-
-
-def test_a_group_too_small_is_empty_rather_than_wrong():
-    table = predictions_table()
-    table["view"] = "PA"
-    table.loc[table.index[0], "view"] = "AP"
-    found = evaluation.by_group(table, "view", ["macro_auroc"], draws=10)
-    assert found.loc[("AP", "macro_auroc"), ["estimate", "low", "high"]].isna().all()
-    assert found.loc[("PA", "macro_auroc"), "estimate"] > 0.5
-
-
 def test_roc_points_enclose_the_area():
     table = predictions_table(decimals=2)
     points = evaluation.roc_points(table)
@@ -298,8 +277,6 @@ def test_other_bad_requests_are_one_line():
         evaluation.compare(table, table, ["auc"], draws=2)
     with pytest.raises(StudyError, match=r"different images \(only one has 00000000_000.png\)"):
         evaluation.compare(table, table[1:], draws=2)
-    with pytest.raises(StudyError, match="no column 'age'"):
-        evaluation.by_group(table, "age", draws=2)
     with pytest.raises(StudyError, match="predictions has no row"):
         evaluation.evaluate(table[:0], draws=2)
     with pytest.raises(StudyError, match="at least one model"):
@@ -439,15 +416,7 @@ def test_one_class_is_a_softmaxs_answer_or_in_proportion_to_odds():
 def test_errors_and_suspects_by_hand():
     rows = [(name, {name: 0.6}) for name in CLASSES for _ in range(2)]
     rows += [("Mass", {"Nodule": 0.9, "Mass": 0.05}), ("Effusion", {"Mass": 0.3, "Effusion": 0.28})]
-    table = pd.DataFrame(
-        {
-            "image": [f"{i}.png" for i in range(len(rows))],
-            "patient": [str(i) for i in range(len(rows))],
-            "label": [label for label, _ in rows],
-            "selected": True,
-            "findings": [NIH_NAMES[label] for label, _ in rows],
-        }
-    )
+    table = labelled([label for label, _ in rows])
     for name in CLASSES:
         table[name] = [scores.get(name, 0.0) for _, scores in rows]
     errors = evaluation.confident_errors(table)

@@ -86,7 +86,7 @@ def test_what_becomes_of_batch_norm(tmp_path, batch_norm):
 
 def test_class_weights_by_hand(tmp_path):
     fit, _, _ = fitted(tmp_path, Recipe("fit", 1, 1e-3, 8, class_weight=True))
-    counts, weights = fit.train.y.sum(axis=0), fit._class_weights()
+    counts, weights = fit.train.y.sum(axis=0), inputs.class_weights(fit.train.y)
     assert np.allclose(weights * counts, len(fit.train) / 3)
     x, y, weight = next(iter(fit._batches(0, 2)))
     order = inputs.epoch_order(fit.train.y, 7, 0)[16:24]

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,8 @@ import pandas as pd
 import pytest
 from conftest import write_raw
 from faults import note
+from killing import killed
+from tarballs import tar
 
 from chestxray import __main__, augmentation, config, files, inputs, packing, pipeline, radiographs, sources, stages
 from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
@@ -152,29 +153,14 @@ def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, else
     assert radiographs.raw_side(there) == radiographs.raw_side(study.paths) == 48
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
+PACKS = """
 from chestxray import config, packing
-moves, limit = 0, int(sys.argv[3])
-replace = Path.replace
-def counted(self, target):
-    global moves
-    moves += 1
-    if moves == limit:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-Path.replace = counted
-if sys.argv[1] == "pack":
-    packing.pack(config.Paths("tiny"), Path(sys.argv[2]))
-else:
-    packing.unpack(Path(sys.argv[2]), Path(sys.argv[4]))
+packing.pack(config.Paths("tiny"), Path(sys.argv[1]))
 """
-
-
-def killed(*arguments: object) -> None:
-    run = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+UNPACKS = """
+from chestxray import packing
+packing.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
@@ -185,7 +171,7 @@ def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     manifest = radiographs.read_manifest(study)
     entries, links = len(packing._read_index(archive).entries), int(manifest["selected"].sum())
     moves = {"images": 100, "links": entries + 20, "folder": entries + links + 2}[point]
-    killed("unpack", archive, moves, elsewhere)
+    killed(UNPACKS, moves, archive, elsewhere)
     place = elsewhere / "1_Datasets"
     assert [path.name for path in place.iterdir()] == [".tiny.tmp-unpack"]
     torn = place / ".tiny.tmp-unpack" / "images" / "00000001_000.png"
@@ -204,24 +190,10 @@ def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
 def test_a_killed_packing_leaves_no_archive(packed, tmp_path):
     study, archive = packed
     target = tmp_path / "new" / "tiny.tar"
-    killed("pack", target, 1)
+    killed(PACKS, 1, target)
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
     assert packing.pack(study.paths, target).path.read_bytes() == archive.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["tiny.tar"]
-
-
-def tar(*members: tuple, fmt: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=fmt) as archive:
-        for name, content, *target in members:
-            info = tarfile.TarInfo(name)
-            if target:
-                info.type, info.linkname = content, target[0]
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def cut(size: float):
@@ -240,7 +212,7 @@ DAMAGED = {
     "packed dataset: 0 bytes": (lambda data: b"", "no archive of a prepared dataset"),
     "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "no archive of a prepared dataset"),
     "packed dataset: another tar": (
-        lambda data: tar(("images/a.png", b"x" * 5000)), "no archive of a prepared dataset"
+        lambda data: tar(("images/a.png", b"x" * 5000), mode="w"), "no archive of a prepared dataset"
     ),
     "packed dataset: cut off in its index": (cut(0.01), "broken off or damaged"),
     "packed dataset: cut off": (cut(0.6), "broken off or damaged"),

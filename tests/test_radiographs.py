@@ -4,9 +4,7 @@ import dataclasses
 import errno
 import hashlib
 import os
-import signal
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import tiny_pixels, tiny_rows, write_table
 from faults import note
+from killing import killed
 from PIL import Image
 
 from chestxray import files, radiographs, sources
@@ -336,19 +335,8 @@ def test_two_runs_in_two_places_give_the_same_bytes(tiny_study, tiny_raw, tmp_pa
     assert found == fingerprint(tiny_study.paths.data) and any("train_augmented/" in name for name in found)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
+PREPARES = """
 from chestxray import config, radiographs
-moves, limit = 0, int(sys.argv[2])
-replace = Path.replace
-def counted(self, target):
-    global moves
-    moves += 1
-    if moves == limit:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, target)
-Path.replace = counted
 study = config.open_study(sys.argv[1], "quick", 2024, {"image_size": 32, "no_finding": 8})
 radiographs.prepare(study)
 """
@@ -364,8 +352,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bytes(tiny_study, moves):
     for place in list(data.iterdir()):
         if place.name != "raw":
             files.remove(place)
-    run = subprocess.run([sys.executable, "-c", KILLED, tiny_study.paths.dataset, str(moves)], capture_output=True)
-    assert run.returncode == -signal.SIGKILL
+    killed(PREPARES, moves, tiny_study.paths.dataset)
     assert not tiny_study.paths.manifest.exists()
     assert any(files.TEMPORARY in path.name for path in data.rglob(".*"))
     resumed = radiographs.prepare(tiny_study)
