@@ -30,6 +30,7 @@ import numpy as np
 from keras import layers
 
 from chestxray.config import StudyError
+from chestxray.normalization import BatchNormalization
 
 IMAGENET_CLASSES = 1000
 BATCH_NORM_EPSILON = 1e-3
@@ -193,6 +194,7 @@ def _build_b(
             config["rate"] *= drop_connect_rate / _KERAS_DROP_CONNECT_RATE
         elif isinstance(layer, layers.BatchNormalization):
             config["momentum"] = bn_momentum
+            return BatchNormalization.from_config(config)
         elif isinstance(layer, layers.Rescaling):
             # Keras numbers these as they are made; a saved model's names must not hang on what was built before it.
             config["name"] = first if np.ndim(layer.scale) == 0 else second
@@ -345,7 +347,7 @@ def _build_lite(
         )(x)
 
     def norm(x: Any, name: str) -> Any:
-        return layers.BatchNormalization(momentum=bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
+        return BatchNormalization(momentum=bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
 
     def block(x: Any, spec: _Block, drop_rate: float) -> Any:
         entry = x

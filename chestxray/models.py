@@ -17,6 +17,7 @@ from keras import layers
 
 from chestxray import backbones
 from chestxray.config import CLASSES, QUESTIONS, StudyError
+from chestxray.normalization import BatchNormalization
 
 
 def dense(image_size: int, units: Sequence[int] = (256, 128, 64)) -> keras.Model:
@@ -47,7 +48,7 @@ def cnn(image_size: int, filters: Sequence[int] = (16, 32, 64, 96, 128, 192), dr
     for channels in filters:
         x = layers.Conv2D(channels, 3, padding="same", use_bias=False)(x)
         # The default momentum of .99 needs hundreds of steps; a small run has fewer.
-        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
         if x.shape[1] > 2:
             x = layers.AveragePooling2D(2)(x)

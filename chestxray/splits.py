@@ -62,7 +62,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     Patients are taken one by one, those with most images first and in seeded order among equals, and each goes to the
     side that keeps the strata closest to their share, counted relative to the stratum's size, so that a small lesion
     class weighs as much as a large one. It is the greedy rule of scikit-learn's `StratifiedGroupKFold` for one cut at
-    any share instead of k equal folds; on the whole of ChestX-ray14 it takes a fortieth of the time for a validation
+    any share instead of k equal folds; on the whole of ChestX-ray14 it takes a twentieth of the time for a validation
     split and departs by at most 0.05 points from any class's share in either view, where theirs departs by up to 0.27
     (`tests/benchmarks/bench_splits.py`).
     A class that ends with no image on one side, though it has several patients, gives that side its patient with the

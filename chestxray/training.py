@@ -40,6 +40,7 @@ from chestxray.fitting import (
     predict_batches,
 )
 from chestxray.inputs import Samples
+from chestxray.normalization import BatchNormalization
 
 PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
 PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
@@ -369,11 +370,13 @@ def _rewrite(path: Path, half: bool) -> None:
 
 
 def _portable(config: Any) -> Any:
-    """A model's configuration without entries that say nothing and that older Keras versions refuse."""
+    """A model's configuration in stock layers, without entries that say nothing and that older Keras versions refuse."""
     if isinstance(config, list):
         return [_portable(entry) for entry in config]
     if not isinstance(config, dict):
         return config
+    if config.get("module") == BatchNormalization.__module__:
+        config = config | {"module": "keras.layers", "registered_name": None}
     return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
 
 
