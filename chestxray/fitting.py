@@ -221,6 +221,7 @@ class Fit:
         seed: int,
         places: Places,
         after_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+        judged_on: Samples | None = None,
     ) -> None:
         """Prepare a stage.
 
@@ -232,12 +233,13 @@ class Fit:
             seed: decides the order of the samples and their mixing.
             places: where checkpoints and log go.
             after_epoch: called with the history after each epoch.
+            judged_on: the samples whose macro-AUROC chooses the epoch, where they are not the validation samples.
 
         Raises:
             StudyError: there are fewer samples than one batch.
         """
         self.model, self.recipe, self.samples, self.seed, self.places = model, recipe, samples, seed, places
-        self.after_epoch = after_epoch
+        self.after_epoch, self.judged_on = after_epoch, judged_on
         self.steps = count // recipe.batch_size
         if self.steps == 0:
             raise StudyError(
@@ -418,7 +420,9 @@ class Fit:
         _assign(statistics, [total / taken for total in sums])
 
     def _score(self, scores: np.ndarray) -> float:
-        """The validation macro-AUROC that chooses the epoch."""
+        """The validation macro-AUROC that chooses the epoch, from the validation samples' `scores` or anew."""
+        if self.judged_on is not None:
+            return mean_auroc(self.judged_on.y, predict_batches(self.forward, self.judged_on))
         if self.recipe.is_binary and self.valid.y.shape[1] == len(QUESTIONS):
             six = [QUESTIONS.index(name) for name in SIX_FINDINGS]
             return mean_auroc(self.valid.y[:, six], scores[:, six])

@@ -81,12 +81,17 @@ def class_weights(y: np.ndarray) -> np.ndarray:
     return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
 
 
+def shown_classes(samples: Samples) -> Samples:
+    """The radiographs of `load_findings` with the seven classes as targets, (N, 7): each 0 or 1, several may be 1."""
+    return samples.with_targets(samples.y[:, [QUESTIONS.index(name) for name in CLASSES]])
+
+
 def log_odds(samples: Samples) -> np.ndarray:
     """How common each of the seven classes is among samples of `load_findings`, as log-odds, (7,) float32.
 
     A class that none or all of them show counts as half an image short of that.
     """
-    shown = samples.y[:, [QUESTIONS.index(name) for name in CLASSES]].sum(axis=0).clip(0.5, len(samples) - 0.5)
+    shown = shown_classes(samples).y.sum(axis=0).clip(0.5, len(samples) - 0.5)
     return np.log(shown / (len(samples) - shown)).astype("float32")
 
 

@@ -137,13 +137,20 @@ class Run:
         start(study)
 
     def fit(
-        self, model: keras.Model, recipe: Recipe, train: Samples, valid: Samples, keep_start: bool = False
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        train: Samples,
+        valid: Samples,
+        keep_start: bool = False,
+        judged_on: Samples | None = None,
     ) -> pd.DataFrame:
         """Fit the model's trainable layers; it ends with the weights of its best epoch.
 
         The best epoch is the one with the highest validation macro-AUROC: of the seven classes, or with one sigmoid a
-        finding of the six findings. A checkpoint is written every few minutes and after every epoch; when the same fit
-        is started again after a kill it goes on at that step, and ends with the same weights on a CPU.
+        finding of the six findings; or that of `judged_on`. A checkpoint is written every few minutes and after every
+        epoch; when the same fit is started again after a kill it goes on at that step, and ends with the same weights
+        on a CPU.
 
         Args:
             model: a built model with outputs (N, K) matching the targets.
@@ -151,6 +158,8 @@ class Run:
             train: samples with targets (N, K).
             valid: samples of other patients, with targets (N, K).
             keep_start: let the weights that the stage begins with compete with those of its epochs.
+            judged_on: samples whose macro-AUROC chooses the epoch in the place of `valid`'s; targets (N, K), where a
+                sample may show several of the K classes.
 
         Returns:
             The stage's history, one row an epoch (`HISTORY_COLUMNS`).
@@ -159,8 +168,7 @@ class Run:
             StudyError: the loss became NaN or infinite. The checkpoint keeps the last good weights and the model has
                 those again that it began the stage with.
         """
-        more = {"keep_start": True} if keep_start else {}
-        return self._stage(model, recipe, len(train), lambda: (train, valid), **more)
+        return self._stage(model, recipe, len(train), lambda: (train, valid), keep_start, judged_on)
 
     def fit_head(
         self, features: keras.Model, head: keras.Model, recipe: Recipe, train: Samples, valid: Samples
@@ -188,10 +196,12 @@ class Run:
         count: int,
         samples: Callable[[], tuple[Samples, Samples]],
         keep_start: bool = False,
+        judged_on: Samples | None = None,
     ) -> pd.DataFrame:
         """Fit one stage, or take its history from the finished run as long as that began in the same way."""
         described = {**recipe.describe(), "model": _architecture(model), "samples": count}
-        self._stages.append({**described, "keep_start": True} if keep_start else described)
+        chosen = {"keep_start": keep_start, "judged_on": 0 if judged_on is None else len(judged_on)}
+        self._stages.append(described | {name: value for name, value in chosen.items() if value})
         number = len(self._stages)
         places = Places(
             self.folder / f"checkpoint-{number}-{recipe.name}.npz",
@@ -201,7 +211,7 @@ class Run:
         )
 
         def fit() -> pd.DataFrame:
-            stage = Fit(model, recipe, count, samples, self.study.seed, places, self._write_history)
+            stage = Fit(model, recipe, count, samples, self.study.seed, places, self._write_history, judged_on)
             return self._fit(stage, keep_start)
 
         if not self._is_finished(number):
@@ -370,7 +380,7 @@ def _rewrite(path: Path, half: bool) -> None:
 
 
 def _portable(config: Any) -> Any:
-    """A model's configuration in stock layers, without entries that say nothing and that older Keras versions refuse."""
+    """A model's configuration in stock layers, without entries that say nothing and that older versions refuse."""
     if isinstance(config, list):
         return [_portable(entry) for entry in config]
     if not isinstance(config, dict):

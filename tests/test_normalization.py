@@ -16,9 +16,7 @@ from chestxray.normalization import BatchNormalization
 def twins(**arguments):
     """Keras's layer and the fused one with the same weights, none of them at its initial value."""
     rng = np.random.default_rng(1)
-    pair = [
-        kind(momentum=0.9, epsilon=1e-3, **arguments) for kind in (layers.BatchNormalization, BatchNormalization)
-    ]
+    pair = [kind(momentum=0.9, epsilon=1e-3, **arguments) for kind in (layers.BatchNormalization, BatchNormalization)]
     for layer in pair:
         layer.build((None, 6, 5, 4))
     weights = [rng.uniform(0.5, 1.5, w.shape) for w in pair[0].get_weights()]

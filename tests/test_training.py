@@ -182,6 +182,20 @@ def test_a_stage_that_only_spoils_may_leave_its_start(prepared_study, monkeypatc
     assert run.best["fit"] == ((0, 0.9) if keep_start else (2, 0.6)) and kept == keep_start
 
 
+def test_samples_with_several_classes_may_choose_the_epoch(prepared_study):
+    run = training.Run(prepared_study, "judged", {})
+    model = small_net(32)
+    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
+    shown = inputs.shown_classes(inputs.load_findings(prepared_study, "valid"))
+    assert len(shown) > len(valid) and shown.y.sum(axis=1).max() > 1
+    history = run.fit(model, training.Recipe("fit", 3, 3e-3, 8), train, valid, judged_on=shown)
+    scores = training.predict_batches(model, shown)
+    usable = [k for k in range(len(CLASSES)) if 0 < shown.y[:, k].sum() < len(shown)]
+    areas = [roc_auc_score(shown.y[:, k], scores[:, k]) for k in usable]
+    assert history["val_macro_auroc"].max() == pytest.approx(np.mean(areas))
+    assert run._stages[0]["judged_on"] == len(shown)
+
+
 def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     run = training.Run(prepared_study, "head", {})
     net = models.transfer("EfficientNetLite0", 32, weights=None)
