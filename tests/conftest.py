@@ -31,6 +31,15 @@ FINDINGS = (
 """What the images of a tiny dataset show, in turn."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the tests marked `long`, saying how to run them."""
+    if not os.environ.get("CHESTXRAY_LONG"):
+        skip = pytest.mark.skip(reason="takes many minutes; set CHESTXRAY_LONG=1 to run it")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
 def tiny_pixels(index: int, side: int = 48) -> np.ndarray:
     """A (side, side) uint8 image with smooth areas and some noise, another for every index."""
     rng = np.random.default_rng([7, index])

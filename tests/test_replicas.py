@@ -149,12 +149,12 @@ def test_a_killed_fit_ends_as_an_unbroken_one_on_two_devices(prepared_study):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.long), "mixed_float16"])
 def test_all_stages_go_on_on_two_devices(prepared_study, policy):
     kill_and_resume(prepared_study, "EfficientNetLite0", 32, policy)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", ["EfficientNetB6", "EfficientNetB7"])
 def test_the_gpu_profiles_backbones_on_two_devices(study_of, make_raw, backbone):
     from chestxray import augmentation, radiographs
