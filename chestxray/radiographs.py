@@ -1,6 +1,7 @@
-"""All pixels on disk: decode any radiograph to 8-bit grey, resize it once, store it, and link the class trees.
+"""All pixels on disk: bring each radiograph to the working size once, store it, and link the class trees.
 
-It owns the store, the trees and the manifest of a dataset. It must not know models, nor decide who is in which split.
+It owns the store, the trees and the manifest of a dataset. It must not know file formats (`pixels`), models, nor decide
+who is in which split.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ import hashlib
 import io
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import joblib
-import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files, metadata, sources, splits
 from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.metadata import Rejection
+from chestxray.pixels import decode, decode_bytes, prepare_pixels, square
 
 __all__ = [
     "MANIFEST_COLUMNS",
@@ -42,9 +42,6 @@ __all__ = [
 ]
 
 MANIFEST_COLUMNS = (*splits.PLAN_COLUMNS, "sha256")
-SMALLEST_SIDE = 16
-"""An image with a shorter side, in pixels, is no radiograph."""
-
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 
@@ -57,58 +54,6 @@ _SHARES = 16
 """Batches a thread, at least: fewer leave threads idle at the end of a small dataset."""
 
 
-def decode(path: Path) -> np.ndarray:
-    """Read a PNG or JPEG radiograph as 8-bit grey.
-
-    16-bit values are scaled by 255/65535, colour and palettes go to luma (ITU-R 601), transparent pixels are black,
-    and a JPEG's orientation tag is obeyed.
-
-    Returns:
-        (height, width) uint8.
-
-    Raises:
-        StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return np.asarray(_decode(data, path))
-
-
-def _decode(data: bytes, path: Path) -> Image.Image:
-    """Decode the bytes of `path` to a grey image, as `decode` says."""
-    if not data:
-        raise StudyError(f"{path}: 0 bytes; download it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                image.load()
-                grey = _grey(image)
-    except Image.UnidentifiedImageError as error:
-        raise StudyError(f"{path}: begins with {data[:8]!r}, no PNG or JPEG; replace it or save it as PNG") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise StudyError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; save it smaller") from error
-    except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        raise StudyError(f"{path}: {len(data):,} bytes, broken ({error}); download it again") from error
-    if min(grey.size) < SMALLEST_SIDE:
-        raise StudyError(f"{path}: {grey.width} × {grey.height} px, too small for a radiograph; replace it")
-    return grey
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    if image.format == "JPEG":
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; 257 = 65535 / 255
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
-    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
-        layers = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")
-    return image if image.mode == "L" else image.convert("L")
-
-
 def raw_side(paths: Paths) -> int:
     """Side in pixels of a dataset's raw radiographs: of the first one, or as told by the archive that it came in.
 
@@ -119,33 +64,6 @@ def raw_side(paths: Paths) -> int:
     if record is not None:
         return record["raw_side"]
     return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)
-
-
-def prepare_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bring a radiograph to the working size: padded with black to a square, then resized by area.
-
-    The aspect is kept, so that a heart's width means the same in every image. A smaller image is enlarged bilinearly.
-
-    Args:
-        pixels: (height, width) uint8.
-        size: side of the result in pixels.
-
-    Returns:
-        (size, size) uint8.
-    """
-    return np.asarray(_square(Image.fromarray(pixels), size))
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """Pad and resize, as `prepare_pixels` says."""
-    side = max(image.size)
-    if image.width != image.height:
-        square = Image.new("L", (side, side))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    if side == size:
-        return image
-    return image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR)
 
 
 def _note(source: Path, size: int) -> str:
@@ -175,7 +93,7 @@ def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
         note = _note(source, size)
         kept = _still_right(target, source, note)
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-        data = kept or _encode(_square(_decode(source.read_bytes(), source), size), note)
+        data = kept or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
     except OSError as error:
         remedy = "check the path and its permissions"
         return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); {remedy}", False)
