@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from chestxray import bootstrap
 from chestxray.config import StudyError
 
+EXTRAS: dict[str, list[str]] = {"test": ["test"], "serve": ["web"]}
+"""The extras of pyproject.toml that a command needs."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, in the repository's own environment where this interpreter lacks packages.
@@ -18,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["colab"]:
-            return bootstrap.install_on_colab()
+            return bootstrap.install_on_colab(arguments[1:])
         if arguments and not {"-h", "--help", "--version"} & set(arguments):
-            bootstrap.ensure(["test"] if arguments[0] == "test" else [], arguments)
+            bootstrap.ensure(EXTRAS.get(arguments[0], []), arguments)
         from chestxray import cli
 
         return cli.main(arguments)

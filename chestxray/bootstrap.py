@@ -92,7 +92,8 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if not lacking:
         return
     if on_colab():
-        raise StudyError(f"not installed on Colab: {', '.join(lacking)}; run `python -m chestxray colab` first")
+        command = " ".join(["python -m chestxray colab", *extras])
+        raise StudyError(f"not installed on Colab: {', '.join(lacking)}; run `{command}` first")
     environment = REPOSITORY / ".venv"
     if again:
         raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
@@ -161,13 +162,19 @@ def check_python(version: Sequence[int] = sys.version_info) -> None:
         ) from error
 
 
-def install_on_colab() -> int:
+def install_on_colab(extras: Sequence[str] = ()) -> int:
     """Install what Colab lacks, with everything that it has pinned to the version it has.
+
+    Args:
+        extras: extras of pyproject.toml to install besides requirements.txt.
 
     Returns:
         The exit code: 0 when the study can run.
+
+    Raises:
+        StudyError: an extra is unknown.
     """
-    wanted = [line for line in missing() if _name(line) not in COLAB_KEEPS]
+    wanted = [line for line in missing(extras) if _name(line) not in COLAB_KEEPS]
     for line in requirements():
         if _name(line) in COLAB_KEEPS and not satisfied(line):
             _say(

@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="")
     _add_run(commands)
     _add_predict(commands)
+    _add_serve(commands)
     _add_data(commands)
     _add_plan(commands)
     _add_archives(commands)
@@ -117,6 +118,18 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--out", type=Path, required=True, help="the table to write: image and seven probabilities")
     predict.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
     predict.set_defaults(command=run_predict)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="open a web page that answers for a radiograph",
+        description="Serve a page on this machine: upload a radiograph or take a drawn one. Ctrl-C stops it.",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    serve.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    serve.add_argument("--share", action="store_true", help="ask Gradio's servers for a public address as well")
+    serve.set_defaults(command=run_serve)
 
 
 def _add_data(commands: Any) -> None:
@@ -256,6 +269,16 @@ def run_predict(chosen: argparse.Namespace) -> int:
         return 1 if failed else 0
     print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
     return 2
+
+
+def run_serve(chosen: argparse.Namespace) -> int:
+    """`chestxray serve`."""
+    if chosen.port is not None and not 1 <= chosen.port <= 65535:
+        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
+    from chestxray import web
+
+    web.serve(chosen.host, chosen.port, chosen.share)
+    return 0
 
 
 def run_fetch(chosen: argparse.Namespace) -> int:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import layers
 
 
+@keras.saving.register_keras_serializable("chestxray")
 class BatchNormalization(layers.BatchNormalization):
     """`keras.layers.BatchNormalization` of images, (N, H, W, C), computed by one kernel instead of a dozen operations.
 
     Weights, arguments, running statistics and results are those of Keras's layer (Ioffe & Szegedy, ICML 2015); a model
     that `training.save_model` wrote holds Keras's layer in its place and loads without this class, for which it has the
-    same name. Inputs of another rank, a mask and batch renormalisation go Keras's way.
+    same name. What Keras's own `save` wrote loads wherever this module was imported. Inputs of another rank, a mask and
+    batch renormalisation go Keras's way.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:

@@ -1,22 +1,76 @@
 """From an image file to the grey pixels that models take: decode it to 8 bits, pad it to a square, resize it.
 
-It knows file formats and nothing of tables, datasets or models, and imports little: answering for a radiograph starts
-here.
+It knows the formats that Pillow reads and nothing of tables, datasets or models, and imports little: answering for a
+radiograph starts here. Datasets are PNG and JPEG; `reading` takes more.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from chestxray.config import StudyError
 
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is no radiograph."""
+
+MOST_PIXELS = 89_478_485
+"""More pixels (samples, in DICOM) are refused before memory is taken for them. It is Pillow's own bound; a film of
+35 × 43 cm at 50 µm has 60 million."""
+
+MOST_BYTES = 400_000_000
+"""Larger files are refused: twice `MOST_PIXELS` of 16 bits."""
+
+DATASET_FORMATS = ("PNG", "JPEG")
+_TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
+
+# A header that promises too much is refused below, whatever Pillow warns of.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of its image besides the pixels, as far as it helps to tell radiographs from other images.
+
+    It holds nothing of a patient: texts are empty unless they are on a list of `dicom`.
+
+    Attributes:
+        format: `PNG`, `JPEG`, `TIFF` or `DICOM`.
+        colour: how far the red, green and blue of a point lie apart on average, 0–255, after shrinking to 64 px; 0 for
+            grey images.
+        view: DICOM's view position, such as `PA` or `LL`.
+        body_part: DICOM's body part examined, such as `CHEST`.
+        modality: DICOM's modality, such as `DX`.
+        raw: DICOM's presentation intent is `FOR PROCESSING`: what the detector gave, not what a reader looks at.
+    """
+
+    format: str
+    colour: float = 0.0
+    view: str = ""
+    body_part: str = ""
+    modality: str = ""
+    raw: bool = False
+
+    def of_colour(self, image: Image.Image) -> Facts:
+        """The same with the colour of an image, of any mode."""
+        if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+            return self
+        small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)).astype(np.int64)
+        return dataclasses.replace(self, colour=float(np.mean(small.max(axis=2) - small.min(axis=2))))
+
+
+class Decoded(NamedTuple):
+    """A grey image of mode `L`, and what its file says of it."""
+
+    image: Image.Image
+    facts: Facts
 
 
 def decode(path: Path) -> np.ndarray:
@@ -40,31 +94,89 @@ def decode(path: Path) -> np.ndarray:
 
 def decode_bytes(data: bytes, path: Path) -> Image.Image:
     """Decode the bytes of `path` to a grey image (mode `L`), as `decode` says; raises as it does."""
+    return decode_any(data, path, DATASET_FORMATS).image
+
+
+def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "PNG or JPEG") -> Decoded:
+    """Decode the bytes of `path` to a grey image with facts; grey values as `decode` says.
+
+    Args:
+        data: the file.
+        path: named in errors.
+        formats: Pillow's names of those that are taken.
+        known: the formats as errors name them.
+
+    Raises:
+        StudyError: the file is empty, of none of these formats, broken off, of several pages, or too large or small.
+    """
     if not data:
         raise StudyError(f"{path}: 0 bytes; download it again")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                image.load()
-                grey = _grey(image)
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            _check_header(image, path)
+            image.load()
+            grey, facts = _grey(image), Facts(image.format or "").of_colour(image)
+    except StudyError:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise StudyError(f"{path}: begins with {data[:8]!r}, no PNG or JPEG; replace it or save it as PNG") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise StudyError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; save it smaller") from error
+        raise StudyError(f"{path}: begins with {data[:8]!r}, no {known}; replace it or save it as PNG") from error
+    except Image.DecompressionBombError as error:
+        raise _too_many(path) from error
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
         raise StudyError(f"{path}: {len(data):,} bytes, broken ({error}); download it again") from error
     if min(grey.size) < SMALLEST_SIDE:
-        raise StudyError(f"{path}: {grey.width} × {grey.height} px, too small for a radiograph; replace it")
-    return grey
+        raise too_small(path, *grey.size)
+    return Decoded(grey, facts)
+
+
+def too_small(path: Path, width: int, height: int) -> StudyError:
+    """The error that says so of an image, sizes in pixels."""
+    return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
+
+
+def _too_many(path: Path) -> StudyError:
+    return StudyError(f"{path}: more than {MOST_PIXELS:,} pixels; save it smaller")
+
+
+def _check_header(image: Image.Image, path: Path) -> None:
+    """Refuse what would take too much memory, before any is taken, and TIFFs that are not one picture of 8 or 16 bits.
+
+    Raises:
+        StudyError: the header promises such.
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise _too_many(path)
+    if image.format != "TIFF":
+        return
+    tile = [_tag(image, TiffImagePlugin.TILEWIDTH), _tag(image, TiffImagePlugin.TILELENGTH)]
+    if tile[0] * tile[1] > MOST_PIXELS:
+        raise _too_many(path)
+    if image.mode not in _TIFF_MODES:
+        raise StudyError(f"{path}: a TIFF of another kind than 8- or 16-bit grey or 8-bit colour; save it as PNG")
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+        return
+    raise StudyError(f"{path}: a TIFF of several pages; save the radiograph's page alone")
+
+
+def _tag(image: Image.Image, tag: int) -> int:
+    value = image.tag_v2.get(tag, 0)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 def _grey(image: Image.Image) -> Image.Image:
     if image.format == "JPEG":
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; 257 = 65535 / 255
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        deep = np.asarray(image).astype(np.int32)
+        np.clip(deep, 0, 65535, out=deep)
+        if image.format == "TIFF" and _tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            np.subtract(65535, deep, out=deep)  # white is 0; Pillow turns 8 bits round, but not 16
+        deep += 128
+        deep //= 257
+        return Image.fromarray(deep.astype(np.uint8))
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         layers = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")

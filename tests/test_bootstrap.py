@@ -182,6 +182,25 @@ def test_on_colab_no_environment_is_made(machine, monkeypatch):
     assert not notes and not environment.exists()
 
 
+def test_the_web_page_needs_its_extra(machine, monkeypatch):
+    from chestxray import __main__
+
+    _, notes = machine
+    monkeypatch.setattr("chestxray.cli.main", lambda arguments: 0)
+    __main__.main(["serve"])
+    assert notes == [("install", "web"), ("start", "serve")]
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    with pytest.raises(StudyError, match="run `python -m chestxray colab web` first"):
+        bootstrap.ensure(["web"], ["serve"])
+    wanted = []
+    monkeypatch.setattr(bootstrap, "install_on_colab", lambda extras: wanted.append(extras) or 0)
+    assert __main__.main(["colab", "web"]) == 0 and wanted == [["web"]]
+
+
+def test_the_tests_have_what_the_web_page_needs():
+    assert set(bootstrap.requirements(["web"])) <= set(bootstrap.requirements(["test"]))
+
+
 def test_pins_name_what_is_installed():
     import numpy
 

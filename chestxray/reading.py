@@ -1,0 +1,93 @@
+"""From any file that a user brings to the grey pixels of a radiograph: PNG, JPEG, TIFF or DICOM, told by its content.
+
+It owns which files are taken for an answer, and bounds their size. It knows nothing of datasets, which are PNG and JPEG
+alone, nor of models.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chestxray import pixels
+from chestxray.config import IMAGE_SUFFIXES, StudyError
+from chestxray.pixels import Facts
+
+PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".dcm", ".dicom")
+"""Suffixes, in small letters, of files that `read` takes. DICOM files often have none: see `is_predictable`."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF")
+_KNOWN = "PNG, JPEG, TIFF or DICOM"
+_HEAD = 132
+"""Bytes that tell a DICOM file."""
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A file's image.
+
+    Attributes:
+        pixels: (height, width) uint8 grey, as large as in the file.
+        facts: what the file says of it besides.
+    """
+
+    pixels: np.ndarray
+    facts: Facts
+
+
+def is_predictable(path: Path) -> bool:
+    """Whether a file of a folder is to be read: it has one of the suffixes, or none and begins as DICOM does.
+
+    False where it cannot be opened.
+    """
+    if path.suffix:
+        # "1.2.840.113619" is a usual name of a DICOM file, and no suffix.
+        if path.suffix.lower() in PREDICTABLE_SUFFIXES:
+            return True
+        if not path.suffix[1:].isdigit():
+            return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return _is_dicom(file.read(_HEAD))
+    except OSError:
+        return False
+
+
+def read(path: Path) -> Radiograph:
+    """Read a radiograph of a user: PNG, JPEG, TIFF (one page of 8 or 16 bits) or DICOM (one frame), by its content.
+
+    Grey values are as `pixels.decode` and `dicom.decode` give them.
+
+    Raises:
+        StudyError: the file cannot be read, is larger than `pixels.MOST_BYTES` or has more pixels than
+            `pixels.MOST_PIXELS`, is of another format, or broken; one line with file, value and remedy.
+    """
+    data = _read_bytes(path)
+    if _is_dicom(data):
+        from chestxray import dicom  # pydicom takes a tenth of a second to import
+
+        return Radiograph(*dicom.decode(data, path))
+    decoded = pixels.decode_any(data, path, _FORMATS, _KNOWN)
+    return Radiograph(np.asarray(decoded.image), decoded.facts)
+
+
+def _is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM (PS3.10 7.1): four letters after a preamble of 128 bytes."""
+    return head[_HEAD - 4 : _HEAD] == b"DICM"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > pixels.MOST_BYTES:
+                raise StudyError(f"{path}: {size:,} bytes, more than {pixels.MOST_BYTES:,}; save it smaller")
+            return file.read()
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error

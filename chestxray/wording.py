@@ -1,0 +1,102 @@
+"""What an answer says to someone who is no radiologist: the findings in plain words, and the heat-map as a picture.
+
+It owns the words, and how an answer becomes a table or a coloured layer. It must not know where a radiograph came
+from, which model answered, or whether the words end on a page or in a notebook.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from chestxray.config import SIX_FINDINGS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WARNING = (
+    "This is a study, not a medical device: never use it for diagnosis, nor for any decision about a person's health."
+)
+DRAWN = "This is a phantom: a drawing made by a program, not a radiograph of a person."
+
+
+class Plain(NamedTuple):
+    """A class in everyday words: a short name, and a sentence that says what it is."""
+
+    name: str
+    sentence: str
+
+
+PLAIN: dict[str, Plain] = {
+    "Atelectasis": Plain("Collapsed part of a lung", "Part of a lung holds too little air and has shrunk."),
+    "Effusion": Plain("Fluid around the lung", "Fluid has gathered between a lung and the chest wall."),
+    "Infiltration": Plain("Haze in the lung", "Fluid or inflammation fills part of a lung where there should be air."),
+    "Mass": Plain("Large spot in the lung", "A rounded shadow more than 3 cm across; it may be harmless or a tumour."),
+    "Nodule": Plain("Small spot in the lung", "A rounded shadow up to 3 cm across; many are harmless."),
+    "Pneumothorax": Plain(
+        "Air around the lung", "Air has got between a lung and the chest wall, and the lung falls in."
+    ),
+    "No_finding": Plain(
+        "None of the findings", "The report would name no finding at all. That is not the same as being healthy."
+    ),
+}
+"""Every class of `CLASSES` in everyday words."""
+
+_HEAT = np.array([[130, 20, 60], [230, 70, 30], [255, 180, 40], [255, 245, 150]], dtype=float)
+"""Colours of a heat-map from cold to hot: they grow lighter, so that they are told apart without colour vision."""
+
+
+def order(answer: Any) -> list[str]:
+    """The six findings, the one of the highest calibrated probability first, and then `No_finding`.
+
+    Args:
+        answer: what a reader's `examine` returned.
+    """
+    return [*sorted(SIX_FINDINGS, key=lambda name: -answer.calibrated[name]), "No_finding"]
+
+
+def table(answer: Any) -> pd.DataFrame:
+    """An answer as a table.
+
+    Args:
+        answer: what a reader's `examine` returned.
+
+    Returns:
+        One row a class in the order of `order`, indexed by its name: `in plain words`, `probability` (calibrated, 0 to
+        1), `lowest` and `highest` (of the members), `operating point` (above, below, or – for a class without one),
+        and the `sensitivity` and `specificity` that this point had on validation.
+    """
+    import pandas as pd
+
+    rows = []
+    for name in order(answer):
+        point = answer.operating_points.get(name)
+        rows.append(
+            {
+                "class": name.replace("_", " "),
+                "in plain words": PLAIN[name].name,
+                "probability": answer.calibrated[name],
+                "lowest": answer.low[name],
+                "highest": answer.high[name],
+                "operating point": "–" if point is None else "above" if answer.above[name] else "below",
+                "sensitivity": None if point is None else point.sensitivity,
+                "specificity": None if point is None else point.specificity,
+            }
+        )
+    return pd.DataFrame(rows).set_index("class")
+
+
+def heat_layer(heat: np.ndarray) -> np.ndarray:
+    """A heat-map as a coloured layer that hides nothing where it is cold.
+
+    Args:
+        heat: (H, W), 0 to 1.
+
+    Returns:
+        (H, W, 4) uint8: red, green, blue and opacity. Opacity grows with the heat.
+    """
+    heat = np.clip(np.asarray(heat, dtype=float), 0, 1)
+    steps = np.linspace(0, 1, len(_HEAT))
+    colours = [np.interp(heat, steps, _HEAT[:, channel]) for channel in range(3)]
+    return np.stack([*colours, 255 * heat**0.7], axis=-1).round().astype(np.uint8)
