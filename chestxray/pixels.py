@@ -31,8 +31,9 @@ MOST_BYTES = 400_000_000
 DATASET_FORMATS = ("PNG", "JPEG")
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 
-# A header that promises too much is refused below, whatever Pillow warns of.
+# A header that promises too much is refused below, and a broken file is one error: Pillow need not warn besides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,13 @@ def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "
     except StudyError:
         raise
     except Image.UnidentifiedImageError as error:
+        if _begins_as(data, formats):  # so broken that Pillow doesn't know it again
+            raise _broken(path, data, "its header") from error
         raise StudyError(f"{path}: begins with {data[:8]!r}, no {known}; replace it or save it as PNG") from error
     except Image.DecompressionBombError as error:
         raise _too_many(path) from error
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        raise StudyError(f"{path}: {len(data):,} bytes, broken ({error}); download it again") from error
+        raise _broken(path, data, error) from error
     if min(grey.size) < SMALLEST_SIDE:
         raise too_small(path, *grey.size)
     return Decoded(grey, facts)
@@ -132,6 +135,15 @@ def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "
 def too_small(path: Path, width: int, height: int) -> StudyError:
     """The error that says so of an image, sizes in pixels."""
     return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
+
+
+def _begins_as(data: bytes, formats: tuple[str, ...]) -> bool:
+    accepts = (Image.OPEN[name][1] for name in formats if name in Image.OPEN)
+    return any(accept is not None and accept(data[:16]) for accept in accepts)
+
+
+def _broken(path: Path, data: bytes, reason: object) -> StudyError:
+    return StudyError(f"{path}: {len(data):,} bytes, broken ({reason}); download it again")
 
 
 def _too_many(path: Path) -> StudyError:

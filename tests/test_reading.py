@@ -76,7 +76,8 @@ def test_a_compressed_photo_is_near_and_its_colour_told(tmp_path):
         found = reading.read(tmp_path / "a")
         assert np.abs(found.pixels - colour @ [0.299, 0.587, 0.114]).mean() < 3
         spread = np.mean(colour.max(axis=2).astype(int) - colour.min(axis=2))
-        assert found.facts.format == kind and found.facts.colour == pytest.approx(spread, abs=4)
+        # JPEG halves the resolution of colour, and each version of its library smooths it differently.
+        assert found.facts.format == kind and found.facts.colour == pytest.approx(spread, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
