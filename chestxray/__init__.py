@@ -1,6 +1,30 @@
-"""Chest X-rays image classification: the code that the study's notebooks share.
+"""Chest X-rays image classification: the code that the study's notebooks share, and `load`, the short way to an answer.
 
 Importing this package is cheap and pulls in neither TensorFlow nor pandas; each module imports what it needs.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from chestxray.reader import Reader
+
 __version__ = "0.1.0"
+
+
+def load(model: str | os.PathLike | None = None, engine: str | None = None) -> Reader:
+    """Load a model that answers for radiographs: `load().predict("chest.png")`.
+
+    Args:
+        model: a `model.keras` of the study; the committed reference ensemble if None.
+        engine: `onnx`, `keras`, or None for the faster one that can run it.
+
+    Raises:
+        StudyError: the model is missing or none of this study's, or what belongs to it is damaged.
+    """
+    from chestxray import reader
+
+    return reader.load(model, engine)

@@ -70,6 +70,16 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
     publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
     publish.set_defaults(command=run_publish)
+    fit_check = commands.add_parser(
+        "fit-check",
+        help="fit the check that tells frontal chest radiographs from other images",
+        description="Fit the check of inputs on a prepared dataset, and write it to 5_results/input_check with the "
+        "rates measured on test. It needs no model.",
+    )
+    fit_check.add_argument("--dataset", required=True, metavar="DIR", help="a dataset that stage 2.1 has prepared")
+    fit_check.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
+    _add_root(fit_check)
+    fit_check.set_defaults(command=run_fit_check)
     report = commands.add_parser("report", help="write a run's results as one page of HTML that fetches nothing")
     report.add_argument("--dataset", metavar="NAME", help="the dataset of the run (default: the committed reference)")
     _add_root(report)
@@ -112,11 +122,24 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    predict = commands.add_parser("predict", help="give probabilities of the seven classes for radiographs")
-    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG or JPEG files, or folders of them")
+    predict = commands.add_parser(
+        "predict",
+        help="give probabilities of the seven classes for radiographs",
+        description="Answer for frontal chest radiographs. A study, not a medical device: not for diagnosis.",
+    )
+    predict.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM files, or folders of them"
+    )
     predict.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
-    predict.add_argument("--out", type=Path, required=True, help="the table to write: image and seven probabilities")
-    predict.add_argument("--batch-size", type=int, default=32, help="images at a time (default: 32)")
+    predict.add_argument("--out", type=Path, required=True, help="the table to write: CSV or JSON, by its suffix")
+    predict.add_argument("--heat-maps", type=Path, metavar="FOLDER", help="write each radiograph under its heat-map")
+    predict.add_argument(
+        "--finding", choices=CLASSES, help="what heat-maps are of (default: each one's most probable finding)"
+    )
+    predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    predict.add_argument(
+        "--engine", choices=("onnx", "keras"), help="what runs the model (default: onnx, where it can)"
+    )
     predict.set_defaults(command=run_predict)
 
 
@@ -244,17 +267,11 @@ def run_study(chosen: argparse.Namespace) -> int:
 
 def run_predict(chosen: argparse.Namespace) -> int:
     """`chestxray predict`."""
-    if chosen.out.is_dir():
-        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
-    with _without_greetings():
-        import tensorflow
-
-        tensorflow.config.list_physical_devices()
     from tqdm import tqdm
 
-    from chestxray import files
-    from chestxray.prediction import predict_files
+    from chestxray import prediction, reader
 
+    prediction.check(chosen.out, chosen.batch_size, chosen.finding)
     failed = 0
 
     def report(error: StudyError) -> None:
@@ -262,10 +279,13 @@ def run_predict(chosen: argparse.Namespace) -> int:
         failed += 1
         tqdm.write(str(error), file=sys.stderr)
 
-    table = predict_files(chosen.images, chosen.model, chosen.batch_size, report)
-    if len(table):
-        files.atomic_write(chosen.out, table[["image", *CLASSES]].to_csv(index=False).encode())
-        print(f"{chosen.out}: {len(table)} images answered, {failed} files or folders not usable")
+    with _without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+        model = reader.load(chosen.model, chosen.engine)
+    answered = prediction.predict_files(
+        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
+    )
+    if answered:
+        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
         return 1 if failed else 0
     print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
     return 2
@@ -521,6 +541,22 @@ def run_publish(chosen: argparse.Namespace) -> int:
         f"depart by at most {done.departure:.1e} from those as trained"
     )
     return run_stamp(chosen)
+
+
+def run_fit_check(chosen: argparse.Namespace) -> int:
+    """`chestxray fit-check`."""
+    _set_root(chosen)
+    _check_seed(chosen.seed)
+    from chestxray import check_fitting, input_check
+
+    measured = check_fitting.write(open_study(_known(chosen.dataset), "cpu", chosen.seed), chosen.seed)
+    shown = measured.assign(fitted=measured["fitted"].map({True: "yes", False: "no"}))
+    for column in ("rate", "low", "high"):
+        shown[column] = shown[column].map("{:.1%}".format)
+    _print_table("Images flagged, with 95 % intervals", shown)
+    size = (input_check.FOLDER / input_check.WEIGHTS).stat().st_size
+    print(f"\n{input_check.FOLDER.relative_to(REPOSITORY).as_posix()}: the check, {size / 1e3:.0f} kB, and its rates")
+    return 0
 
 
 def run_report(chosen: argparse.Namespace) -> int:

@@ -1,80 +1,215 @@
-"""A saved model's answers for image files that are in no dataset.
+"""Answers for many files as a table or a document, with heat-maps as pictures.
 
-It owns finding the files, bringing them to the model's input, and the table of answers. A file that cannot be used is
-reported and the rest is answered. It must not know datasets, splits, training or the command line.
+It owns finding the files, the columns, and writing each answer as it comes, so that memory doesn't grow with their
+number. A file that cannot be used is reported and the rest is answered. Of a file it writes its path and what was
+computed from its pixels, never what its header says. It must not know datasets, splits, training or the command line.
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TextIO
 
 import numpy as np
-import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
-from chestxray import config, radiographs
-from chestxray.config import CLASSES, IMAGE_SUFFIXES, StudyError
+from chestxray import files, reading, wording
+from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.interpretation import DECIMALS
+from chestxray.reader import BATCH, Answer, Reader
 
-if TYPE_CHECKING:
-    import keras
+FORMATS = (".csv", ".json")
+"""Suffixes of what `predict_files` writes."""
 
-REFERENCE_MODEL = "ensemble.keras"
-"""The file of the default model, in `config.REFERENCE`."""
+OPACITY = 0.6
+"""Of the hottest place of a heat-map over its radiograph, 0 to 1."""
+_LARGEST_SIDE = 1024
+"""Pixels of the longer side of a picture with a heat-map."""
+_HEAT_MAP = "heat_map"
+_SIDES = ("calibrated", "low", "high")
 
 
 def predict_files(
     paths: Iterable[Path],
-    model_path: Path | None = None,
-    batch_size: int = 32,
+    out: Path,
+    reader: Reader,
+    batch_size: int = BATCH,
     report: Callable[[StudyError], None] | None = None,
-) -> pd.DataFrame:
-    """Answer for image files and folders of them.
-
-    Files are read and answered a batch at a time, so memory does not grow with their number.
+    heat_maps: Path | None = None,
+    finding: str | None = None,
+) -> int:
+    """Answer for radiographs and folders of them, and write a table or a document.
 
     Args:
-        paths: PNG or JPEG files, or folders that are searched with their subfolders, in order of names.
-        model_path: a model that takes (N, side, side, 1) grey values in 0–255 and gives seven probabilities; the
-            reference ensemble if None.
-        batch_size: images a step, from 1.
+        paths: PNG, JPEG, TIFF or DICOM files, or folders that are searched with their subfolders, in order of names.
+        out: the file to write: CSV as `columns` says, or JSON, by its suffix. It is written when all are answered, and
+            not at all where none can be.
+        reader: what answers.
+        batch_size: radiographs a step, from 1.
         report: called with the error, one line that names the file, of every file that cannot be used and every folder
             without images; printed on standard error if None.
+        heat_maps: a folder for a picture of each radiograph under its heat-map, as PNG.
+        finding: what the heat-maps are of; if None, of each radiograph's most probable finding.
 
     Returns:
-        One row for every file that could be used, in order: `image`, the path as it was given (below a folder: the
-        folder as given and the way from there), and seven probabilities named as `CLASSES`, to six decimals.
+        How many were answered.
 
     Raises:
-        StudyError: the model is missing or is no such model, or the batch size is below 1.
+        StudyError: `out` has another suffix or cannot be written, the batch size is below 1, the finding is unknown,
+            or heat-maps are asked of a model that has none.
     """
+    check(out, batch_size, finding)
+    report = report or _print
+    found = list(find_files(paths, report))
+    pictures = None if heat_maps is None else _Pictures(heat_maps, reader, finding)
+    keep = 1 if pictures is None else _LARGEST_SIDE
+    with tqdm(total=len(found), unit="image", desc="predict", disable=None) as bar:
+
+        def unusable(error: StudyError) -> None:
+            bar.update()
+            report(error)
+
+        named = ((path.as_posix(), path) for path in found)
+        answers = reader.stream(named, batch_size, unusable, keep)
+        first = next(answers, None)
+        if first is None:
+            return 0
+        answered = 0
+        with files.atomic_path(out) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+            table = (_Table if out.suffix.lower() == ".csv" else _Document)(file, reader, pictures is not None)
+            for name, answer in itertools.chain([first], answers):
+                table.add(name, answer, "" if pictures is None else pictures.add(name, answer))
+                bar.update()
+                answered += 1
+            table.end()
+    return answered
+
+
+def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> None:
+    """Raise what `predict_files` would of its arguments, before a model is loaded."""
+    if out.is_dir():
+        raise StudyError(f"{out}: is a folder; give the name of a file")
+    if out.suffix.lower() not in FORMATS:
+        raise StudyError(f"{out}: unknown kind of table; give a name that ends in {' or '.join(FORMATS)}")
     if batch_size < 1:
         raise StudyError(f"batch size {batch_size}: give 1 or more")
-    report = report or _print
-    files = list(find_files(paths, report))
-    model = load_model(model_path)
-    size = model.input_shape[1]
-    step = min(batch_size, max(len(files), 1))
-    images, answers = [], [np.empty((0, len(CLASSES)), np.float32)]
-    with tqdm(total=len(files), unit="image", desc="predict", disable=None) as bar:
-        for batch in _batches(_prepared(files, size, report, bar), step):
-            images += [path.as_posix() for path, _ in batch]
-            pixels = np.stack([array for _, array in batch])[..., np.newaxis].astype(np.float32)
-            # Every step has the same shape, so that the graph is traced once.
-            padded = np.pad(pixels, ((0, step - len(batch)), (0, 0), (0, 0), (0, 0)))
-            answers.append(np.asarray(model.predict_on_batch(padded))[: len(batch)])
-    table = pd.DataFrame(np.concatenate(answers).astype(float).round(6), columns=list(CLASSES))
-    table.insert(0, "image", pd.Series(images, dtype=str))
-    return table
+    if finding is not None and finding not in CLASSES:
+        raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
+
+
+def columns(heat_maps: bool = False) -> list[str]:
+    """The columns of a table of answers.
+
+    `image`; the model's seven scores, named as `CLASSES`; of each class `…_calibrated`, `…_low` and `…_high`, where
+    validation taught them; of each finding `…_above`, whether it reaches its operating point; `flags`, joined by
+    semicolons; and `heat_map`, the picture's name.
+    """
+    further = [f"{name}_{side}" for side in _SIDES for name in CLASSES]
+    above = [f"{name}_above" for name in SIX_FINDINGS]
+    return ["image", *CLASSES, *further, *above, "flags", *([_HEAT_MAP] if heat_maps else [])]
+
+
+def row(name: str, answer: Answer) -> list[Any]:
+    """An answer as `columns` lists it, without a heat-map; numbers to six decimals."""
+    values = (answer.probabilities, *(getattr(answer, side) for side in _SIDES))
+    numbers = [round(value[cls], DECIMALS) for value in values for cls in CLASSES]
+    above = [answer.above.get(finding) for finding in SIX_FINDINGS]
+    return [name, *numbers, *above, "; ".join(answer.flags)]
+
+
+class _Table:
+    """A CSV file that answers are added to."""
+
+    def __init__(self, file: TextIO, reader: Reader, heat_maps: bool) -> None:
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer.writerow(columns(heat_maps))
+        self._heat_maps = heat_maps
+
+    def add(self, name: str, answer: Answer, picture: str) -> None:
+        self._writer.writerow([*row(name, answer), *([picture] if self._heat_maps else [])])
+
+    def end(self) -> None:
+        """Nothing more is due."""
+
+
+class _Document:
+    """A JSON file that answers are added to, each on a line of its own."""
+
+    def __init__(self, file: TextIO, reader: Reader, heat_maps: bool) -> None:
+        points = {name: dataclasses.asdict(point) for name, point in reader.interpretation.points.items()}
+        for point in points.values():
+            point["probability"] = round(point["probability"], DECIMALS)
+        file.write(
+            f'{{"warning": {json.dumps(wording.WARNING)},\n"operating_points": {json.dumps(points)},\n"images": ['
+        )
+        self._file = file
+        self._heat_maps = heat_maps
+        self._comma = ""
+
+    def add(self, name: str, answer: Answer, picture: str) -> None:
+        entry: dict[str, Any] = {"image": name}
+        for part in ("probabilities", *_SIDES):
+            entry[part] = {cls: round(value, DECIMALS) for cls, value in getattr(answer, part).items()}
+        entry |= {"above": answer.above, "flags": answer.flags}
+        if self._heat_maps:
+            entry[_HEAT_MAP] = picture
+        self._file.write(f"{self._comma}\n{json.dumps(entry, ensure_ascii=False)}")
+        self._comma = ","
+
+    def end(self) -> None:
+        self._file.write("\n]}\n")
+
+
+class _Pictures:
+    """A folder that pictures of radiographs under their heat-maps are added to."""
+
+    def __init__(self, folder: Path, reader: Reader, finding: str | None) -> None:
+        self._folder = files.make_folder(folder)
+        self._reader = reader
+        self._finding = finding
+        self._taken: set[str] = set()
+
+    def add(self, name: str, answer: Answer) -> str:
+        """Write the picture, and give its name."""
+        finding = self._finding or answer.finding
+        target = self._name(Path(name), finding)
+        heat = self._reader.heat_map(answer.pixels, finding)
+        buffer = io.BytesIO()
+        overlay(answer.pixels, heat).save(buffer, "PNG")
+        files.atomic_write(self._folder / target, buffer.getvalue())
+        return target
+
+    def _name(self, source: Path, finding: str) -> str:
+        """A name after the file's, with a number where another folder's file has the same."""
+        # "1.2.840.113619" is a usual name of a DICOM file, and no suffix.
+        stem = source.stem if source.suffix.lower() in reading.PREDICTABLE_SUFFIXES else source.name
+        name, number = f"{stem}_{finding}.png", 1
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{stem}_{number}_{finding}.png"
+        self._taken.add(name.casefold())
+        return name
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A radiograph, (H, W) uint8, under its heat-map, (H, W) from 0 to 1, as a colour picture."""
+    layer = wording.heat_layer(heat)
+    layer[..., 3] = (layer[..., 3] * OPACITY).astype(np.uint8)
+    below = Image.fromarray(pixels).convert("RGBA")
+    return Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")
 
 
 def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> Iterator[Path]:
-    """Yield files as they are, and the image files below folders in order of names; hidden ones are left out.
+    """Yield files as they are, and the radiographs below folders in order of names; hidden ones are left out.
 
     Args:
         paths: files or folders.
@@ -88,72 +223,12 @@ def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> I
         for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                if not name.startswith(".") and reading.is_predictable(Path(place, name)):
                     empty = False
                     yield Path(place, name)
         if empty:
-            suffixes = ", ".join(IMAGE_SUFFIXES)
+            suffixes = ", ".join(reading.PREDICTABLE_SUFFIXES)
             report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))
-
-
-def load_model(path: Path | None = None) -> keras.Model:
-    """Load a model of radiographs, the reference ensemble if `path` is None.
-
-    Raises:
-        StudyError: there is no such file, it is no Keras model, or it takes or gives something else.
-    """
-    if path is None:
-        path = config.REFERENCE / REFERENCE_MODEL
-        if not path.is_file():
-            place = "/".join(path.parts[-3:])
-            raise StudyError(
-                f"{place}: the reference model is missing; restore it from the repository, or give a model"
-            )
-    elif not path.is_file():
-        raise StudyError(f"{path}: there is no such model; give a model.keras that the study saved")
-    import keras
-
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras, zipfile, h5py and json each raise their own for a wrong or damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise StudyError(f"{path}: no Keras model ({reason}); give a model.keras that the study saved") from error
-    takes, gives = model.input_shape, model.output_shape
-    if not (isinstance(takes, tuple) and len(takes) == 4 and takes[1] and takes[1] == takes[2] and takes[3] == 1):
-        raise StudyError(f"{path}: takes {takes}, not grey squares (None, side, side, 1); give a model of this study")
-    if gives != (None, len(CLASSES)):
-        raise StudyError(f"{path}: gives {gives}, not {len(CLASSES)} probabilities; give a model of this study")
-    return model
-
-
-def _prepared(
-    files: list[Path], size: int, report: Callable[[StudyError], None], bar: tqdm
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield each usable file with its pixels, (size, size) uint8, in order; a few files ahead are read by threads."""
-
-    def read(path: Path) -> tuple[Path, np.ndarray | StudyError]:
-        try:
-            return path, radiographs.prepare_pixels(radiographs.decode(path), size)
-        except StudyError as error:
-            return path, error
-
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        # Pillow decodes outside the interpreter's lock. Groups bound how many images wait in memory.
-        for group in _batches(iter(files), 4 * workers):
-            for path, result in pool.map(read, group):
-                bar.update()
-                if isinstance(result, StudyError):
-                    report(result)
-                else:
-                    yield path, result
-
-
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items; the last may be shorter."""
-    # itertools.batched came with Python 3.12.
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _unreadable(error: OSError) -> StudyError:

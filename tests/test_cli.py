@@ -7,7 +7,6 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,36 +16,59 @@ from chestxray.config import CLASSES, REPOSITORY, StudyError
 
 @pytest.fixture
 def predictor(monkeypatch):
-    """A stand-in for the module that predicts: answers all files but those named bad, and notes how it was called."""
-    module = types.ModuleType("chestxray.prediction")
+    """Stand-ins for the model and for what asks it: all files are answered but those named bad; notes the calls."""
+    from chestxray import prediction, reader
 
-    def predict_files(paths, model_path, batch_size, report):
-        module.called = (paths, model_path, batch_size)
+    called = types.SimpleNamespace()
+
+    def load(model, engine):
+        called.load = (model, engine)
+        return "a reader"
+
+    def predict_files(paths, out, asked, batch_size, report, heat_maps, finding):
+        called.predict = (paths, asked, batch_size, heat_maps, finding)
         for path in paths:
             if "bad" in path.name:
                 report(StudyError(f"{path}: no image; give another"))
         good = [path.name for path in paths if "bad" not in path.name]
-        return pd.DataFrame(np.full((len(good), 7), 1 / 7), columns=list(CLASSES)).assign(image=good)
+        if good:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text("\n".join(["image", *good]))
+        return len(good)
 
-    module.predict_files = predict_files
-    monkeypatch.setitem(sys.modules, "chestxray.prediction", module)
-    return module
+    monkeypatch.setattr(reader, "load", load)
+    monkeypatch.setattr(prediction, "predict_files", predict_files)
+    return called
 
 
-def test_predict_writes_the_table(predictor, tmp_path, capsys):
+def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
     out = tmp_path / "new" / "predictions.csv"
-    assert cli.main(["predict", "folder", "one.png", "--out", str(out), "--batch-size", "3", "--model", "m.keras"]) == 0
-    table = pd.read_csv(out)
-    assert list(table.columns) == ["image", *CLASSES]
-    assert list(table["image"]) == ["folder", "one.png"]
-    assert predictor.called == ([Path("folder"), Path("one.png")], Path("m.keras"), 3)
+    options = [
+        "--batch-size",
+        "3",
+        "--model",
+        "m.keras",
+        "--heat-maps",
+        "maps",
+        "--finding",
+        "Mass",
+        "--engine",
+        "onnx",
+    ]
+    assert cli.main(["predict", "folder", "one.png", "--out", str(out), *options]) == 0
+    assert predictor.load == (Path("m.keras"), "onnx")
+    assert predictor.predict == ([Path("folder"), Path("one.png")], "a reader", 3, Path("maps"), "Mass")
     assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable\n"
+
+    assert cli.main(["predict", "one.png", "--out", str(out)]) == 0
+    assert predictor.load == (None, None)
+    assert predictor.predict == ([Path("one.png")], "a reader", 8, None, None)
 
 
 def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path, capsys):
     out = tmp_path / "p.csv"
     assert cli.main(["predict", "good.png", "bad.png", "--out", str(out)]) == 1
-    assert len(pd.read_csv(out)) == 1
+    assert out.read_text() == "image\ngood.png"
     assert capsys.readouterr().err == "bad.png: no image; give another\n"
     out.unlink()
     assert cli.main(["predict", "bad.png", "--out", str(out)]) == 2

@@ -1,20 +1,29 @@
-"""Answers for loose files: the same as the model gives by hand, whatever else lies beside them."""
+"""Answers for loose files: those that the model gives by hand, whatever else lies there, and nothing of a header."""
 
 from __future__ import annotations
 
+import json
 import os
 import tracemalloc
 from pathlib import Path
 
+import dicom_files
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import tiny_pixels
 from PIL import Image
 
-from chestxray import config, prediction
-from chestxray.config import CLASSES, StudyError
+from chestxray import config, prediction, reader
+from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 
 SIDE = 16
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_CACHE", str(tmp_path_factory.getbasetemp() / "graphs"))
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +42,33 @@ def model_path(model, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def mapped_path(tmp_path_factory) -> Path:
+    """A model with heat-maps: a convolution, pooling, and sigmoids."""
+    inputs = keras.Input((SIDE, SIDE, 1))
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", kernel_initializer=keras.initializers.HeNormal(2))(
+        keras.layers.Rescaling(1 / 255)(inputs)
+    )
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(7, activation="sigmoid", kernel_initializer=keras.initializers.RandomUniform(0.1, 1, 3))(x)
+    path = tmp_path_factory.mktemp("mapped") / "model.keras"
+    keras.Model(inputs, x).save(path)
+    return path
+
+
 def draw(path: Path, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
     pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return pixels
+
+
+def predict(paths, model_path, out: Path, **options) -> pd.DataFrame:
+    """The table that is written; empty where none is."""
+    answered = prediction.predict_files(paths, out, reader.load(model_path), **options)
+    table = pd.read_csv(out, keep_default_na=False) if out.exists() else pd.DataFrame(columns=prediction.columns())
+    assert len(table) == answered
+    return table
 
 
 def expected(model: keras.Model, pixels: list[np.ndarray]) -> np.ndarray:
@@ -50,8 +81,8 @@ def expected(model: keras.Model, pixels: list[np.ndarray]) -> np.ndarray:
 def test_table_is_that_of_the_model_in_order(model, model_path, tmp_path, batch_size):
     pixels = [draw(tmp_path / f"{name}.png", seed) for seed, name in enumerate("cabde")]
     files = [tmp_path / f"{name}.png" for name in "cabde"]
-    table = prediction.predict_files(files, model_path, batch_size)
-    assert list(table.columns) == ["image", *CLASSES]
+    table = predict(files, model_path, tmp_path / "p.csv", batch_size=batch_size)
+    assert list(table.columns)[:8] == ["image", *CLASSES]
     assert list(table["image"]) == [path.as_posix() for path in files]
     np.testing.assert_allclose(table[list(CLASSES)], expected(model, pixels), atol=2e-6)
     np.testing.assert_allclose(table[list(CLASSES)].sum(axis=1), 1, atol=1e-5)
@@ -60,7 +91,7 @@ def test_table_is_that_of_the_model_in_order(model, model_path, tmp_path, batch_
 def test_a_larger_image_is_averaged_down_to_the_models_size(model, model_path, tmp_path):
     pixels = draw(tmp_path / "large.png", 3, (4 * SIDE, 4 * SIDE))
     means = pixels.reshape(SIDE, 4, SIDE, 4).mean(axis=(1, 3)).round()
-    table = prediction.predict_files([tmp_path / "large.png"], model_path)
+    table = predict([tmp_path / "large.png"], model_path, tmp_path / "p.csv")
     # a mean that ends in one half may round either way
     np.testing.assert_allclose(table[list(CLASSES)], expected(model, [means]), atol=2e-3)
 
@@ -69,9 +100,12 @@ def test_folders_are_searched_and_same_names_told_apart(model_path, tmp_path, mo
     for name in ("one/b.png", "one/a.jpeg", "one/deep/a.JPG", "two/b.png", "two/.hidden.png", "two/.cache/c.png"):
         draw(tmp_path / name, len(name))
     (tmp_path / "one" / "notes.txt").write_text("not an image")
+    dicom_files.write(tmp_path / "one" / "1.2.840.1", tiny_pixels(1), 8)
+    Image.fromarray(tiny_pixels(1)).save(tmp_path / "one" / "c.tif")
     monkeypatch.chdir(tmp_path)
-    table = prediction.predict_files([Path("two"), Path("one"), Path("two/b.png")], model_path)
-    assert list(table["image"]) == ["two/b.png", "one/a.jpeg", "one/b.png", "one/deep/a.JPG", "two/b.png"]
+    table = predict([Path("two"), Path("one"), Path("two/b.png")], model_path, tmp_path / "p.csv")
+    named = ["two/b.png", "one/1.2.840.1", "one/a.jpeg", "one/b.png", "one/c.tif", "one/deep/a.JPG", "two/b.png"]
+    assert list(table["image"]) == named
 
 
 def test_bad_files_are_reported_and_the_rest_answered(model, model_path, tmp_path, capsys):
@@ -84,7 +118,7 @@ def test_bad_files_are_reported_and_the_rest_answered(model, model_path, tmp_pat
     (tmp_path / "barren").mkdir()
     failures = []
     places = [folder, tmp_path / "absent.png", tmp_path / "barren"]
-    table = prediction.predict_files(places, model_path, report=failures.append)
+    table = predict(places, model_path, tmp_path / "p.csv", report=failures.append)
     assert [Path(image).name for image in table["image"]] == ["good1.png", "good2.png"]
     np.testing.assert_allclose(table[list(CLASSES)], expected(model, good), atol=2e-6)
     lines = sorted(str(failure) for failure in failures)
@@ -93,43 +127,107 @@ def test_bad_files_are_reported_and_the_rest_answered(model, model_path, tmp_pat
     )
     assert not any("\n" in line for line in lines)
 
-    prediction.predict_files(places, model_path)
+    predict(places, model_path, tmp_path / "p.csv")
     assert sorted(capsys.readouterr().err.splitlines()) == lines
 
 
-def test_nothing_usable_is_an_empty_table(model_path, tmp_path):
+def test_nothing_usable_writes_nothing(model_path, tmp_path):
     failures = []
-    table = prediction.predict_files([tmp_path / "absent.png"], model_path, report=failures.append)
-    assert (len(table), list(table.columns), len(failures)) == (0, ["image", *CLASSES], 1)
+    table = predict([tmp_path / "absent.png"], model_path, tmp_path / "p.csv", report=failures.append)
+    assert (len(table), len(failures), list(tmp_path.iterdir())) == (0, 1, [])
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may read everything")
 def test_a_folder_that_may_not_be_read_is_reported(model_path, tmp_path):
     (tmp_path / "locked").mkdir(mode=0)
     failures = []
-    prediction.predict_files([tmp_path / "locked"], model_path, report=failures.append)
+    predict([tmp_path / "locked"], model_path, tmp_path / "p.csv", report=failures.append)
     assert "locked" in str(failures[0])
 
 
 def test_memory_does_not_grow_with_the_number_of_files(model_path, tmp_path):
     draw(tmp_path / "large.png", 1, (256, 256))
+    asked = reader.load(model_path)
     peaks = []
     for copies in (40, 400):
         tracemalloc.start()
-        prediction.predict_files([tmp_path / "large.png"] * copies, model_path, batch_size=8)
+        prediction.predict_files([tmp_path / "large.png"] * copies, tmp_path / "p.csv", asked)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 1_000_000  # 360 more decoded images would be 24 MB
+
+
+def test_json_says_the_same_as_the_table(mapped_path, tmp_path):
+    for name in "ab":
+        draw(tmp_path / f"{name}.png", ord(name))
+    table = predict([tmp_path], mapped_path, tmp_path / "out" / "p.csv")
+    asked = reader.load(mapped_path)
+    assert prediction.predict_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "p.json", asked) == 2
+    document = json.loads((tmp_path / "p.json").read_text("utf-8"))
+    assert "not a medical device" in document["warning"]
+    for (_, row), entry in zip(table.iterrows(), document["images"], strict=True):
+        assert entry["image"] == row["image"]
+        assert [entry["probabilities"][name] for name in CLASSES] == [row[name] for name in CLASSES]
+        for side in ("calibrated", "low", "high"):
+            assert [entry[side][name] for name in CLASSES] == [row[f"{name}_{side}"] for name in CLASSES]
+        assert "; ".join(entry["flags"]) == row["flags"]
+
+
+def test_heat_maps_are_pictures_of_their_own_names(mapped_path, tmp_path):
+    wide = draw(tmp_path / "one" / "a.png", 1, (40, 60))
+    draw(tmp_path / "two" / "a.png", 2)
+    dicom_files.write(tmp_path / "two" / "1.2.840.1", tiny_pixels(1), 8)
+    maps = tmp_path / "maps"
+    places = [tmp_path / "one", tmp_path / "two"]
+    table = predict(places, mapped_path, tmp_path / "p.csv", heat_maps=maps, finding="Mass")
+    assert list(table["heat_map"]) == ["a_Mass.png", "1.2.840.1_Mass.png", "a_2_Mass.png"]
+    assert sorted(path.name for path in maps.iterdir()) == sorted(table["heat_map"])
+    with Image.open(maps / "a_Mass.png") as picture:
+        assert (picture.size, picture.mode, picture.info) == ((60, 40), "RGB", {})
+        heat = reader.load(mapped_path).heat_map(tmp_path / "one" / "a.png", "Mass")
+        colour = np.ptp(np.asarray(picture).astype(int), axis=2)
+        assert heat.shape == wide.shape and (colour[heat > 0.5] > 20).mean() > 0.9
+
+    table = predict(places, mapped_path, tmp_path / "p.csv", heat_maps=tmp_path / "each")
+    for _, row in table.iterrows():
+        top = max(SIX_FINDINGS, key=lambda name: row[f"{name}_calibrated"])
+        assert row["heat_map"].endswith(f"_{top}.png") and (tmp_path / "each" / row["heat_map"]).exists()
+
+
+def test_a_model_without_places_has_no_heat_maps(model_path, tmp_path):
+    draw(tmp_path / "a.png", 1)
+    with pytest.raises(StudyError, match="no convolution"):
+        predict([tmp_path / "a.png"], model_path, tmp_path / "p.csv", heat_maps=tmp_path / "maps")
+    assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_nothing_of_a_patient_is_written_logged_or_printed(mapped_path, tmp_path, suffix, capfd, caplog):
+    caplog.set_level(0)
+    path = dicom_files.write(
+        tmp_path / "a.dcm", tiny_pixels(1, 64), 8, ViewPosition="CANARY", BodyPartExamined=dicom_files.NUMBER
+    )
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(path.read_bytes()[:-900])
+    out = tmp_path / f"p.{suffix}"
+    answered = prediction.predict_files([path, broken], out, reader.load(mapped_path), heat_maps=tmp_path / "maps")
+    assert answered == 1
+    said = [caplog.text.encode(), *(text.encode() for text in capfd.readouterr())]
+    said += [file.read_bytes() for file in (out, *(tmp_path / "maps").iterdir())]
+    assert b"broken.dcm" in said[2] and b"a.dcm" in said[3]
+    assert dicom_files.NUMBER.encode() in path.read_bytes() and b"CANARY" in path.read_bytes().upper()
+    for text in said:
+        assert not any(word in text.lower() for word in (b"canary", b"4711", b"1901"))
 
 
 def test_default_is_the_reference_model(model, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "REFERENCE", tmp_path / "5_results" / "reference")
     pixels = draw(tmp_path / "a.png", 1)
     with pytest.raises(StudyError, match=r"5_results/reference/ensemble\.keras: the reference model is missing"):
-        prediction.predict_files([tmp_path / "a.png"])
+        predict([tmp_path / "a.png"], None, tmp_path / "p.csv")
     config.REFERENCE.mkdir(parents=True)
     model.save(config.REFERENCE / "ensemble.keras")
-    table = prediction.predict_files([tmp_path / "a.png"])
+    table = predict([tmp_path / "a.png"], None, tmp_path / "p.csv")
     np.testing.assert_allclose(table[list(CLASSES)], expected(model, [pixels]), atol=2e-6)
 
 
@@ -139,7 +237,8 @@ def saved(inputs: tuple, units: int, path: Path) -> Path:
     return path
 
 
-def test_models_of_something_else_are_refused(tmp_path):
+@pytest.mark.parametrize("engine", ["onnx", "keras"])
+def test_models_of_something_else_are_refused(tmp_path, engine):
     (tmp_path / "text.keras").write_text("no model")
     cases = {
         saved((SIDE, SIDE, 1), 6, tmp_path / "six.keras"): r"gives \(None, 6\), not 7",
@@ -152,11 +251,22 @@ def test_models_of_something_else_are_refused(tmp_path):
     }
     for path, reason in cases.items():
         with pytest.raises(StudyError, match=reason) as error:
-            prediction.predict_files([], path)
+            reader.load(path, engine)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
 
 
-def test_batch_size_below_one_is_refused(model_path):
-    with pytest.raises(StudyError, match="batch size 0"):
-        prediction.predict_files([], model_path, batch_size=0)
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"batch_size": 0}, "batch size 0"),
+        ({"finding": "Cough"}, "finding 'Cough' is unknown; there are: Atelectasis"),
+        ({"out": "p.xlsx"}, "p.xlsx: unknown kind of table; give a name that ends in .csv or .json"),
+        ({"out": "folder.csv"}, "is a folder"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_done(model_path, tmp_path, options, line):
+    (tmp_path / "folder.csv").mkdir()
+    out = tmp_path / options.pop("out", "p.csv")
+    with pytest.raises(StudyError, match=line):
+        prediction.predict_files([], out, reader.load(model_path), **options)

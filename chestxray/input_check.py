@@ -1,0 +1,200 @@
+"""Whether an image looks like what the models were trained on: a frontal chest radiograph, upright, black air.
+
+It owns the check of the pixels, which `check_fitting` fitted, and what a file's own facts say against an image. It
+knows no model of findings, so that it holds for each of them, and needs NumPy and Pillow alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chestxray import pixels as grey
+from chestxray.config import REPOSITORY, StudyError
+from chestxray.pixels import Facts
+
+FOLDER = REPOSITORY / "5_results" / "input_check"
+"""Where the committed check lies, with what was measured of it."""
+WEIGHTS = "check.npz"
+
+SIDE = 32
+"""The check looks at images of this side, in pixels."""
+SMALL = 64
+"""An image whose longer side is shorter, in pixels, shows too little of a lung."""
+COLOURED = 8.0
+"""Mean distance of red, green and blue, 0–255, from which an image counts as coloured: a radiograph has at most the
+faint tint of a scanner."""
+
+FRONTAL = ("PA", "AP")
+CHEST = ("CHEST", "LUNG", "THORAX", "RIB", "RIBS", "RIBCAGE", "HEART")
+PROJECTIONS = ("CR", "DX", "RG", "RF", "XA")
+
+_SPREAD = 8.0
+"""Components further from the training data's mean than so many standard deviations count as so far."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A small network that tells frontal chest radiographs from other images.
+
+    Attributes:
+        mean: (F,) of the features.
+        components: (F, K) from features to components of unit variance.
+        kernels: of the layers, (K, H) and (H, 1).
+        biases: (H,) and (1,).
+        threshold: log-odds of being something else from which an image is flagged.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    kernels: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    threshold: float
+
+    @classmethod
+    def load(cls, path: Path) -> Check:
+        """Read a check.
+
+        Raises:
+            StudyError: the file is missing or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+                check = _of(stored)
+            check.scores(np.zeros((1, SIDE, SIDE), np.uint8))
+        except OSError as error:
+            raise StudyError(f"{path}: cannot be read ({error.strerror}); restore it, or run fit-check") from error
+        except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
+            raise StudyError(f"{path}: is damaged ({type(error).__name__}); restore it, or run fit-check") from error
+        return check
+
+    def save(self) -> bytes:
+        """The bytes of the file that `load` reads; half as large as in memory, since 16 bits are enough."""
+        buffer = io.BytesIO()
+        arrays = {"mean": self.mean, "components": self.components}
+        arrays |= {f"kernel_{number}": kernel for number, kernel in enumerate(self.kernels)}
+        arrays |= {f"bias_{number}": bias for number, bias in enumerate(self.biases)}
+        halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+        np.savez_compressed(buffer, **halves, threshold=np.float32(self.threshold))
+        return buffer.getvalue()
+
+    def as_stored(self) -> Check:
+        """The same with weights as `load` will read them, so that a threshold fits them exactly."""
+        with np.load(io.BytesIO(self.save())) as stored:
+            return _of(stored)
+
+    def with_threshold(self, threshold: float) -> Check:
+        """The same with another threshold, which is stored as float32."""
+        return dataclasses.replace(self, threshold=float(np.float32(threshold)))
+
+    def components_of(self, seen: np.ndarray) -> np.ndarray:
+        """What the network takes, (N, K), of (N, F) features."""
+        return ((seen - self.mean) @ self.components).clip(-_SPREAD, _SPREAD)
+
+    def scores(self, small: np.ndarray) -> np.ndarray:
+        """Log-odds that images are something else than a frontal chest radiograph.
+
+        Args:
+            small: (N, SIDE, SIDE) uint8, as `reduced` gives them.
+
+        Returns:
+            (N,) float32.
+        """
+        hidden = np.maximum(self.components_of(features(small)) @ self.kernels[0] + self.biases[0], 0)
+        return (hidden @ self.kernels[1] + self.biases[1])[:, 0]
+
+    def looks_foreign(self, small: np.ndarray) -> np.ndarray:
+        """Whether images are to be flagged, (N,) bool; `small` as for `scores`."""
+        return self.scores(small) > self.threshold
+
+    def flag(self, small: np.ndarray) -> str:
+        """What is wrong with one (SIDE, SIDE) image in words, empty where nothing is."""
+        if small.max() == small.min():
+            return "blank: all pixels are alike"
+        if not self.looks_foreign(small[np.newaxis])[0]:
+            return ""
+        turned = {
+            "looks inverted (air should be black)": 255 - small,
+            "looks upside down": small[::-1, ::-1],
+            "looks turned by a quarter": np.rot90(small),
+            "looks turned by a quarter to the right": np.rot90(small, -1),
+        }
+        scores = self.scores(np.stack(list(turned.values())))
+        # Only where one way of holding it makes it a radiograph beyond doubt.
+        if scores.min() < 0 and scores.min() < self.threshold:
+            return list(turned)[int(scores.argmin())].replace(" to the right", "")
+        return "does not look like a frontal chest radiograph"
+
+
+def _of(stored: Mapping[str, np.ndarray]) -> Check:
+    parts = {name: array.astype(np.float32) for name, array in stored.items()}
+    kernels, biases = (tuple(parts[f"{kind}_{number}"] for number in range(2)) for kind in ("kernel", "bias"))
+    return Check(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
+
+
+@functools.lru_cache(maxsize=2)
+def committed(path: Path | None = None) -> Check:
+    """The committed check; raises as `Check.load`."""
+    return Check.load(path or FOLDER / WEIGHTS)
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """A (height, width) uint8 image as the check looks at it: padded to a square and shrunk, (SIDE, SIDE) uint8."""
+    return grey.prepare_pixels(image, SIDE)
+
+
+def features(small: np.ndarray) -> np.ndarray:
+    """What the check goes by.
+
+    Args:
+        small: (N, SIDE, SIDE) uint8.
+
+    Returns:
+        (N, SIDE² + 2) float32: the pixels brought to mean 0 and standard deviation 1, since exposure and contrast tell
+        nothing; and their mean and the logarithm of their deviation, since blank images have neither.
+    """
+    x = small.reshape(len(small), -1).astype(np.float32) / 255
+    mean, deviation = x.mean(axis=1, keepdims=True), x.std(axis=1, keepdims=True)
+    extremes = [4 * (mean - 0.5), np.log(np.maximum(deviation, 0.01)) + 1.4]
+    return np.concatenate([(x - mean) / np.maximum(deviation, 0.02), *extremes], axis=1)
+
+
+def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = None) -> list[str]:
+    """What speaks against an image being a frontal chest radiograph that a model may be asked about.
+
+    Args:
+        image: (height, width) uint8.
+        facts: what its file says of it; None for pixels without a file.
+        check: of the pixels; the committed one if None.
+
+    Returns:
+        Short texts, empty where nothing does.
+    """
+    height, width = image.shape
+    found = list(_against(facts)) if facts else []
+    if max(height, width) < SMALL:
+        found.append(f"tiny: {width} × {height} px")
+    looks = (check or committed()).flag(reduced(image))
+    return [*found, looks] if looks else found
+
+
+def _against(facts: Facts) -> Sequence[str]:
+    """What a file's own facts say against it."""
+    found = []
+    if facts.modality and facts.modality not in PROJECTIONS:
+        found.append(f"not a radiograph (modality {facts.modality})")
+    if facts.body_part and facts.body_part not in CHEST:
+        found.append(f"not a chest (body part {facts.body_part})")
+    if facts.view and facts.view not in FRONTAL:
+        found.append(f"not an upright frontal view (view {facts.view})")
+    if facts.raw:
+        found.append("raw detector data, not what a reader looks at")
+    if facts.colour >= COLOURED:
+        found.append("coloured, as no radiograph is")
+    return found
