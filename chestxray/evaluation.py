@@ -15,7 +15,9 @@ the largest.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +156,44 @@ def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
     return rows
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Every metric of several models on the same draws of the same patients, computed once for all questions.
+
+    Attributes:
+        tables: each model's predictions, checked, rows in one order.
+        drawn: each model's metrics in every draw.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    drawn: dict[str, _Drawn]
+
+
+def resample(models: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> Resampled:
+    """Draw the patients and compute every metric of every model in each draw.
+
+    Args:
+        models: predictions tables of the same images.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws; the same patients and seed give the same draws.
+
+    Raises:
+        StudyError: no model; a column, label or probability can't be used; a class has no image in the test; or the
+            tables are of different images.
+    """
+    if not models:
+        raise StudyError("no predictions to evaluate: name at least one model")
+    first = checked(next(iter(models.values())))
+    _require_classes(first)
+    taken = Draws.of(first["patient"], draws, seed)
+    tables = {name: _aligned(checked(table), first) for name, table in models.items()}
+    return Resampled(tables, {name: _draw_metrics(table, taken) for name, table in tables.items()})
+
+
+def _resampled(models: Mapping[str, pd.DataFrame] | Resampled, draws: int, seed: int) -> Resampled:
+    return models if isinstance(models, Resampled) else resample(models, draws, seed)
+
+
 def evaluate(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """All metrics of one model with 95 % percentile intervals from resampled patients.
 
@@ -167,27 +207,33 @@ def evaluate(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.
         and `draws`, the draws in which the metric is defined.
 
     Raises:
-        StudyError: a column, label or probability can't be used, or a class has no image in the test.
+        StudyError: as `resample`.
     """
-    predictions = checked(predictions)
-    _require_classes(predictions)
-    return _interval_table(_all_draws(predictions, Draws.of(predictions["patient"], draws, seed)), predictions)
+    return summary({"": predictions}, draws, seed).loc[""]
 
 
-def summary(models: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def summary(models: Mapping[str, pd.DataFrame] | Resampled, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """`evaluate` for several models, in the order given.
+
+    Args:
+        models: predictions tables of the same images, or what `resample` made of them, with its draws and seed.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
 
     Returns:
         Index (`model`, `metric`), columns as in `evaluate`.
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `resample`.
     """
-    tables = {name: evaluate(table, draws, seed) for name, table in models.items()}
+    found = _resampled(models, draws, seed)
+    tables = {name: _interval_table(drawn.metrics, found.tables[name]) for name, drawn in found.drawn.items()}
     return pd.concat(tables, names=["model", "metric"])
 
 
-def per_class(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def per_class(
+    predictions: pd.DataFrame | Resampled, draws: int = 2000, seed: int = 0, model: str = "ensemble"
+) -> pd.DataFrame:
     """Metrics of each class with 95 % intervals from resampled patients.
 
     `auroc` and `average_precision` (one class against the rest), `sensitivity`, `precision` and `f1` (of the most
@@ -195,16 +241,20 @@ def per_class(predictions: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd
     and `natural_average_precision` are over the natural test: images with the finding, alone or among others, against
     all other images. They exist for the six findings only.
 
+    Args:
+        predictions: a predictions table, or what `resample` made of several.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+        model: which of several.
+
     Returns:
         Index (`class`, `metric`); columns as in `evaluate`, and `n_positive`, the images that show the class.
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `resample`.
     """
-    predictions = checked(predictions)
-    _require_classes(predictions)
-    drawn = Draws.of(predictions["patient"], draws, seed)
-    single, natural = _single_label_draws(predictions, drawn), _natural_draws(predictions, drawn)
+    found = predictions if isinstance(predictions, Resampled) else resample({model: predictions}, draws, seed)
+    predictions, (single, natural) = found.tables[model], found.drawn[model]
     tables = {}
     for index, name in enumerate(CLASSES):
         rows = {metric: values[index] for metric, values in single.items() if metric != "accuracy"}
@@ -235,23 +285,44 @@ def compare(
         `high`, `n_images`, `n_patients`, `draws`.
 
     Raises:
-        StudyError: as in `evaluate`; a metric is unknown; or the tables are of different images.
+        StudyError: as `resample`; or a metric is unknown.
+    """
+    found = resample({"first": first, "second": second}, draws, seed)
+    return compare_with(found, "first", ["second"], metrics).loc["second"]
+
+
+def compare_with(
+    models: Resampled, first: str, others: Sequence[str], metrics: Sequence[str] = tuple(METRICS)
+) -> pd.DataFrame:
+    """`compare` of one model with several others.
+
+    Args:
+        models: what `resample` made.
+        first: the one.
+        others: the others.
+        metrics: keys of `METRICS`.
+
+    Returns:
+        Index (`against`, `metric`); columns as in `compare`.
+
+    Raises:
+        StudyError: a metric is unknown.
     """
     _check_metrics(metrics)
-    first = checked(first)
-    second = _aligned(checked(second), first)
-    _require_classes(first)
-    drawn = Draws.of(first["patient"], draws, seed)
-    one, other = _all_draws(first, drawn, metrics), _all_draws(second, drawn, metrics)
-    table = _interval_table({metric: one[metric] - other[metric] for metric in metrics}, first)
-    table = table.rename(columns={"estimate": "difference"})
-    table.insert(0, "first", [one[metric][0] for metric in metrics])
-    table.insert(1, "second", [other[metric][0] for metric in metrics])
-    return table
+    ours = models.drawn[first].metrics
+    tables = {}
+    for second in others:
+        theirs = models.drawn[second].metrics
+        gaps = {metric: ours[metric] - theirs[metric] for metric in metrics}
+        table = _interval_table(gaps, models.tables[first]).rename(columns={"estimate": "difference"})
+        table.insert(0, "first", [ours[metric][0] for metric in metrics])
+        table.insert(1, "second", [theirs[metric][0] for metric in metrics])
+        tables[second] = table
+    return pd.concat(tables, names=["against", "metric"])
 
 
 def compare_all(
-    models: Mapping[str, pd.DataFrame],
+    models: Mapping[str, pd.DataFrame] | Resampled,
     metrics: Sequence[str] = ("macro_auroc", "six_finding_auroc"),
     draws: int = 2000,
     seed: int = 0,
@@ -259,7 +330,7 @@ def compare_all(
     """Every pair of models, paired by patient, corrected for having asked about so many pairs.
 
     Args:
-        models: predictions tables of the same images.
+        models: predictions tables of the same images, or what `resample` made of them.
         metrics: keys of `METRICS`; the pairs under one metric are one family of questions.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
@@ -270,16 +341,16 @@ def compare_all(
         and `draws`.
 
     Raises:
-        StudyError: as in `compare`.
+        StudyError: as `resample`; or a metric is unknown.
     """
-    found = _same_draws(models, metrics, draws, seed)
+    _check_metrics(metrics)
+    drawn = {name: found.metrics for name, found in _resampled(models, draws, seed).drawn.items()}
     tables = {}
     for metric in metrics:
         rows = {}
-        for place, first in enumerate(models):
-            for second in list(models)[place + 1 :]:
-                gap = found[first][metric] - found[second][metric]
-                rows[first, second] = resampling.entry(gap) | {"p": resampling.p_value(gap)}
+        for first, second in itertools.combinations(drawn, 2):
+            gap = drawn[first][metric] - drawn[second][metric]
+            rows[first, second] = resampling.entry(gap) | {"p": resampling.p_value(gap)}
         table = pd.DataFrame.from_dict(rows, orient="index").rename(columns={"estimate": "difference"})
         table.insert(4, "p_holm", resampling.holm(table["p"]) if len(table) else [])
         tables[metric] = table.rename_axis(["first", "second"])
@@ -287,9 +358,15 @@ def compare_all(
 
 
 def ranking(
-    models: Mapping[str, pd.DataFrame], metric: str = "macro_auroc", draws: int = 2000, seed: int = 0
+    models: Mapping[str, pd.DataFrame] | Resampled, metric: str = "macro_auroc", draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """How often each model takes each place when the patients are drawn again.
+
+    Args:
+        models: predictions tables of the same images, or what `resample` made of them.
+        metric: a key of `METRICS`.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
 
     Returns:
         Index `model`, best estimate first; columns `estimate`, `low`, `high`, `rank` (mean over draws; 1 is the best)
@@ -297,35 +374,23 @@ def ranking(
         better place).
 
     Raises:
-        StudyError: as in `compare`.
+        StudyError: as `resample`; or the metric is unknown.
     """
-    found = _same_draws(models, [metric], draws, seed)
-    values = np.stack([found[name][metric] for name in models])
+    _check_metrics([metric])
+    found = _resampled(models, draws, seed).drawn
+    values = np.stack([drawn.metrics[metric] for drawn in found.values()])
     defined = np.isfinite(values).all(axis=0)
     defined[0] = False
     drawn = values[:, defined]
     places = 1 + (drawn[None] > drawn[:, None]).sum(axis=1)
     rows = {}
-    for row, name in enumerate(models):
+    for row, name in enumerate(found):
         low, high = np.percentile(places[row], [2.5, 97.5]) if defined.any() else (np.nan, np.nan)
         rank = {"rank": places[row].mean() if defined.any() else np.nan, "rank_low": low, "rank_high": high}
-        shares = {f"place_{n}": float(np.mean(places[row] == n)) for n in range(1, len(models) + 1)}
+        shares = {f"place_{n}": float(np.mean(places[row] == n)) for n in range(1, len(found) + 1)}
         rows[name] = {key: resampling.entry(values[row])[key] for key in ("estimate", "low", "high")} | rank | shares
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     return table.sort_values("estimate", ascending=False, kind="stable")
-
-
-def _same_draws(
-    models: Mapping[str, pd.DataFrame], metrics: Sequence[str], draws: int, seed: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """The draws of each model's metrics, all on the same draws of the same patients."""
-    if not models:
-        raise StudyError("no predictions to compare: name at least one model")
-    _check_metrics(metrics)
-    first = checked(next(iter(models.values())))
-    _require_classes(first)
-    drawn = Draws.of(first["patient"], draws, seed)
-    return {name: _all_draws(_aligned(checked(table), first), drawn, metrics) for name, table in models.items()}
 
 
 def _check_metrics(metrics: Sequence[str]) -> None:
@@ -560,54 +625,16 @@ def _single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auroc_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
-    """AUROC in every draw of patients.
-
-    Pairs of a positive and a negative image are counted once for each pair of patients, those rightly ordered as 1,
-    tied ones as a half; a draw then only weighs the pairs of patients.
-
-    Args:
-        truth: (n,) bool.
-        scores: (n,) float, high for positive.
-        draws: draws over the same images.
-
-    Returns:
-        (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
-    """
-    truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
-    if truth.all() or not truth.any():
-        return np.full(draws.weights.shape[1], np.nan)
-    shown, absent = (_by_patient(scores[side], draws.codes[side]) for side in (truth, ~truth))
-    wins = np.zeros((len(shown.patients), len(absent.patients)))
-    for row, (start, stop) in enumerate(zip(shown.starts, [*shown.starts[1:], len(shown.scores)], strict=True)):
-        above = shown.scores[start:stop, None] - absent.scores[None, :]
-        right = ((above > 0) + 0.5 * (above == 0)).sum(axis=0)
-        wins[row] = np.add.reduceat(right, absent.starts)
-    positive, negative = draws.weights[shown.patients], draws.weights[absent.patients]
-    pairs = (shown.counts @ positive) * (absent.counts @ negative)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.einsum("pd,pd->d", positive, wins @ negative) / pairs
+    """AUROC in every draw of patients: `rank_draws` without the average precision."""
+    return rank_draws(truth, scores, draws)[0]
 
 
-class _ByPatient(NamedTuple):
-    """Scores sorted by patient: the patients, where each one's scores start, and how many he has."""
+def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision in every draw of patients.
 
-    scores: np.ndarray
-    patients: np.ndarray
-    starts: np.ndarray
-    counts: np.ndarray
-
-
-def _by_patient(scores: np.ndarray, codes: np.ndarray) -> _ByPatient:
-    order = np.argsort(codes, kind="stable")
-    patients, starts, counts = np.unique(codes[order], return_index=True, return_counts=True)
-    return _ByPatient(scores[order], patients, starts, counts)
-
-
-def precision_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
-    """Average precision in every draw of patients.
-
-    Images are sorted once by score; those with the same score form one step, whose precision is taken at its end, as
-    in scikit-learn.
+    Images are sorted once by score, those with the same score form one step, and a draw only weighs them. Of the
+    cumulated weights, only those at steps with a positive image enter: there AUROC counts the negatives below, those of
+    the step by half, and the precision is taken at the step's end, as in scikit-learn.
 
     Args:
         truth: (n,) bool.
@@ -615,41 +642,78 @@ def precision_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.n
         draws: draws over the same images.
 
     Returns:
-        (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
+        Both (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
     """
     truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
+    columns = draws.weights.shape[1]
     if truth.all() or not truth.any():
-        return np.full(draws.weights.shape[1], np.nan)
+        return np.full(columns, np.nan), np.full(columns, np.nan)
     order = np.argsort(-scores, kind="stable")
     truth, scores, codes = truth[order], scores[order], draws.codes[order]
-    steps = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
-    results = np.empty(draws.weights.shape[1])
+    begins = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+    ends = np.r_[begins[1:], len(scores)] - 1
+    step_of = np.repeat(np.arange(len(begins)), ends - begins + 1)[truth]
+    holding, last = np.unique(step_of[::-1], return_index=True)
+    begins, ends, last = begins[holding], ends[holding], len(step_of) - 1 - last
+    areas, precisions = np.empty(columns), np.empty(columns)
     width = max(1, _FLOATS_AT_ONCE // len(truth))
-    for start in range(0, len(results), width):
-        drawn = draws.weights[codes, start : start + width]
-        positive = drawn * truth[:, None]
-        if len(steps) < len(scores):
-            drawn, positive = np.add.reduceat(drawn, steps), np.add.reduceat(positive, steps)
-        found, passed = np.cumsum(positive, axis=0), np.cumsum(drawn, axis=0)
+    for start in range(0, columns, width):
+        part = slice(start, start + width)
+        # Counts are whole numbers, which single precision holds up to 16 million.
+        drawn = draws.weights[:, part].astype(np.float32)[codes]
+        found = np.cumsum(drawn[truth], axis=0)[last].astype(float)
+        before = drawn[begins]
+        np.cumsum(drawn, axis=0, out=drawn)
+        passed = drawn[ends].astype(float)
+        positive = np.diff(found, axis=0, prepend=0)
+        tied = passed - (drawn[begins] - before) - positive
+        below = drawn[-1] - found[-1] - (passed - found)
         with np.errstate(divide="ignore", invalid="ignore"):
             precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
-            area = np.einsum("nd,nd->d", positive, precision) / found[-1]
-        results[start : start + width] = np.where((found[-1] > 0) & (passed[-1] > found[-1]), area, np.nan)
-    return results
+            areas[part] = np.einsum("sd,sd->d", positive, below + tied / 2) / (found[-1] * (drawn[-1] - found[-1]))
+            area = np.einsum("sd,sd->d", positive, precision) / found[-1]
+        precisions[part] = np.where((found[-1] > 0) & (drawn[-1] > found[-1]), area, np.nan)
+    return areas, precisions
 
 
-def _single_label_draws(predictions: pd.DataFrame, draws: Draws, precision: bool = True) -> dict[str, np.ndarray]:
-    """Metrics of the single-label test: each (classes, draws), and `accuracy` (draws,)."""
+class _Drawn(NamedTuple):
+    """One model's metrics in every draw.
+
+    Attributes:
+        single: of each class on the single-label test, each (classes, 1 + draws), and `accuracy` (1 + draws,).
+        natural: of each of the six findings on the natural test, each (6, 1 + draws).
+    """
+
+    single: dict[str, np.ndarray]
+    natural: dict[str, np.ndarray]
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Those of `METRICS`, each (1 + draws,). A mean over classes is NaN where any class is undefined."""
+        return {
+            "macro_auroc": self.single["auroc"].mean(axis=0),
+            "macro_average_precision": self.single["average_precision"].mean(axis=0),
+            "balanced_accuracy": self.single["sensitivity"].mean(axis=0),
+            "macro_f1": self.single["f1"].mean(axis=0),
+            "accuracy": self.single["accuracy"],
+            "six_finding_auroc": self.natural["natural_auroc"].mean(axis=0),
+        }
+
+
+def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> _Drawn:
+    questions = [(shows(predictions, name), predictions[name].to_numpy(dtype=float)) for name in SIX_FINDINGS]
+    areas, precisions = zip(*(rank_draws(truth, scores, draws) for truth, scores in questions), strict=True)
+    natural = {"natural_auroc": np.stack(areas), "natural_average_precision": np.stack(precisions)}
+    return _Drawn(_single_label_draws(predictions, draws), natural)
+
+
+def _single_label_draws(predictions: pd.DataFrame, draws: Draws) -> dict[str, np.ndarray]:
     selected = predictions["selected"].to_numpy()
     draws = draws.within(selected)
     truth, guess = _single_label(predictions)
     scores = predictions.loc[selected, list(CLASSES)].to_numpy(dtype=float)
     number = len(CLASSES)
-    rankings = {"auroc": np.stack([auroc_draws(truth == k, scores[:, k], draws) for k in range(number)])}
-    if precision:
-        rankings["average_precision"] = np.stack(
-            [precision_draws(truth == k, scores[:, k], draws) for k in range(number)]
-        )
+    areas, precisions = zip(*(rank_draws(truth == k, scores[:, k], draws) for k in range(number)), strict=True)
     cells = np.zeros((len(truth), number * number))
     cells[range(len(truth)), truth * number + guess] = 1
     counts = draws.totals(cells).T.reshape(number, number, -1)
@@ -657,43 +721,14 @@ def _single_label_draws(predictions: pd.DataFrame, draws: Draws, precision: bool
     of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         defined = np.where(of_truth > 0, 1.0, np.nan)
-        return rankings | {
+        return {
+            "auroc": np.stack(areas),
+            "average_precision": np.stack(precisions),
             "sensitivity": right / of_truth,
             "precision": np.where(of_guess > 0, right / of_guess, 0) * defined,
             "f1": 2 * right / (of_truth + of_guess) * defined,
             "accuracy": right.sum(axis=0) / of_truth.sum(axis=0),
         }
-
-
-def _natural_draws(predictions: pd.DataFrame, draws: Draws, precision: bool = True) -> dict[str, np.ndarray]:
-    """Metrics of the natural test: each (six findings, draws)."""
-    pairs = [(shows(predictions, name), predictions[name].to_numpy(dtype=float)) for name in SIX_FINDINGS]
-    found = {"natural_auroc": np.stack([auroc_draws(truth, scores, draws) for truth, scores in pairs])}
-    if precision:
-        found["natural_average_precision"] = np.stack(
-            [precision_draws(truth, scores, draws) for truth, scores in pairs]
-        )
-    return found
-
-
-def _all_draws(
-    predictions: pd.DataFrame, draws: Draws, metrics: Sequence[str] = tuple(METRICS)
-) -> dict[str, np.ndarray]:
-    """Metrics of `METRICS`, each (draws,). A mean over classes is NaN where any class is undefined."""
-    found = {}
-    if set(metrics) - {"six_finding_auroc"}:
-        single = _single_label_draws(predictions, draws, precision="macro_average_precision" in metrics)
-        means = {
-            "macro_auroc": "auroc",
-            "macro_average_precision": "average_precision",
-            "balanced_accuracy": "sensitivity",
-            "macro_f1": "f1",
-        }
-        found = {metric: single[each].mean(axis=0) for metric, each in means.items() if each in single}
-        found["accuracy"] = single["accuracy"]
-    if "six_finding_auroc" in metrics:
-        found["six_finding_auroc"] = _natural_draws(predictions, draws, precision=False)["natural_auroc"].mean(axis=0)
-    return found
 
 
 def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -> pd.DataFrame:

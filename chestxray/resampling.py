@@ -43,8 +43,8 @@ class Draws:
         number = len(names)
         drawn = np.random.default_rng(seed).integers(number, size=(draws, number))
         weights = np.ones((number, 1 + draws))
-        for draw in range(draws):
-            weights[:, 1 + draw] = np.bincount(drawn[draw], minlength=number)
+        cells = (drawn + number * np.arange(draws)[:, None]).ravel()
+        weights[:, 1:] = np.bincount(cells, minlength=draws * number).reshape(draws, number).T
         return cls(codes, weights)
 
     def within(self, images: np.ndarray) -> Draws:
@@ -62,8 +62,8 @@ class Draws:
         """
         values = np.asarray(values, dtype=float)
         flat = values.reshape(len(values), -1)
-        each = np.zeros((len(self.weights), flat.shape[1]))
-        np.add.at(each, self.codes, flat)
+        number = len(self.weights)
+        each = np.stack([np.bincount(self.codes, column, number) for column in flat.T], axis=1)
         return (self.weights.T @ each).reshape(-1, *values.shape[1:])
 
     def means(self, values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
