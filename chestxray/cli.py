@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="")
     _add_run(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_serve(commands)
     _add_data(commands)
     _add_plan(commands)
@@ -141,6 +142,19 @@ def _add_predict(commands: Any) -> None:
         "--engine", choices=("onnx", "keras"), help="what runs the model (default: onnx, where it can)"
     )
     predict.set_defaults(command=run_predict)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a model as ONNX or LiteRT, for other programs",
+        description="Write a model as one file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
+        "probabilities.",
+    )
+    export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
+    export.add_argument("--format", choices=("onnx", "litert"), default="onnx", help="default: %(default)s")
+    export.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
+    export.set_defaults(command=run_export)
 
 
 def _add_serve(commands: Any) -> None:
@@ -289,6 +303,18 @@ def run_predict(chosen: argparse.Namespace) -> int:
         return 1 if failed else 0
     print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
     return 2
+
+
+def run_export(chosen: argparse.Namespace) -> int:
+    """`chestxray export`."""
+    from chestxray import exporting
+
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
+    with _without_greetings() if chosen.format == "litert" else contextlib.nullcontext():
+        size = exporting.export(chosen.out, chosen.format, chosen.model)
+    print(f"{chosen.out}: {size / 1e6:.1f} MB, {chosen.format}")
+    return 0
 
 
 def run_serve(chosen: argparse.Namespace) -> int:

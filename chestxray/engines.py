@@ -209,13 +209,13 @@ class KerasEngine:
 
     def __init__(self, path: Path) -> None:
         self._model = load_keras(path)
+        self._lock = threading.Lock()
         self.side = int(self._model.input_shape[1])
 
     def scores(self, pixels: np.ndarray) -> Scores:
         """Answer for (N, side, side) uint8."""
         found = self._whole.predict_on_batch(pixels[..., np.newaxis].astype(np.float32))
-        probabilities, *opinions = (np.asarray(part) for part in found)
-        return Scores(probabilities, np.stack(opinions or [probabilities], axis=1))
+        return Scores(np.asarray(found["answer"]), np.asarray(found["opinions"]))
 
     def heat_maps(self, pixels: np.ndarray, place: int) -> np.ndarray:
         """Heat-maps as `Engine` says."""
@@ -227,11 +227,9 @@ class KerasEngine:
         """The model with each member's opinion beside its answer."""
         import keras
 
-        return keras.Model(self._model.input, [self._model.output, *_opinions(self._model)])
-
-    @functools.cached_property
-    def _lock(self) -> threading.Lock:
-        return threading.Lock()
+        opinions = _opinions(self._model) or [self._model.output]
+        stacked = keras.ops.stack(opinions, axis=1)
+        return keras.Model(self._model.input, {"answer": self._model.output, "opinions": stacked})
 
     @functools.cached_property
     def _explainer(self) -> Any:

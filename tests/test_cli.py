@@ -65,6 +65,20 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
     assert predictor.predict == ([Path("one.png")], "a reader", 8, None, None)
 
 
+def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
+    from chestxray import exporting
+
+    called = []
+    monkeypatch.setattr(exporting, "export", lambda *given: called.append(given) or 12_345_678)
+    out = tmp_path / "m.tflite"
+    assert cli.main(["export", str(out), "--format", "litert", "--model", "m.keras"]) == 0
+    assert capsys.readouterr().out == f"{out}: 12.3 MB, litert\n"
+    assert cli.main(["export", str(out)]) == 0
+    assert called == [(out, "litert", Path("m.keras")), (out, "onnx", None)]
+    with pytest.raises(StudyError, match="is a folder"):
+        cli.main(["export", str(tmp_path)])
+
+
 def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path, capsys):
     out = tmp_path / "p.csv"
     assert cli.main(["predict", "good.png", "bad.png", "--out", str(out)]) == 1
