@@ -68,7 +68,12 @@ POLICY = (
 TITLE = "Chest radiographs: what a model sees"
 INTRODUCTION = (
     "<p>Frontal chest radiographs only. A file is read on the computer that runs this page and deleted when the answer "
-    "is there; nothing that a DICOM header says of a patient is shown or kept. Or take a drawn radiograph:</p>"
+    "is there; nothing that a DICOM header says of a patient is shown or kept. No file at hand? Take a drawing, a "
+    "<em>phantom</em>:</p>"
+)
+START = (
+    '<div class="note start"><p>Choose a file or a phantom. Here you will then see how probable six findings are, how '
+    "far the networks agree, and a heat-map of what they looked at.</p></div>"
 )
 
 _CHOSEN_OPACITY = 60
@@ -92,6 +97,37 @@ class Shown:
     drawn: bool
 
 
+@dataclass
+class Visit:
+    """One visitor: what they look at, and what they asked for last.
+
+    Several of their wishes may be worked on at a time, and end in any order; the last one counts.
+
+    Attributes:
+        shown: what they look at; None before the first answer.
+    """
+
+    shown: Shown | None = None
+    _last_radiograph: object = None
+    _last_heat_map: object = None
+
+    def radiograph(self, ask: Callable[[], View]) -> View | None:
+        """Ask about another radiograph; None if they asked for yet another before the answer came."""
+        mine = self._last_radiograph = object()
+        view = ask()
+        if self._last_radiograph is not mine:
+            return None
+        self.shown = view.shown
+        return view
+
+    def heat_map(self, ask: Callable[[Shown | None], str]) -> str | None:
+        """Ask for a heat-map of what they look at; None if they looked at, or asked for, another one before it came."""
+        mine = self._last_heat_map = object()
+        shown = self.shown
+        text = ask(shown)
+        return text if self._last_heat_map is mine and self.shown is shown else None
+
+
 class View(NamedTuple):
     """What the page's parts show.
 
@@ -100,7 +136,7 @@ class View(NamedTuple):
         answer: every class with its probability, as HTML.
         picture: the radiograph under a heat-map, as HTML.
         finding: what the heat-map is of; None where there is none.
-        shown: what to keep for more heat-maps.
+        shown: what to keep for more heat-maps; None where there is no answer.
     """
 
     notes: str
@@ -157,6 +193,8 @@ class Uploads:
             for path, status in list(self._files()):
                 if time.time() - status.st_mtime > age:
                     self._delete(path)
+                    self._waiting.pop(str(path), None)
+                    self._answered.discard(str(path))
 
     def _clear(self) -> None:
         if self._arriving:
@@ -263,9 +301,11 @@ class Page:
         return self._ask(example_pixels(name), name, drawn=True)
 
     def picture(self, shown: Shown | None, finding: str) -> str:
-        """The radiograph under the heat-map of one of the six findings, as HTML; empty where there is no radiograph."""
-        if shown is None or finding not in SIX_FINDINGS:
+        """The radiograph under the heat-map of one of the six findings, as HTML; empty where it is none of them."""
+        if finding not in SIX_FINDINGS:
             return ""
+        if shown is None:
+            return error_html("The radiograph is not kept here any more: choose it again.")
         try:
             return picture_html(shown, finding, self.reader.heat_map(shown.pixels, finding))
         except StudyError as error:
@@ -302,6 +342,7 @@ class Page:
                     "point": point is not None,
                     "above": bool(point is not None and answer.above[name]),
                     "sensitivity": point and percent(point.sensitivity),
+                    "line": point and round(100 * point.probability, 1),
                     "alarms": point and percent(1 - point.specificity),
                 }
             )
@@ -419,6 +460,12 @@ class Server:
             self.close()
             where = f"{host}, port {port}" if port else f"{host}, ports from 7860"
             raise StudyError(f"{where}: cannot be listened on ({error}); give another --host or --port") from error
+        except ValueError as error:  # gradio asks its own page whether it is there
+            self.close()
+            raise StudyError(
+                f"{host}: the page was started, but does not answer; let NO_PROXY name {host}, or try again when this "
+                "machine is less busy"
+            ) from error
         threading.Thread(target=self._sweep, daemon=True).start()
 
     def wait(self) -> None:
@@ -467,7 +514,7 @@ def build(gradio: Any, page: Page) -> Any:
         gradio.HTML(f"<h1>{TITLE}</h1>", padding=False)
         gradio.HTML(f'<p role="note">{wording.WARNING}</p>', elem_id="warning", padding=False)
         with gradio.Tab("Radiograph"):
-            shown = gradio.State(None, time_to_live=3600)
+            visit = gradio.State(Visit(), time_to_live=3600)
             with gradio.Row():
                 with gradio.Column(scale=1, min_width=280):
                     file = gradio.File(
@@ -481,7 +528,7 @@ def build(gradio: Any, page: Page) -> Any:
                     gradio.HTML(INTRODUCTION, padding=False)
                     with gradio.Row(elem_id="examples"):
                         examples = {name: gradio.Button(f"Phantom: {name.lower()}", min_width=100) for name in EXAMPLES}
-            notes = gradio.HTML(elem_id="notes", padding=False)
+            notes = gradio.HTML(START, elem_id="notes", padding=False)
             with gradio.Row(visible=False) as results:
                 with gradio.Column(scale=1, min_width=280):
                     picture = gradio.HTML(elem_id="picture", padding=False)
@@ -496,34 +543,43 @@ def build(gradio: Any, page: Page) -> Any:
                 with gradio.Column(scale=1, min_width=280):
                     answer = gradio.HTML(elem_id="answer", padding=False)
         with gradio.Tab("The model"):
-            gradio.Markdown(model_card())
+            gradio.Markdown(model_card(), elem_id="card")
 
-        def show(view: View) -> dict[Any, Any]:
+        parts = [notes, answer, picture, finding, results, visit]
+        # One radiograph a core; the queue tells the others how many are before them.
+        together = {"concurrency_limit": max(1, os.cpu_count() or 1), "concurrency_id": "reader"}
+        together |= {"show_progress_on": [notes, picture, answer, finding]}
+
+        def show(visiting: Visit, ask: Callable[[], View]) -> dict[Any, Any]:
+            view = visiting.radiograph(ask)
+            if view is None:
+                return {visit: visiting}
             return {
                 notes: view.notes,
                 answer: view.answer,
                 picture: view.picture,
                 finding: gradio.update(value=view.finding),
                 results: gradio.update(visible=view.shown is not None),
-                shown: view.shown,
+                visit: visiting,
             }
 
-        parts = [notes, answer, picture, finding, results, shown]
-        # One radiograph a core; the queue tells the others how many are before them.
-        together = {"concurrency_limit": max(1, os.cpu_count() or 1), "concurrency_id": "reader"}
-        file.upload(
-            lambda path: show(page.examine(path)) | {file: None}, file, [*parts, file], api_name="examine", **together
-        )
+        def examine(path: str | None, visiting: Visit) -> dict[Any, Any]:
+            return show(visiting, lambda: page.examine(path)) | {file: None}
+
+        def example(name: str, visiting: Visit) -> dict[Any, Any]:
+            return show(visiting, lambda: page.example(name))
+
+        def heat_map(name: str, visiting: Visit) -> Any:
+            text = visiting.heat_map(lambda shown: page.picture(shown, name))
+            return gradio.skip() if text is None else text
+
+        file.upload(examine, [file, visit], [*parts, file], api_name="examine", **together)
         for name, button in examples.items():
-            button.click(
-                functools.partial(lambda chosen: show(page.example(chosen)), name),
-                None,
-                parts,
-                api_name="example_" + name.lower().replace(" ", "_"),
-                **together,
-            )
-        finding.input(page.picture, [shown, finding], picture, api_name="heat_map", **together)
-        opacity.input(None, opacity, None, js=_PAINT)
+            called = "example_" + name.lower().replace(" ", "_")
+            button.click(functools.partial(example, name), visit, parts, api_name=called, **together)
+        together["show_progress_on"] = [picture]
+        finding.input(heat_map, [finding, visit], picture, api_name="heat_map", **together)
+        opacity.change(None, opacity, None, js=_PAINT)
         blocks.load(None, None, None, js=_ANNOUNCE)
     return blocks.queue(max_size=WAITING, **_accepted(gradio.Blocks.queue, api_open=False))
 

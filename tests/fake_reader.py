@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from chestxray import radiographs
+from chestxray import reading
 from chestxray.config import CLASSES, SIX_FINDINGS
 
 
 @dataclass
 class Point:
     threshold: float = 0.3
+    probability: float = 0.5
     sensitivity: float = 0.81
     specificity: float = 0.57
 
@@ -21,6 +23,7 @@ class Point:
 @dataclass
 class Answer:
     pixels: np.ndarray
+    probabilities: dict[str, float]
     calibrated: dict[str, float]
     low: dict[str, float]
     high: dict[str, float]
@@ -36,22 +39,27 @@ class FakeReader:
         asked: the sources of `examine`, in order.
         flags: what every answer is flagged with.
         error: raised instead of an answer, unless None.
+        hold: waited for before an answer for pixels rather than a file, unless None.
     """
 
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.flags: list[str] = []
         self.error: Exception | None = None
+        self.hold: threading.Event | None = None
 
     def examine(self, source: Path | np.ndarray) -> Answer:
         self.asked.append(source)
+        if self.hold and isinstance(source, np.ndarray):
+            self.hold.wait(60)
         if self.error:
             raise self.error
-        pixels = source if isinstance(source, np.ndarray) else radiographs.decode(source)
+        pixels = source if isinstance(source, np.ndarray) else reading.read(source).pixels
         grey = float(pixels.mean()) / 255
         scores = {name: round((0.1 * number + grey) % 1, 4) for number, name in enumerate(CLASSES)}
         return Answer(
             pixels,
+            scores,
             scores,
             {name: 0.8 * score for name, score in scores.items()},
             {name: min(1.0, 1.2 * score) for name, score in scores.items()},
