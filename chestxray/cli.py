@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     fit_check.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
     _add_root(fit_check)
     fit_check.set_defaults(command=run_fit_check)
+    demonstrate = commands.add_parser(
+        "demonstrate", help="execute the notebook for one's own radiographs with the committed reference, in place"
+    )
+    demonstrate.set_defaults(command=run_demonstrate)
     report = commands.add_parser("report", help="write a run's results as one page of HTML that fetches nothing")
     report.add_argument("--dataset", metavar="NAME", help="the dataset of the run (default: the committed reference)")
     _add_root(report)
@@ -582,6 +586,17 @@ def run_fit_check(chosen: argparse.Namespace) -> int:
     _print_table("Images flagged, with 95 % intervals", shown)
     size = (input_check.FOLDER / input_check.WEIGHTS).stat().st_size
     print(f"\n{input_check.FOLDER.relative_to(REPOSITORY).as_posix()}: the check, {size / 1e3:.0f} kB, and its rates")
+    return 0
+
+
+def run_demonstrate(chosen: argparse.Namespace) -> int:
+    """`chestxray demonstrate`."""
+    from chestxray import execution, stages
+
+    for name in stages.BESIDE:
+        with _without_greetings():
+            execution.refresh(REPOSITORY / name)
+        print(f"refreshed {name}")
     return 0
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 
 from chestxray import files, notebooks
-from chestxray.config import StudyError
+from chestxray.config import REPOSITORY, StudyError
 
 Report = Callable[..., None]
 """Takes the fields of one message to the parent: `event` (`cell` or `failed`) and what belongs to it."""
@@ -87,6 +88,31 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path
     notebooks.write(target, executed)
     failed.unlink(missing_ok=True)
     return True
+
+
+def refresh(notebook: Path) -> None:
+    """Execute a notebook with the parameters that it has, and write it back in the form that is committed.
+
+    Raises:
+        StudyError: a cell failed, or what it wrote keeps the notebook from being committed; the file is as it was.
+    """
+    failures: list[dict[str, Any]] = []
+
+    def report(**message: Any) -> None:
+        if message["event"] == "failed":
+            failures.append(message)
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / notebook.name
+        if not execute(notebook, target, {}, notebook.parent, report):
+            failed = failures[-1]
+            where = f"{notebook.name}, cell {failed['cell']}"
+            raise StudyError(f"{where}: {failed['name']}: {failed['value']}; mend it and run the command again")
+        executed, size = notebooks.read(target), target.stat().st_size
+    place = notebook.relative_to(REPOSITORY).as_posix()
+    for problem in notebooks.check(executed, place, notebooks.address(), size):
+        raise StudyError(f"{problem}; mend it and run the command again")
+    notebooks.write(notebook, executed)
 
 
 def _run(notebook: nbformat.NotebookNode, running: Path, folder: Path, report: Report) -> dict[str, Any] | None:

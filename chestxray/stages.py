@@ -117,6 +117,9 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
+BESIDE: tuple[str, ...] = ("5_results/own_radiographs.ipynb",)
+"""Notebooks that no stage executes, since they read the committed reference alone; `chestxray demonstrate` does."""
+
 
 def choose(words: Sequence[str], stages: Sequence[Stage] = STAGES) -> list[Stage]:
     """The stages meant on the command line, in the order of the study.

@@ -1,6 +1,7 @@
 """Every committed notebook, held to the form that readers and GitHub rely on; and the tools that bring it there."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import nbformat
 import pytest
 
 from chestxray import cli, notebooks
-from chestxray.config import REPOSITORY, StudyError
-from chestxray.stages import STAGES
+from chestxray.config import REFERENCE, REPOSITORY, StudyError
+from chestxray.stages import BESIDE, STAGES
 
 COMMITTED = notebooks.find()
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in COMMITTED]
+OF_STAGES = [path for path, name in zip(COMMITTED, NAMES, strict=True) if name not in BESIDE]
 PUBLISHED = "https://github.com/someone/a-study"
 
 
@@ -33,8 +35,8 @@ def parameters(notebook):
     return {line.targets[0].id: ast.literal_eval(line.value) for line in body if isinstance(line, ast.Assign)}
 
 
-def test_the_notebooks_are_those_of_the_stages():
-    assert sorted(stage.notebook for stage in STAGES if stage.notebook) == NAMES
+def test_the_notebooks_are_those_of_the_stages_and_those_beside():
+    assert sorted([*BESIDE, *(stage.notebook for stage in STAGES if stage.notebook)]) == NAMES
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
@@ -43,7 +45,7 @@ def test_committed_notebook(path):
     assert notebooks.check(notebooks.read(path), name, notebooks.address(), path.stat().st_size) == []
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
+@pytest.mark.parametrize("path", OF_STAGES, ids=[path.stem for path in OF_STAGES])
 def test_outputs_are_of_the_parameters_shown(path):
     """The data, profile and seed that the outputs name are the ones in the parameters cell."""
     notebook = notebooks.read(path)
@@ -54,8 +56,15 @@ def test_outputs_are_of_the_parameters_shown(path):
 
 
 def test_all_committed_notebooks_are_of_one_run():
-    runs = {tuple(str(parameters(notebooks.read(path))[name]) for name in notebooks.PARAMETERS) for path in COMMITTED}
+    runs = {tuple(str(parameters(notebooks.read(path))[name]) for name in notebooks.PARAMETERS) for path in OF_STAGES}
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_notebooks_beside_the_study_are_of_the_committed_reference(name):
+    key = json.loads((REFERENCE / "ensemble" / "run.json").read_text("utf-8"))["key"]
+    said = re.findall(r"key of the fit (\w+)", texts(notebooks.read(REPOSITORY / name)))
+    assert said == [key], "run chestxray demonstrate"
 
 
 def test_readme_shows_the_reference_results():
