@@ -326,7 +326,7 @@ class Page:
         return View(error_html(line))
 
     def answer_html(self, answer: Any) -> str:
-        """Every class with its probability, as HTML; `answer` is what the reader's `examine` returned."""
+        """Every class with its probability, as HTML, folded away where it is doubtful; `answer` is a reader's."""
         rows = []
         for name in wording.order(answer):
             low, high, point = answer.low[name], answer.high[name], answer.operating_points.get(name)
@@ -346,7 +346,7 @@ class Page:
                     "alarms": point and percent(1 - point.specificity),
                 }
             )
-        return self._answer.render(rows=rows)
+        return self._answer.render(rows=rows, doubtful=bool(answer.flags))
 
 
 def percent(share: float) -> str:

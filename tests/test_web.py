@@ -56,7 +56,7 @@ class TestPage:
         film, layer = pictures(view.picture)
         assert film.size == (64, 96) and layer.mode == "RGBA"
         assert abs(layer.width / layer.height - film.width / film.height) < 0.02
-        assert "alert" not in view.notes
+        assert "alert" not in view.notes and "<details" not in view.answer
 
     def test_probabilities_and_operating_points_are_the_readers(self, page, png):
         answer = page.reader.examine(png)
@@ -66,9 +66,10 @@ class TestPage:
         assert text.count("Below the operating point") == 6 - sum(answer.above.values()) > 0
         assert "found 81\N{NO-BREAK SPACE}%, wrongly marked\n43\N{NO-BREAK SPACE}%" in text
 
-    def test_flags_are_an_alert_and_are_escaped(self, page, png):
-        page.reader.flags = ["This is <b>no</b> frontal radiograph."]
-        notes = page.examine(str(png)).notes
+    def test_flags_are_an_alert_and_fold_the_answer_away(self, page, png):
+        page.reader.flags = ["this is <b>no</b> frontal radiograph."]
+        notes, answer, *_ = page.examine(str(png))
+        assert answer.startswith("<details>") and answer.count("<li") == 7
         assert 'role="alert"' in notes and "This is &lt;b&gt;no&lt;/b&gt; frontal radiograph." in notes
 
     @pytest.mark.parametrize("name", web.EXAMPLES)

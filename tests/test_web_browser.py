@@ -1,47 +1,26 @@
 """The served page as people meet it, in a Chromium without a screen: with a mouse, a phone, or a keyboard alone."""
 
 import re
-import shutil
-import subprocess
 import threading
 
 import dicom_files
 import numpy as np
 import pytest
+from browser import CHROMIUM, NO_CHROMIUM, PHONE, QUIET
 from fake_reader import FakeReader
 from PIL import Image
 from test_web import left
 
 from chestxray import web, wording
 
-
-def runs(name):
-    """The path of a browser that starts; Ubuntu has one in name only, where there is no snap."""
-    path = shutil.which(name)
-    return path if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0 else None
-
-
-CHROMIUM = next(filter(None, map(runs, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 pytest.importorskip("playwright", reason="playwright is not installed; it comes with the extra test")
 pytest.importorskip("gradio", reason="gradio is not installed; it comes with the extra web")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install one: apt-get install chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PATIENCE = 120_000
 """Milliseconds that a busy machine may take for anything."""
-PHONE = {"width": 360, "height": 740}
 UPLOAD = "#upload input[type=file]"
 
 expect.set_options(timeout=PATIENCE)
@@ -188,6 +167,9 @@ def test_dicom_is_answered_and_says_nothing_of_the_patient(page, tmp_path, reade
     answered(page, "The radiograph.")
     alert = page.get_by_role("alert").filter(has_text="Doubtful")
     expect(alert).to_contain_text("No frontal view.")
+    expect(page.locator("#answer li").first).to_be_hidden()
+    page.get_by_text("Show the answer nevertheless").click()
+    expect(page.locator("#answer li").first).to_be_visible()
     text = page.content()
     assert [told for told in (dicom_files.NAME, dicom_files.NUMBER, dicom_files.DATE) if told in text] == []
 
@@ -212,6 +194,7 @@ def test_on_a_narrow_screen_nothing_is_cut_off(page, png, reader):
     reader.flags = ["It differs from what the models were fitted on: " + "x" * 90]
     upload(page, png)
     answered(page, "The radiograph.")
+    page.get_by_text("Show the answer nevertheless").click()
     assert cut_off(page) == []
     page.get_by_role("tab", name="The model").click()
     expect(page.locator("#card")).to_be_visible()
