@@ -1,0 +1,222 @@
+"""Graphs made without TensorFlow say what Keras says: probabilities, opinions and heat-maps; and are kept once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_pixels
+from keras import layers
+
+from chestxray import config, engines, ensemble, explain, exporting, models, onnx_export, pixels
+from chestxray.config import CLASSES, StudyError
+
+SIDE = 32
+LOG_ODDS = np.linspace(-2, 0, 7).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """A cache of the tests' own."""
+    folder = tmp_path_factory.getbasetemp() / "graphs"
+    monkeypatch.setenv(engines.CACHE_VARIABLE, str(folder))
+    return folder
+
+
+def shaken(model: keras.Model, seed: int) -> keras.Model:
+    """The same with weights and running statistics that no layer would have at its start."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "seed" not in weight.path:
+            values = rng.normal(0, 0.3 / np.sqrt(max(1, np.prod(weight.shape[:-1]))), weight.shape)
+            weight.assign(np.abs(values) + 0.5 if "variance" in weight.path else weight.numpy() + values)
+    return model
+
+
+def transferred(seed: int, member_size: int, blended: bool) -> keras.Model:
+    given = {"weights": None, "log_odds": LOG_ODDS if blended else None}
+    return shaken(models.transfer("EfficientNetLite0", SIDE, member_size, **given).classifier, seed)
+
+
+def joined(mirrored: bool, offsets: bool) -> keras.Model:
+    members = [transferred(1, 48, True), transferred(2, SIDE, False)]
+    return ensemble.join(members, None, mirrored, np.linspace(-0.5, 0.5, 7) if offsets else None)
+
+
+def every_layer() -> keras.Model:
+    """A network of the kinds of layers that the others lack, among them pooling at two scales."""
+    image = layers.Input((SIDE, SIDE, 1))
+    x = layers.Resizing(20, 24, antialias=True)(layers.Rescaling(1 / 127.5, -1.0)(image))
+    x = layers.GaussianNoise(0.1)(layers.RandomContrast(0.1)(x))
+    x = layers.Conv2D(8, 3, padding="valid", strides=2, activation="swish")(x)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)))
+    y = layers.Conv2D(8, 5, padding="same", groups=2, activation="tanh")(layers.MaxPooling2D(3, 1, padding="same")(x))
+    x = layers.Add()([x, layers.SpatialDropout2D(0.2)(y)])
+    wide = layers.GlobalAveragePooling2D()(layers.AveragePooling2D(2)(x))
+    x = layers.Concatenate()([wide, layers.Flatten()(layers.Conv2D(2, 1)(x))])
+    x = layers.Dense(9, activation="relu6")(layers.Dropout(0.5)(x))
+    return shaken(keras.Model(image, layers.Dense(7, activation="sigmoid")(x)), 5)
+
+
+MADE = {
+    "dense": lambda: shaken(models.dense(SIDE), 3),
+    "CNN": lambda: shaken(models.cnn(SIDE, filters=(4, 8, 8)), 4),
+    "fine tuned, another size inside": lambda: transferred(1, 48, True),
+    "every layer": every_layer,
+    "mean": lambda: joined(False, False),
+    "mirrored, with offsets": lambda: joined(True, True),
+}
+
+
+@pytest.fixture(scope="module", params=MADE)
+def saved(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    MADE[request.param]().save(path)
+    return path
+
+
+def radiographs(number: int = 5, side: int = SIDE) -> np.ndarray:
+    return np.stack([tiny_pixels(index, side) // (1 + index % 3) for index in range(number)])
+
+
+def test_both_engines_say_the_same(saved):
+    keras_engine, onnx = engines.start(saved, "keras"), engines.start(saved, "onnx")
+    assert (keras_engine.side, onnx.side) == (SIDE, SIDE)
+    expected, found = keras_engine.scores(radiographs()), onnx.scores(radiographs())
+    assert found.probabilities.std(axis=0).max() > 1e-3  # the radiographs are told apart
+    for one, other in zip(expected, found, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    plain = np.asarray(engines.load_keras(saved).predict_on_batch(radiographs()[..., None].astype(np.float32)))
+    np.testing.assert_allclose(found.probabilities, plain, atol=1e-4)
+
+
+def test_heat_maps_are_those_of_the_gradients(saved):
+    onnx = engines.start(saved, "onnx")
+    model = engines.load_keras(saved)
+    if not any(isinstance(layer, layers.Conv2D | keras.Model) for layer in model.layers):
+        with pytest.raises(StudyError, match="no convolution"):
+            onnx.heat_maps(radiographs(), 3)
+        return
+    explainer = explain.Explainer(model)
+    for place in (0, 3, 6):
+        expected = explainer.maps(radiographs(), np.asarray(place))
+        np.testing.assert_allclose(onnx.heat_maps(radiographs(), place), expected, atol=1e-3)
+
+
+def test_an_opinion_is_what_the_whole_would_say_if_all_members_agreed(tmp_path):
+    alone = transferred(1, SIDE, True)
+    offsets = np.linspace(-0.5, 0.5, 7)
+    ensemble.join([alone, transferred(2, SIDE, False)], None, True, offsets).save(tmp_path / "model.keras")
+    batch = radiographs()[..., None].astype(np.float32)
+    said = (alone.predict_on_batch(batch) + alone.predict_on_batch(batch[:, :, ::-1])) / 2
+    for name in engines.ENGINES:
+        opinions = engines.start(tmp_path / "model.keras", name).scores(radiographs()).opinions
+        np.testing.assert_allclose(opinions[:, 0], ensemble.shifted(said, offsets), atol=1e-4)
+        assert opinions.shape == (5, 2, 7) and np.abs(opinions[:, 0] - opinions[:, 1]).max() > 1e-3
+
+
+def test_a_graph_is_made_once_and_again_for_another_model(tmp_path, monkeypatch):
+    monkeypatch.setenv(engines.CACHE_VARIABLE, str(tmp_path / "cache"))
+    path = tmp_path / "model.keras"
+    shaken(models.dense(SIDE), 1).save(path)
+    first = engines.start(path).scores(radiographs())
+    (kept,) = (tmp_path / "cache").iterdir()
+    monkeypatch.setattr(onnx_export, "convert", lambda path: pytest.fail("converted twice"))
+    assert np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
+    monkeypatch.undo()
+
+    monkeypatch.setenv(engines.CACHE_VARIABLE, str(tmp_path / "cache"))
+    kept.write_bytes(kept.read_bytes()[:-100])  # as nobody's atomic writing leaves it
+    assert np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
+    for seed in range(2, 8):
+        shaken(models.dense(SIDE), seed).save(path)
+        assert not np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
+    assert len(list((tmp_path / "cache").iterdir())) == engines._KEPT
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv(engines.CACHE_VARIABLE, str(tmp_path / "file"))
+    path = tmp_path / "model.keras"
+    shaken(models.dense(SIDE), 1).save(path)
+    assert engines.start(path).name == "onnx"
+    assert engines.start(path).scores(radiographs()).probabilities.shape == (5, 7)
+
+
+def test_layers_without_conversion_are_left_to_keras(tmp_path):
+    image = layers.Input((SIDE, SIDE, 1))
+    x = layers.UpSampling2D(2)(layers.Conv2D(3, 3)(image))
+    path = tmp_path / "model.keras"
+    keras.Model(image, layers.Dense(7, activation="sigmoid")(layers.GlobalMaxPooling2D()(x))).save(path)
+    with pytest.raises(onnx_export.UnknownLayer, match=r"model\.keras: layer .* is a UpSampling2D, which has no conv"):
+        engines.start(path, "onnx")
+    engine = engines.start(path)
+    assert engine.name == "keras" and engine.scores(radiographs()).opinions.shape == (5, 1, 7)
+    assert engine.heat_maps(radiographs(), 0).shape == (5, SIDE, SIDE)
+    with pytest.raises(StudyError, match="engine 'torch' is unknown; there are: onnx, keras"):
+        engines.start(path, "torch")
+
+
+def test_the_reference_agrees_on_real_radiographs(nih):
+    path = engines.reference_model()
+    onnx, kept = engines.start(path, "onnx"), engines.start(path, "keras")
+    files = sorted((nih / "images").glob("*.png"))[::200][:40]
+    stack = np.stack([pixels.prepare_pixels(pixels.decode(file), onnx.side) for file in files])
+    assert len(stack) == 40
+    for one, other in zip(onnx.scores(stack), kept.scores(stack), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_exported_files_say_what_keras_says(tmp_path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
+    path = tmp_path / "model.keras"
+    joined(True, True).save(path)
+    batch = radiographs()[..., None].astype(np.float32)
+    expected = np.asarray(engines.load_keras(path).predict_on_batch(batch))
+
+    assert exporting.export(tmp_path / "model.tflite", "litert", path) == (tmp_path / "model.tflite").stat().st_size
+    lite = interpreter(model_path=str(tmp_path / "model.tflite"))
+    place = lite.get_input_details()[0]["index"]
+    lite.resize_tensor_input(place, batch.shape)
+    lite.allocate_tensors()
+    lite.set_tensor(place, batch)
+    lite.invoke()
+    np.testing.assert_allclose(lite.get_tensor(lite.get_output_details()[0]["index"]), expected, atol=1e-4)
+
+    exporting.export(tmp_path / "model.onnx", "onnx", path)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert session.get_modelmeta().custom_metadata_map["classes"].split(",") == list(CLASSES)
+    np.testing.assert_allclose(session.run(["probabilities"], {"radiograph": batch})[0], expected, atol=1e-4)
+
+    with pytest.raises(StudyError, match="format 'torch' is unknown; there are: onnx, litert"):
+        exporting.export(tmp_path / "model.pt", "torch", path)
+
+
+def test_an_answer_imports_neither_tensorflow_nor_tables(tmp_path):
+    """From nothing: also the conversion does without them."""
+    code = (
+        "import sys, numpy, chestxray; reader = chestxray.load(); "
+        "answer = reader.examine(numpy.zeros((64, 64), numpy.uint8)); "
+        "reader.heat_map(numpy.zeros((64, 64), numpy.uint8), 'Mass'); "
+        "print(reader.engine.name, len(answer.calibrated), "
+        "sorted({'tensorflow', 'keras', 'pandas', 'sklearn', 'scipy', 'matplotlib'} & {*sys.modules}))"
+    )
+    environment = os.environ | {engines.CACHE_VARIABLE: str(tmp_path / "cache")}
+    for _ in ("converted", "from the cache"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            cwd=config.REPOSITORY,
+        )
+        assert done.stdout == "onnx 7 []\n"
