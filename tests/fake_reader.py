@@ -39,11 +39,13 @@ class FakeReader:
         asked: the sources of `examine`, in order.
         flags: what every answer is flagged with.
         error: raised instead of an answer, unless None.
+        mapped: the shapes of the radiographs that heat-maps were made of, in order.
         hold: waited for before an answer for pixels rather than a file, unless None.
     """
 
     def __init__(self) -> None:
         self.asked: list[object] = []
+        self.mapped: list[tuple[int, ...]] = []
         self.flags: list[str] = []
         self.error: Exception | None = None
         self.hold: threading.Event | None = None
@@ -72,4 +74,5 @@ class FakeReader:
         rows, columns = np.mgrid[0 : source.shape[0], 0 : source.shape[1]].astype(np.float32)
         top = source.shape[0] * (SIX_FINDINGS.index(finding) + 0.5) / len(SIX_FINDINGS)
         far = (rows - top) ** 2 + (columns - source.shape[1] / 4) ** 2
+        self.mapped.append(source.shape)
         return np.exp(-far / (0.02 * source.size)).astype(np.float32)

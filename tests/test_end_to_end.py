@@ -1,17 +1,21 @@
 """The whole study as a newcomer runs it, on phantoms in the quick profile: every stage, every file, and the outcome."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
+from test_notebooks import texts
 
-from chestxray import config, evaluation, notebooks
+from chestxray import config, evaluation, execution, notebooks, web
 from chestxray.config import CLASSES, REPOSITORY, Paths
-from chestxray.stages import STAGES
+from chestxray.stages import BESIDE, STAGES
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +127,24 @@ def test_a_notebook_runs_alone_and_tells_what_is_missing(study, tmp_path):
     assert done.returncode == 1
     assert "manifest.csv is missing: run stage 2.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["drawn", "own file"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_notebooks_beside_the_study_run_from_the_committed_reference(name, own, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path))
+    source, target = REPOSITORY / name, tmp_path / "executed.ipynb"
+    Image.fromarray(web.example_pixels("Effusion")).save(tmp_path / "chest.png")
+    files = [Path(os.path.relpath(tmp_path / "chest.png", source.parent)).as_posix()] if own else []
+    failures = []
+
+    def report(**message):
+        if message["event"] == "failed":
+            failures.append(message)
+
+    assert execution.execute(source, target, {"files": files}, source.parent, report), failures
+    notebook = notebooks.read(target)
+    assert notebooks.check(notebook, name, notebooks.address(), target.stat().st_size) == []
+    assert ("phantom" in texts(notebook)) != own
+    answers = pd.read_csv(tmp_path / "5_results" / "own" / "answers.csv")
+    assert len(answers) == (1 if own else len(web.EXAMPLES)) and answers[list(CLASSES)].notna().all(axis=None)

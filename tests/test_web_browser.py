@@ -175,16 +175,20 @@ def test_dicom_is_answered_and_says_nothing_of_the_patient(page, tmp_path, reade
 
 
 def test_an_answer_that_comes_late_does_not_replace_a_later_one(page, reader, png):
-    reader.hold = threading.Event()
+    reader.hold, reader.mapped = threading.Event(), []
     try:
         page.get_by_role("button", name="Phantom: mass").click()
         upload(page, png)
         answered(page, "The radiograph.")
+        assert reader.mapped == [(240, 200)]
     finally:
         reader.hold.set()
+    while (512, 512) not in reader.mapped:  # the phantom's answer comes now
+        page.wait_for_timeout(50)
+    page.wait_for_timeout(500)
     page.get_by_label("Fluid around the lung (Effusion)").check()
     expect(page.locator("img.heat")).to_have_attribute("alt", re.compile("^Heat-map of Fluid around the lung"))
-    page.wait_for_timeout(500)
+    assert reader.mapped[-1] == (240, 200)
     assert "phantom" not in page.locator("#picture").inner_text() + page.locator("#notes").inner_text()
 
 
