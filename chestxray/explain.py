@@ -1,4 +1,4 @@
-"""Where a model looks: Grad-CAM, how often it points at the lesion, and whether the maps depend on what was learned.
+"""Where a model looks: heat-maps, how often they point at the lesion, and whether they depend on what was learned.
 
 It owns the heat-maps of the study's networks, single or joined, their scores against the radiologists' boxes, and the
 check by weight randomisation. It knows Keras models as `models` and `ensemble` build them, and nothing of training or
@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from chestxray import resampling
-from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.resampling import Draws
 
 if TYPE_CHECKING:
@@ -34,12 +34,45 @@ PEER_POINTING: dict[str, float] = {
 }
 """Pointing game of a published repository on the NIH's boxes."""
 
+METHODS: dict[str, str] = {
+    "gradcam": "Grad-CAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+}
+"""How a map is made of a feature map and the slopes of the score there, and what that is called.
+
+`gradcam` weighs each channel by its mean slope (Selvaraju et al., ICCV 2017), `hirescam` each place of it by the slope
+there (Draelos & Carin 2020), `layercam` by the slope where that is positive (Jiang et al., IEEE TIP 2021), which is
+made for finer maps than the last."""
+
 STEPS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Shares of the layers, counted from the output, whose weights `randomisation` shuffles; 0 is the last one."""
 
 
+class Way(NamedTuple):
+    """A way of making a heat-map.
+
+    Attributes:
+        cells: of the last feature map with at least so many cells a side; 1 is the last of all.
+        method: a key of `METHODS`.
+    """
+
+    cells: int = 1
+    method: str = "gradcam"
+
+
+LAST = Way()
+"""Grad-CAM at the last feature map, as its paper makes it."""
+
+FINE = Way(16, "layercam")
+"""A finer map: at the last feature map with sixteen cells a side, by the method that is made for earlier layers."""
+
+SCORES = ("pointing", "iou", "centre_pointing", "centre_iou", "reachable", "flat")
+"""What `hits` says of each map."""
+
+
 class _Net(NamedTuple):
-    """A network opened up: `net` gives a feature map and what the class scores follow from.
+    """A network opened up: `net` gives its feature maps, one for each way, and what the class scores follow from.
 
     `dense` is the last layer, whose input it gives, where that has an activation; None where it gives the scores
     themselves (`scores`), or only the probabilities.
@@ -51,47 +84,53 @@ class _Net(NamedTuple):
 
 
 class Explainer:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of a network, or of the networks that an ensemble joins.
+    """Class activation maps of a network, or of the networks that an ensemble joins.
 
-    The gradient is that of the class's score before softmax or sigmoid, taken at the last feature map that a
-    convolution leads to, always in inference mode. One graph is traced for each network.
+    The gradient is that of the class's score before softmax or sigmoid, taken at a feature map that a convolution
+    leads to, always in inference mode. One graph is traced for each network; it makes the maps of all ways.
 
     Attributes:
         members: the networks, one where the model joins none.
         mirrored: whether the ensemble shows each network the radiograph's mirror image too; a map is then the mean of
             both, that of the mirror image turned back.
-        cells: rows and columns of the coarsest member's feature map.
+        ways: how maps are made.
+        cells: rows and columns of the coarsest member's feature map, for each way.
         batch_size: images a step.
     """
 
-    def __init__(self, model: keras.Model, batch_size: int = 32, cells: int = 1) -> None:
+    def __init__(self, model: keras.Model, batch_size: int = 32, ways: Sequence[Way] = (LAST,)) -> None:
         """Take a network apart.
 
         Args:
             model: radiographs (N, side, side, 1) in 0–255 to seven probabilities.
             batch_size: images a step.
-            cells: take the last feature map with at least so many cells a side; 1 takes the last of all, as the paper
-                does, but that of a small radiograph may be too coarse to point at anything.
+            ways: how maps are made. The last feature map of a small radiograph may be too coarse to point at anything.
 
         Raises:
-            StudyError: a network has no convolution, so that nothing in it has a place; or no map is so fine.
+            StudyError: a method is unknown; a network has no convolution, so that nothing in it has a place; or no map
+                is so fine.
         """
+        for way in ways:
+            if way.method not in METHODS:
+                raise StudyError(f"heat-map method {way.method!r} is unknown; there are: {', '.join(METHODS)}")
         self.members = _members(model)
         self.mirrored = self.members[0] is not model and _asks_twice(model, self.members[0])
         self.batch_size = batch_size
-        opened = [_opened(member, cells) for member in self.members]
-        self.cells = min(tuple(net.net.outputs[0].shape[1:3]) for net in opened)
-        self._steps = [_traced(net) for net in opened]
+        self.ways = tuple(ways)
+        opened = [_opened(member, [way.cells for way in ways]) for member in self.members]
+        self.cells = [min(tuple(net.net.outputs[place].shape[1:3]) for net in opened) for place in range(len(ways))]
+        self._steps = [_traced(net, [way.method for way in ways]) for net in opened]
 
-    def member_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Each member's maps.
+    def all_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Each member's maps in each way.
 
         Args:
             pixels: (n, H, W, 1) or (n, H, W), grey values 0–255.
             classes: (n,) or one index of `CLASSES`: which class each map is for.
 
         Returns:
-            (members, n, H, W) float32, each map 0 to 1 with its maximum at 1; all 0 where nothing speaks for the class.
+            (ways, members, n, H, W) float32, each map 0 to 1 with its maximum at 1; all 0 where nothing speaks for the
+            class.
         """
         pixels = np.asarray(pixels)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
@@ -101,9 +140,13 @@ class Explainer:
             return _scaled(np.mean(views, axis=0))
         return self._views(pixels, classes)
 
+    def member_maps(self, pixels: np.ndarray, classes: np.ndarray, way: int = 0) -> np.ndarray:
+        """Each member's maps in one way, (members, n, H, W); arguments as for `all_maps`."""
+        return self.all_maps(pixels, classes)[way]
+
     def _views(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Each member's maps of the radiographs as given."""
-        maps = np.zeros((len(self.members), *pixels.shape[:3]), np.float32)
+        maps = np.zeros((len(self.ways), len(self.members), *pixels.shape[:3]), np.float32)
         for start in range(0, len(pixels), self.batch_size):
             part = slice(start, start + self.batch_size)
             images = pixels[part].astype(np.float32)
@@ -112,12 +155,17 @@ class Explainer:
             images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
             asked = np.pad(classes[part], (0, missing))
             for member, step in enumerate(self._steps):
-                maps[member, part] = np.asarray(step(images, asked))[: self.batch_size - missing]
+                maps[:, member, part] = np.asarray(step(images, asked))[:, : self.batch_size - missing]
         return _scaled(maps)
 
-    def maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """The mean of the members' maps, (n, H, W) float32 from 0 to 1; arguments as for `member_maps`."""
-        return _scaled(self.member_maps(pixels, classes).mean(axis=0))
+    def maps(self, pixels: np.ndarray, classes: np.ndarray, way: int = 0) -> np.ndarray:
+        """The mean of the members' maps, (n, H, W) float32 from 0 to 1; arguments as for `all_maps`."""
+        return _joined(self.member_maps(pixels, classes, way))
+
+
+def _joined(maps: np.ndarray) -> np.ndarray:
+    """The ensemble's maps, (…, n, H, W), of its members' (…, members, n, H, W)."""
+    return _scaled(maps.mean(axis=-4))
 
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
@@ -154,8 +202,8 @@ def _asks_twice(model: keras.Model, member: keras.Model) -> bool:
     return sum(layer is member for layer in asked) > 1
 
 
-def _opened(model: keras.Model, cells: int = 1) -> _Net:
-    """The same network with its last feature map and what comes before its last activation; layers are shared."""
+def _opened(model: keras.Model, cells: Sequence[int]) -> _Net:
+    """The same network with a feature map for each number of cells and what comes before its last activation."""
     import keras
 
     calls: list[tuple[Any, Any, Any]] = []
@@ -174,17 +222,21 @@ def _opened(model: keras.Model, cells: int = 1) -> _Net:
     convolutions = [place for place, (layer, _, _) in enumerate(calls) if _convolves(layer)]
     if not convolutions:
         raise StudyError(f"{model.name} has no convolution, so it has no heat-map: choose another model")
-    features = [
+    places = [
         result
         for layer, _, result in calls[convolutions[0] :]
-        if _rank(result) == 4 and min(result.shape[1:3]) >= cells and "Pooling" not in type(layer).__name__
+        if _rank(result) == 4 and "Pooling" not in type(layer).__name__
     ]
-    if not features:
-        raise StudyError(f"{model.name} has no feature map of {cells} cells a side: ask for fewer")
+    features = []
+    for fewest in cells:
+        fine = [result for result in places if min(result.shape[1:3]) >= fewest]
+        if not fine:
+            raise StudyError(f"{model.name} has no feature map of {fewest} cells a side: ask for fewer")
+        features.append(fine[-1])
     layer, given, result = calls[-1]
     dense = layer if isinstance(layer, keras.layers.Dense) else None
     before = given if dense or isinstance(layer, keras.layers.Activation | keras.layers.Softmax) else result
-    return _Net(keras.Model(rebuilt.input, [features[-1], before]), dense, before is not result)
+    return _Net(keras.Model(rebuilt.input, [*features, before]), dense, before is not result)
 
 
 def _rank(tensor: Any) -> int:
@@ -199,8 +251,8 @@ def _convolves(layer: Any) -> bool:
     return isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.SeparableConv2D)
 
 
-def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
-    """A graph from a batch and its classes to unscaled maps at the radiographs' size."""
+def _traced(opened: _Net, methods: Sequence[str]) -> Callable[[np.ndarray, np.ndarray], Any]:
+    """A graph from a batch and its classes to unscaled maps at the radiographs' size, (ways, N, H, W)."""
     import tensorflow as tf
 
     def score(before: Any) -> Any:
@@ -219,13 +271,18 @@ def _traced(opened: _Net) -> Callable[[np.ndarray, np.ndarray], Any]:
         with tf.GradientTape() as tape:
             # Members are frozen: without this the tape would record nothing.
             tape.watch(images)
-            features, before = opened.net(images, training=False)
+            *features, before = opened.net(images, training=False)
             asked = tf.reduce_sum(tf.gather(score(before), classes, axis=1, batch_dims=1))
-        slopes = tape.gradient(asked, features)
-        features, slopes = tf.cast(features, tf.float32), tf.cast(slopes, tf.float32)
-        weights = tf.reduce_mean(slopes, axis=(1, 2))
-        maps = tf.nn.relu(tf.einsum("nhwk,nk->nhw", features, weights))
-        return tf.image.resize(maps[..., None], tf.shape(images)[1:3], "bilinear")[..., 0]
+        maps = []
+        for place, slope, method in zip(features, tape.gradient(asked, features), methods, strict=True):
+            place, slope = tf.cast(place, tf.float32), tf.cast(slope, tf.float32)
+            if method == "gradcam":
+                slope = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
+            elif method == "layercam":
+                slope = tf.nn.relu(slope)
+            heat = tf.nn.relu(tf.reduce_sum(place * slope, axis=-1, keepdims=True))
+            maps.append(tf.image.resize(heat, tf.shape(images)[1:3], "bilinear")[..., 0])
+        return tf.stack(maps)
 
     return lambda images, classes: step(tf.convert_to_tensor(images), tf.convert_to_tensor(classes))
 
@@ -340,6 +397,39 @@ def hits(
     return pd.concat([found.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
 
 
+def network_scores(explainer: Explainer, pixels: np.ndarray, found: pd.DataFrame) -> np.ndarray:
+    """`hits` of the ensemble and of each of its members, in each way.
+
+    Args:
+        explainer: of the ensemble.
+        pixels: (n, H, W, 1) grey values 0–255, a radiograph for each row of `found`.
+        found: rows of `targets`.
+
+    Returns:
+        (ways, 1 + members, n, len(SCORES)) float64, the ensemble first.
+    """
+    classes = found["finding"].map(CLASSES.index).to_numpy()
+    parts = []
+    for start in range(0, len(found), explainer.batch_size):
+        part = slice(start, start + explainer.batch_size)
+        maps = explainer.all_maps(pixels[part], classes[part])
+        networks = np.concatenate([_joined(maps)[:, None], maps], axis=1)
+        parts.append(
+            [
+                [hits(heat, found[part], cells)[list(SCORES)].to_numpy(dtype=float) for heat in way]
+                for way, cells in zip(networks, explainer.cells, strict=True)
+            ]
+        )
+    return np.concatenate(parts, axis=2)
+
+
+def as_hits(found: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
+    """What `hits` returns, of (n, len(SCORES)) of `network_scores`."""
+    table = pd.DataFrame(scores, columns=list(SCORES))
+    whole = table.astype({name: bool for name in SCORES if not name.endswith("iou")})
+    return pd.concat([found.reset_index(drop=True), whole], axis=1)
+
+
 def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Pointing game and IoU of each finding with intervals that resample patients.
 
@@ -377,6 +467,10 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
     return table
+
+
+RANDOMISATION = ("share", "layers", "correlation", "low", "high")
+"""Columns of `randomisation`."""
 
 
 def randomisation(
@@ -421,7 +515,7 @@ def randomisation(
         for stack, weights in zip(stacks, kept, strict=True):
             for layer, values in zip(stack, weights, strict=True):
                 layer.set_weights(values)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(RANDOMISATION))
 
 
 def _leaves(model: keras.Model) -> list[Any]:

@@ -9,6 +9,7 @@ Every function takes a `title` that says what is shown, and a `note` that says o
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ _STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": _GR
 class NotebookFigure(Figure):
     """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG.
 
-    It is stored in 256 colours, a third of the bytes.
+    It is stored in 256 colours, a third of the bytes, and drawn once: what is saved is what was shown.
 
     Attributes:
         pictures: whether it holds pictures, whose shades are then mixed from dots of these colours.
@@ -47,6 +48,10 @@ class NotebookFigure(Figure):
     pictures = False
 
     def _repr_png_(self) -> bytes:
+        return self._png
+
+    @functools.cached_property
+    def _png(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
         drawn = Image.open(buffer).convert("RGB")

@@ -6,6 +6,7 @@ predictions tables; networks only as a function from pixels to probabilities.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,19 +96,50 @@ def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np
     Raises:
         StudyError: the name is unknown.
     """
-    if name not in DEGRADATIONS:
-        raise StudyError(f"degradation {name!r} is unknown; there are: {', '.join(DEGRADATIONS)}")
+    apply = _known(name).apply
     worse = np.empty_like(pixels)
     for place, image in enumerate(pixels.reshape(pixels.shape[:3]).astype(np.float32)):
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), place])
-        changed = DEGRADATIONS[name].apply(image, strength, rng)
+        changed = apply(image, strength, rng)
         worse[place] = np.rint(changed).clip(0, 255).astype(np.uint8).reshape(pixels.shape[1:])
     return worse
 
 
-def sweep(
+def steps(names: Sequence[str] = tuple(DEGRADATIONS)) -> list[tuple[str, float]]:
+    """Each degradation with each of its strengths.
+
+    Raises:
+        StudyError: a name is unknown.
+    """
+    return [(name, float(strength)) for name in names for strength in _known(name).strengths]
+
+
+def answers(
     predict: Callable[[np.ndarray], np.ndarray],
     pixels: np.ndarray,
+    names: Sequence[str] = tuple(DEGRADATIONS),
+    seed: int = 0,
+) -> np.ndarray:
+    """What a model says of radiographs as they are and of worse ones.
+
+    Args:
+        predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
+        pixels: (n, H, W, 1) uint8, the radiographs as they are.
+        names: keys of `DEGRADATIONS`.
+        seed: seeds the degradations.
+
+    Returns:
+        (1 + steps, n, 7): as they are, then in the order of `steps`.
+
+    Raises:
+        StudyError: a name is unknown.
+    """
+    worse = (degrade(pixels, name, strength, seed) for name, strength in steps(names))
+    return np.stack([np.asarray(predict(images)) for images in itertools.chain([pixels], worse)])
+
+
+def sweep(
+    said: np.ndarray,
     table: pd.DataFrame,
     names: Sequence[str] = tuple(DEGRADATIONS),
     draws: int = 2000,
@@ -116,12 +148,11 @@ def sweep(
     """Macro AUROC of single-label radiographs at each strength of each degradation.
 
     Args:
-        predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
-        pixels: (n, H, W, 1) uint8, the radiographs as they are.
+        said: what `answers` returned for these degradations.
         table: n rows in the same order, `image`, `patient` and `label`, one of the seven classes each.
         names: keys of `DEGRADATIONS`.
         draws: how many times the patients are drawn; all strengths meet the same draws.
-        seed: seeds the draws and the degradations.
+        seed: seeds the draws.
 
     Returns:
         Index (`degradation`, `strength`), strength 0 first in each; columns `estimate`, `low`, `high`, the difference
@@ -134,19 +165,23 @@ def sweep(
     evaluation.macro_auroc(codes, np.zeros((len(codes), len(CLASSES))))  # says which class is missing
     drawn = Draws.of(table["patient"], draws, seed)
 
-    def macro(images: np.ndarray) -> np.ndarray:
-        scores = np.asarray(predict(images), dtype=float)
+    def macro(scores: np.ndarray) -> np.ndarray:
         return np.mean([auroc_draws(codes == k, scores[:, k], drawn) for k in range(len(CLASSES))], axis=0)
 
-    plain = macro(pixels)
+    plain = macro(said[0])
     rows: dict[tuple[str, float], Mapping[str, float]] = {}
-    for name in names:
-        rows[name, 0.0] = _row(plain, plain)
-        for strength in DEGRADATIONS[name].strengths if name in DEGRADATIONS else (1.0,):
-            rows[name, float(strength)] = _row(macro(degrade(pixels, name, strength, seed)), plain)
+    for (name, strength), scores in zip(steps(names), said[1:], strict=True):
+        rows.setdefault((name, 0.0), _row(plain, plain))
+        rows[name, strength] = _row(macro(scores), plain)
     found = pd.DataFrame.from_dict(rows, orient="index")
     found.index = pd.MultiIndex.from_tuples(rows, names=["degradation", "strength"])
     return found
+
+
+def _known(name: str) -> Degradation:
+    if name not in DEGRADATIONS:
+        raise StudyError(f"degradation {name!r} is unknown; there are: {', '.join(DEGRADATIONS)}")
+    return DEGRADATIONS[name]
 
 
 def _row(values: np.ndarray, plain: np.ndarray) -> dict[str, float]:

@@ -111,12 +111,51 @@ def test_a_mirrored_ensembles_map_is_the_mean_of_both_views():
 
 def test_the_studys_cnn_has_maps_and_the_dense_network_none():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
-    explainer = explain.Explainer(models.cnn(32, (4, 8)), 2, cells=20)
+    explainer = explain.Explainer(models.cnn(32, (4, 8)), 2, [explain.Way(20)])
     assert explainer.maps(pixels, 0).shape == (2, 32, 32)
     with pytest.raises(StudyError, match="dense has no convolution"):
         explain.Explainer(models.dense(32, (4,)))
     with pytest.raises(StudyError, match="no feature map of 64 cells"):
-        explain.Explainer(models.cnn(32, (4, 8)), cells=64)
+        explain.Explainer(models.cnn(32, (4, 8)), ways=[explain.Way(64)])
+    with pytest.raises(StudyError, match="method 'saliency' is unknown; there are: gradcam, hirescam, layercam"):
+        explain.Explainer(models.cnn(32, (4, 8)), ways=[explain.Way(1, "saliency")])
+
+
+def test_other_ways_weigh_each_place_by_its_slope():
+    """Flattened features before a dense layer: the slope of the score at each place is the dense layer's weight."""
+    keras.utils.set_random_seed(3)
+    pixels_in = layers.Input((SIDE, SIDE, 1))
+    fine = layers.Conv2D(3, 3, padding="same", activation="relu", name="fine")(layers.Rescaling(1 / 255)(pixels_in))
+    model = keras.Model(pixels_in, layers.Dense(len(CLASSES), activation="softmax", name="out")(layers.Flatten()(fine)))
+    pixels = radiographs(2)
+    features = keras.Model(pixels_in, fine)(pixels.astype("float32"), training=False).numpy()
+    every = model.get_layer("out").kernel.numpy().reshape(SIDE, SIDE, 3, len(CLASSES))
+    asked = int(every.mean(axis=(0, 1)).min(axis=0).argmax())  # a class for which something speaks in every way
+    slopes = every[..., asked]
+    ways = [explain.Way(1, "gradcam"), explain.Way(1, "hirescam"), explain.Way(SIDE, "layercam")]
+    explainer = explain.Explainer(model, 2, ways)
+    assert explainer.cells == [(SIDE, SIDE)] * 3
+    weights = [slopes.mean(axis=(0, 1)), slopes, np.maximum(slopes, 0)]
+    for place, weight in enumerate(weights):
+        heat = np.maximum((features * weight).sum(axis=-1), 0)
+        expected = heat / heat.max(axis=(1, 2), keepdims=True)
+        assert explainer.maps(pixels, asked, place) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_scores_of_an_ensemble_and_its_members_are_those_of_their_maps():
+    members = [tiny(3), tiny(4)]
+    explainer = explain.Explainer(ensemble.join(members, None), 2, [explain.LAST, explain.Way(8, "layercam")])
+    found = explain.targets(boxes_table(), pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]}), 1024)
+    found = pd.concat([found, found.iloc[:1]], ignore_index=True)
+    pixels, classes = radiographs(3), found["finding"].map(CLASSES.index).to_numpy()
+    scores = explain.network_scores(explainer, pixels, found)
+    assert scores.shape == (2, 3, 3, len(explain.SCORES))
+    for way in (0, 1):
+        networks = [explainer.maps(pixels, classes, way), *explainer.member_maps(pixels, classes, way)]
+        for heat, row in zip(networks, scores[way], strict=True):
+            pd.testing.assert_frame_equal(
+                explain.as_hits(found, row), explain.hits(heat, found, explainer.cells[way]), check_like=True
+            )
 
 
 def test_one_graph_serves_every_batch():

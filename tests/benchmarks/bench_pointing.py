@@ -1,0 +1,72 @@
+"""Measure what heat-maps hit on phantoms, where the truth is known: `python -m tests.benchmarks.bench_pointing [px]`.
+
+A network of the study is fitted on phantoms with one finding or none, and asked for the true class of others. Each way
+of making a map is tried at each size of feature map that the network has.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import joblib
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from chestxray import explain, models, phantom
+from chestxray.config import CLASSES
+
+TRAIN, TEST = 1500, 900
+EPOCHS = 14
+FILTERS = {64: (16, 32, 64, 96), 128: (16, 32, 64, 96, 128)}
+ASKED = ("Mass", "Nodule", "Effusion", "Pneumothorax", "Infiltration", "Atelectasis")
+
+
+def _drawn(indices: range, px: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[list[tuple[float, ...]]]]:
+    """Grey values, class indices and boxes (in shares of the side) of the phantoms with exactly one class."""
+    found = joblib.Parallel(n_jobs=2, batch_size=32)(joblib.delayed(phantom.draw)(index, px, seed) for index in indices)
+    kept = [one for one in found if len(one.findings) <= 1 and set(one.findings) <= set(CLASSES)]
+    labels = [CLASSES.index(one.findings[0] if one.findings else "No_finding") for one in kept]
+    boxes = [
+        [(b.x / px, b.y / px, (b.x + b.width) / px, (b.y + b.height) / px) for b in one.boxes if b.finding in CLASSES]
+        for one in kept
+    ]
+    return np.stack([one.image for one in kept])[..., None], np.array(labels), boxes
+
+
+def main() -> None:
+    """Print a row for each size of feature map and each method: the share of maps whose peak lies in a box."""
+    px = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+    keras.utils.set_random_seed(2024)
+    x, y, _ = _drawn(range(TRAIN), px, 1)
+    shown, truth, boxes = _drawn(range(TRAIN, TRAIN + TEST), px, 1)
+    model = models.cnn(px, FILTERS[px], dropout=0.2)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, EPOCHS * -(-len(x) // 32))
+    model.compile(keras.optimizers.AdamW(rate), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(x.astype("float32"), y, 32, EPOCHS, verbose=0)
+    scores = model.predict(shown.astype("float32"), 64, verbose=0)
+    areas = [roc_auc_score(truth == CLASSES.index(name), scores[:, CLASSES.index(name)]) for name in ASKED]
+    print(f"{len(x)} phantoms at {px} px to learn from, {len(shown)} to look at")
+    print(f"{'':24}" + "".join(f"{name[:9]:>11}" for name in ASKED))
+    print(f"{'AUROC':24}" + "".join(f"{area:11.3f}" for area in areas))
+    targets = pd.DataFrame({"finding": [CLASSES[k] for k in truth], "boxes": boxes})
+    asked = targets["finding"].isin(ASKED) & targets["boxes"].map(len).gt(0)
+    place = np.flatnonzero(asked)
+    line = None
+    for cells in sorted({8, px // 8, px // 4, px // 2}):
+        for method in explain.METHODS:
+            explainer = explain.Explainer(model, 32, [explain.Way(cells, method)])
+            scored = explain.hits(explainer.maps(shown[place], truth[place]), targets.iloc[place], *explainer.cells)
+            by = scored.groupby("finding")[["pointing", "centre_pointing", "reachable"]].mean().loc[list(ASKED)]
+            if line != explainer.cells[0]:
+                line = explainer.cells[0]
+                for title, column in (("centre", "centre_pointing"), ("at most", "reachable")):
+                    print(f"{line[0]:3} × {line[1]:<3} {title:13}" + "".join(f"{value:11.3f}" for value in by[column]))
+            name = explain.METHODS[method]
+            print(f"{line[0]:3} × {line[1]:<3} {name:13}" + "".join(f"{value:11.3f}" for value in by["pointing"]))
+
+
+if __name__ == "__main__":
+    main()
