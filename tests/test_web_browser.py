@@ -56,7 +56,7 @@ def page(visitor, server, reader):
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(server.url)
-    page.wait_for_selector(UPLOAD, state="attached")
+    ready(page)
     yield page
     page.close()
     elsewhere = [url for url in asked if not url.startswith((server.url, "data:", f"blob:{server.url}"))]
@@ -68,6 +68,12 @@ def png(tmp_path):
     path = tmp_path / "chest.png"
     Image.fromarray(np.linspace(0, 255, 240 * 200).reshape(240, 200).astype(np.uint8)).save(path)
     return path
+
+
+def ready(page):
+    """Wait until the page's scripts listen: what is pressed before that goes unheard."""
+    page.wait_for_selector(UPLOAD, state="attached")
+    page.wait_for_selector("#notes[aria-live=polite]", state="attached")
 
 
 def upload(page, path):
@@ -152,7 +158,7 @@ def test_a_bad_file_is_one_line_and_takes_the_last_answer_away(page, png):
 def test_a_file_that_is_too_large_is_one_line(page, server, png, monkeypatch):
     monkeypatch.setitem(server._blocks.config, "max_file_size", 1000)
     page.reload()
-    page.wait_for_selector(UPLOAD, state="attached")
+    ready(page)
     png.write_bytes(bytes(2000))
     upload(page, png)
     said = page.get_by_text(re.compile("maximum allowed size"))
