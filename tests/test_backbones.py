@@ -95,9 +95,12 @@ def test_lite_widths_and_depths_are_those_of_the_reference():
     assert parameters == tensors
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["EfficientNetB6", "EfficientNetB7"])
-def test_the_largest_train_save_and_load(name, tmp_path):
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("EfficientNetB6", "EfficientNetB7")]
+
+
+@pytest.mark.parametrize("name", ["EfficientNetB0", *LONG])
+def test_they_train_save_and_load(name, tmp_path):
+    """B6 and B7 are B0 with more and wider layers, and take a minute each to trace."""
     backbone = backbones.build(name, (64, 64, 3), weights=None)
     outputs = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(backbone.output))
     model = keras.Model(backbone.inputs, outputs)

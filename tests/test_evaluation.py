@@ -72,10 +72,11 @@ def test_estimates_agree_with_scikit_learn_with_and_without_ties(decimals):
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
     table, draws, seed = predictions_table(decimals=decimals), 25, 7
-    by_patient = dict(iter(table.groupby("patient")))
-    patients = sorted(by_patient)
+    rows = table.groupby("patient").indices
+    patients = sorted(rows)
     drawn = np.random.default_rng(seed).integers(len(patients), size=(draws, len(patients)))
-    slow = pd.DataFrame([sklearn_metrics(pd.concat([by_patient[patients[p]] for p in draw])) for draw in drawn])
+    repeated = [np.concatenate([rows[patients[p]] for p in draw]) for draw in drawn]
+    slow = pd.DataFrame([sklearn_metrics(table.iloc[taken]) for taken in repeated])
     fast = evaluation.evaluate(table, draws=draws, seed=seed)
     for metric in evaluation.METRICS:
         expected = np.percentile(slow[metric], [2.5, 97.5])
@@ -356,6 +357,21 @@ def test_p_value_of_a_pair_agrees_with_delong():
     assert resampling.p_value(gap) == pytest.approx(2 * norm.sf(abs(z)), rel=0.35)
 
 
+def test_what_is_resampled_once_answers_every_question_as_tables_do():
+    tables = {"ensemble": predictions_table(skill=1.4, seed=2), "weak": predictions_table(skill=0.7, seed=2)}
+    how = {"draws": 60, "seed": 4}
+    drawn = evaluation.resample(tables, **how)
+    pd.testing.assert_frame_equal(evaluation.summary(drawn), evaluation.summary(tables, **how))
+    pd.testing.assert_frame_equal(evaluation.summary(drawn).loc["weak"], evaluation.evaluate(tables["weak"], **how))
+    pd.testing.assert_frame_equal(evaluation.compare_all(drawn), evaluation.compare_all(tables, **how))
+    pd.testing.assert_frame_equal(evaluation.ranking(drawn), evaluation.ranking(tables, **how))
+    pd.testing.assert_frame_equal(evaluation.per_class(drawn), evaluation.per_class(tables["ensemble"], **how))
+    alone = evaluation.compare(tables["ensemble"], tables["weak"], **how)
+    pd.testing.assert_frame_equal(evaluation.compare_with(drawn, "ensemble", ["weak"]).loc["weak"], alone)
+    with pytest.raises(StudyError, match="no predictions to evaluate"):
+        evaluation.resample({})
+
+
 def test_every_pair_is_compared_once_and_corrected():
     tables = {name: predictions_table(skill=skill, seed=2) for name, skill in (("a", 2.0), ("b", 1.0), ("c", 1.0))}
     tables["c"] = tables["c"].sample(frac=1, random_state=3)
@@ -433,5 +449,8 @@ def test_errors_and_suspects_by_hand():
 def test_all_models_of_the_study_take_less_than_a_minute_of_one_core():
     table = predictions_table(images=1727, patients=900)
     started = time.process_time()
-    evaluation.evaluate(table, draws=2000)
-    assert 9 * (time.process_time() - started) < 40
+    drawn = evaluation.resample(dict.fromkeys(range(3), table), draws=2000)
+    for ask in (evaluation.summary, evaluation.compare_all, evaluation.ranking):
+        ask(drawn)
+    evaluation.per_class(drawn, model=0)
+    assert 3 * (time.process_time() - started) < 15
