@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import fuzzing
 import pytest
 
+from chestxray.config import REPOSITORY
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are set and measured as on Linux")
 
 
 def read_all(folder: Path, first: int, last: int) -> dict[str, float]:
     command = [sys.executable, fuzzing.__file__, str(folder), str(first), str(last)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(fuzzing.__file__).parent)
+    # The package need not be installed: it is found where it lies.
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
