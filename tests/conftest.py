@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,9 @@ FINDINGS = (
     "Effusion|Infiltration",
 )
 """What the images of a tiny dataset show, in turn."""
+
+PREPARED = {"image_size": 32, "no_finding": 8, "batch_size": 8}
+"""What `prepared_study` sets of the quick profile."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -140,15 +144,28 @@ def nih_plan(nih: Path, tmp_path_factory: pytest.TempPathFactory):
     return radiographs.make_plan(Study(paths, PROFILES["cpu"], 2024))
 
 
-@pytest.fixture
-def prepared_study(study_of: Callable[..., Study], make_raw: Callable[..., Path]) -> Study:
-    """A study of 240 tiny images with stages 2.1 and 2.2 done, small enough to fit models on in seconds."""
-    from chestxray import augmentation, radiographs
+@pytest.fixture(scope="session")
+def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root where stages 2.1 and 2.2 are done for 240 tiny images; `prepared_study` copies it."""
+    from chestxray import augmentation, radiographs, sources
 
-    study = study_of(make_raw(images=240), batch_size=8)
-    manifest = radiographs.prepare(study).manifest
-    augmentation.write(study, augmentation.plan(manifest, study.seed))
-    return study
+    folder = tmp_path_factory.mktemp("prepared")
+    raw = write_raw(folder / "tiny", images=240)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHESTXRAY_ROOT", str(folder / "root"))
+        study = open_study(str(raw), "quick", 2024, PREPARED)
+        sources.prepare_raw(str(raw), study)
+        augmentation.write(study, augmentation.plan(radiographs.prepare(study).manifest, study.seed))
+    return folder / "root"
+
+
+@pytest.fixture
+def prepared_study(prepared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study of 240 tiny images with stages 2.1 and 2.2 done, small enough to fit models on in seconds."""
+    root = tmp_path / "root"
+    shutil.copytree(prepared_root, root, symlinks=True)
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(root))
+    return open_study("tiny", "quick", 2024, PREPARED)
 
 
 def pytest_sessionfinish() -> None:
