@@ -7,6 +7,7 @@ nothing of files or of fitting.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,9 +78,26 @@ class Transfer:
     head: keras.Model
     classifier: keras.Model
 
-    def train_backbone(self, trainable: bool) -> None:
-        """Let the backbone's weights change or hold them; BatchNorm follows."""
+    def train_backbone(self, trainable: bool, hold: int = 0) -> None:
+        """Let the backbone's weights change or hold them; BatchNorm follows.
+
+        Args:
+            trainable: whether they may change.
+            hold: how many of the backbone's seven blocks, from the image on, are held all the same. The first two see
+                the largest feature maps: to hold them halves the time of a step, for their edges and spots are those of
+                photographs too (Raghu et al., Transfusion, NeurIPS 2019).
+        """
         self.backbone.trainable = trainable
+        held = 0
+        if hold:
+            held = len(list(itertools.takewhile(lambda layer: _block(layer) <= hold, self.backbone.layers)))
+        for place, layer in enumerate(self.backbone.layers):
+            layer.trainable = trainable and place >= held
+
+
+def _block(layer: keras.Layer) -> int:
+    """The block of an EfficientNet that a layer belongs to, 1 to 7; 0 before the first, as far as names tell."""
+    return int(layer.name[len("block")]) if layer.name.startswith("block") else 0
 
 
 def transfer(

@@ -15,8 +15,8 @@ def radiographs(count=3, size=32):
 
 
 def small_transfer(**changes):
-    settings = {"image_size": 32, "weights": None, "augment": augmentation.layers(1.0, 0)} | changes
-    return models.transfer("EfficientNetLite0", **settings)
+    settings = {"backbone": "EfficientNetLite0", "image_size": 32, "weights": None}
+    return models.transfer(**{**settings, "augment": augmentation.layers(1.0, 0), **changes})
 
 
 @pytest.mark.parametrize("make", [models.dense, models.cnn])
@@ -87,6 +87,24 @@ def test_freezing_leaves_the_head_to_learn():
     net = small_transfer()
     net.train_backbone(False)
     assert {v.path.split("/")[0] for v in net.classifier.trainable_variables} == {"classes"}
+
+
+@pytest.mark.parametrize("backbone", ["EfficientNetLite0", "EfficientNetB0"])
+def test_the_first_blocks_can_be_held(backbone):
+    net = small_transfer(backbone=backbone)
+    everything = {v.path for v in net.backbone.trainable_variables}
+    net.train_backbone(True, hold=2)
+    left = {v.path for v in net.backbone.trainable_variables}
+    blocks = {path.split("block")[1][0] for path in left if "block" in path}
+    assert blocks == set("34567") and any("top_conv" in path for path in left)
+    assert not any("stem" in path for path in left)
+    before = [v.numpy() for v in net.backbone.weights]
+    net.findings.compile("sgd", "mse")
+    net.findings.fit(radiographs(8), np.ones((8, 15)), verbose=0)
+    changed = {v.path for v, old in zip(net.backbone.weights, before, strict=True) if not np.array_equal(v, old)}
+    assert changed and not any("stem" in path or "block1" in path or "block2" in path for path in changed)
+    net.train_backbone(True)
+    assert {v.path for v in net.backbone.trainable_variables} == everything
 
 
 def test_batchnorm_takes_the_momentum_asked_for():

@@ -29,6 +29,7 @@ class Change:
         seeds: one fit a seed.
         network: arguments of `models.transfer`; `strength` and `flip` go to the augmentation.
         recipe: fields of the preliminary stage's `Recipe`.
+        held: how many of the backbone's blocks that stage leaves as they are.
         preliminary: False trains all layers on the seven classes alone, for the same number of steps.
     """
 
@@ -37,6 +38,7 @@ class Change:
     seeds: tuple[int, ...] = SEEDS[:1]
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held: int = 0
     preliminary: bool = True
 
 
@@ -54,6 +56,7 @@ RECIPES = {
     "running_average": Change(
         "epochs go on from the last step, not from the running mean", idea=True, recipe={"ema_restart": False}
     ),
+    "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, held=2),
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
@@ -108,6 +111,7 @@ def measure(study: config.Study, name: str) -> None:
     head = training.Recipe("head", study.profile.head_epochs, learning_rate=3e-3, label_smoothing=0.1)
     if change.preliminary:
         recipe = training.Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
+        net.train_backbone(True, change.held)
         run.fit(net.findings, recipe, everyone, valid)
     run.fit_head(net.features, net.head, head, classes, classes_valid)
     if not change.preliminary:
