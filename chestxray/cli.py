@@ -71,6 +71,15 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
     publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
     publish.set_defaults(command=run_publish)
+    restore = commands.add_parser(
+        "restore",
+        help="lay the committed reference out as trained models, to evaluate it again without training",
+        description="Copy 5_results/reference to the places where stage 4 leaves models; then `run --only 5` makes the "
+        "results anew. The dataset has to be prepared as the reference's was (stages 1 and 2).",
+    )
+    restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
+    _add_root(restore)
+    restore.set_defaults(command=run_restore)
     fit_check = commands.add_parser(
         "fit-check",
         help="fit the check that tells frontal chest radiographs from other images",
@@ -571,6 +580,19 @@ def run_publish(chosen: argparse.Namespace) -> int:
         f"depart by at most {done.departure:.1e} from those as trained"
     )
     return run_stamp(chosen)
+
+
+def run_restore(chosen: argparse.Namespace) -> int:
+    """`chestxray restore`."""
+    _set_root(chosen)
+    with _without_greetings():
+        from chestxray import reference
+
+    study = open_study(_known(chosen.dataset), "cpu", seed=0)
+    written = reference.restore(study)
+    again = f"chestxray run --dataset {chosen.dataset} --profile cpu --only 5"
+    print(f"4_models/saved/{study.paths.dataset}: {written} files written; evaluate them by {again}")
+    return 0
 
 
 def run_fit_check(chosen: argparse.Namespace) -> int:

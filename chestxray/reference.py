@@ -6,6 +6,7 @@ trains and evaluates nothing.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,44 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
     finally:
         beside.unlink(missing_ok=True)
     return Published(len(copies) + 1, size, departure)
+
+
+def restore(study: Study, source: Path = REFERENCE) -> int:
+    """Lay the reference out as stage 4 leaves its models, so that stage 5 can evaluate it again without training.
+
+    Of the networks only the ensemble's is committed, in float16; of the others there are predictions.
+
+    Args:
+        study: a study whose data were prepared as the reference's were.
+        source: the reference.
+
+    Returns:
+        How many files were written.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+        StudyError: the data are others than the reference's, or a model of another fit is there.
+    """
+    study.require(study.paths.manifest, "stages 1 and 2")
+    data, copies = inputs.fingerprint(study), {}
+    for model in MODELS:
+        run, there = json.loads((source / model / "run.json").read_text()), study.paths.saved(model) / "run.json"
+        if run["data_fingerprint"] != data:
+            raise StudyError(
+                f"{study.paths.relative(study.paths.manifest)}: data {data}, but the reference is of data "
+                f"{run['data_fingerprint']}; run stages 1 and 2 on {run['dataset']} with --profile "
+                f"{run['parameters']['profile']} --seed {run['seed']}"
+            )
+        if there.exists() and json.loads(there.read_text())["key"] != run["key"]:
+            raise StudyError(f"{study.paths.relative(there)}: of another fit; move it away, or give another --root")
+        copies |= {there.with_name(name): source / model / name for name in MODEL_FILES}
+    copies[study.paths.saved("ensemble") / "model.keras"] = source / "ensemble.keras"
+    written = {target: path for target, path in copies.items() if not target.exists()}
+    # The file that says that a folder is finished comes last.
+    for target in sorted(written, key=lambda target: target.name == "run.json"):
+        files.make_folder(target.parent)
+        files.atomic_write(target, written[target].read_bytes())
+    return len(written)
 
 
 def _departure(whole: keras.Model, small: keras.Model, study: Study) -> float:

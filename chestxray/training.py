@@ -133,7 +133,8 @@ class Run:
         self.best: dict[str, tuple[int, float]] = {}
         self._stages: list[dict[str, Any]] = []
         self._taken: list[Callable[[], pd.DataFrame]] = []
-        self._finished = _read_json(self.folder / "run.json")
+        # What `reference.restore` laid out has predictions, but not the networks of all models.
+        self._finished = _read_json(self.folder / "run.json") if (self.folder / "model.keras").exists() else None
         start(study)
 
     def fit(

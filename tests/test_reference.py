@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import evaluation, models, reference, training
+from chestxray import evaluation, inputs, models, reference, training
 from chestxray.config import CLASSES, REFERENCE, StageMissing, StudyError, open_study
 from chestxray.evaluation import MODELS
 
@@ -52,6 +52,47 @@ def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
     with pytest.raises(StageMissing, match=r"cnn/run\.json is missing"):
         reference.publish(prepared_study, target)
     assert [path.name for path in target.iterdir()] == ["metrics.csv"]
+
+
+def made_from(study, folder, fingerprint=None):
+    """A reference that says which data it comes from."""
+    run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k"}
+    run["data_fingerprint"] = fingerprint or inputs.fingerprint(study)
+    for model in MODELS:
+        (folder / model).mkdir(parents=True)
+        for name in reference.MODEL_FILES:
+            (folder / model / name).write_text(json.dumps(run) if name == "run.json" else f"{model} {name}")
+    (folder / "ensemble.keras").write_text("network")
+    return folder
+
+
+def test_it_can_be_laid_out_again_as_models(prepared_study, tmp_path):
+    source = made_from(prepared_study, tmp_path / "reference")
+    assert reference.restore(prepared_study, source) == 4 * len(MODELS) + 1
+    for model in MODELS:
+        for name in reference.MODEL_FILES:
+            assert (prepared_study.paths.saved(model) / name).read_bytes() == (source / model / name).read_bytes()
+    assert (prepared_study.paths.saved("ensemble") / "model.keras").read_text() == "network"
+    assert not (prepared_study.paths.saved("cnn") / "model.keras").exists()
+    assert reference.restore(prepared_study, source) == 0
+    # A model without its network is not taken for a finished one.
+    assert training.Run(prepared_study, "cnn", {})._finished is None
+
+
+def test_it_is_not_laid_out_over_other_data_or_models(prepared_study, tmp_path):
+    other = made_from(prepared_study, tmp_path / "other", "another")
+    with pytest.raises(
+        StudyError, match=r"the reference is of data another; run stages 1 and 2 on tiny with --profile"
+    ):
+        reference.restore(prepared_study, other)
+    source = made_from(prepared_study, tmp_path / "reference")
+    mine = prepared_study.paths.saved("cnn") / "run.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"key": "mine"}')
+    with pytest.raises(StudyError, match=r"cnn/run\.json: of another fit; move it away"):
+        reference.restore(prepared_study, source)
+    assert mine.read_text() == '{"key": "mine"}'
+    assert not prepared_study.paths.saved("dense").exists()
 
 
 def test_phantoms_are_no_reference(tmp_path):
