@@ -36,6 +36,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "operating_models.csv": ("model", "metric"),
     "groups.csv": ("column", "group", "finding", "metric"),
     "localisation.csv": ("finding", "metric"),
+    "localisation_networks.csv": ("map", "network", "finding", "metric"),
     "randomisation.csv": ("share",),
     "robustness.csv": ("degradation", "strength"),
 }

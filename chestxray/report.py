@@ -132,6 +132,10 @@ def _tables(results: dict[str, Any]) -> dict[str, list[tuple[str, pd.DataFrame]]
     caption = f"Thresholds that catch {target:.0%} on validation, measured on the natural test"
     add("Operating points", caption, "operating_test", "finding", {}, operating.METRICS)
     add("Where it looks", "Heat-maps against boxes", "localisation", "finding", {}, LOCALISATION)
+    if "localisation_networks" in results:
+        finer = results["localisation_networks"].xs(("finer", "ensemble"), level=("map", "network"))
+        results = results | {"finer": finer}
+    add("Where it looks", "The same with maps of a finer, earlier layer", "finer", "finding", {}, LOCALISATION)
     found["Groups of patients"] = [("Gaps to the largest group", _gaps(results["groups"]))]
     return found
 
