@@ -149,7 +149,7 @@ def test_a_killed_fit_ends_as_an_unbroken_one_on_two_devices(prepared_study):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.long), "mixed_float16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.long)])
 def test_all_stages_go_on_on_two_devices(prepared_study, policy):
     kill_and_resume(prepared_study, "EfficientNetLite0", 32, policy)
 
