@@ -57,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_archives(commands)
     test = commands.add_parser(
-        "test", help="run the tests", description="Run the tests; arguments after -- go to pytest."
+        "test",
+        help="run the tests",
+        description="Run the tests, in two processes; arguments after -- go to pytest (-n 0 for one process).",
     )
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
     test.set_defaults(command=run_tests)

@@ -166,13 +166,27 @@ def test_failed_run_has_exit_code_1(monkeypatch, tmp_path, capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_test_hands_its_arguments_to_pytest(monkeypatch):
-    called = []
+@pytest.mark.parametrize(
+    ("arguments", "environment", "given"),
+    [
+        ([], {}, ["-n", "2", "--dist", "loadfile"]),
+        (["--", "-k", "dicom"], {}, ["-n", "2", "--dist", "loadfile", "-k", "dicom"]),
+        (["--", "-n0", "tests/test_cli.py"], {}, ["-n0", "tests/test_cli.py"]),
+        (["--", "tests/test_cli.py"], {"CHESTXRAY_FAULTS": "faults.md"}, ["tests/test_cli.py"]),
+    ],
+)
+def test_test_hands_its_arguments_to_pytest_in_two_processes_unless_told_otherwise(
+    monkeypatch, arguments, environment, given
+):
+    monkeypatch.delenv("CHESTXRAY_FAULTS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    started = []
     monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: called.append(command) or types.SimpleNamespace(returncode=5)
+        subprocess, "run", lambda command, **_: started.append(command) or types.SimpleNamespace(returncode=5)
     )
-    assert cli.main(["test", "--", "-k", "cli"]) == 5
-    assert called[0][1:] == ["-m", "pytest", "-k", "cli"]
+    assert cli.main(["test", *arguments]) == 5
+    assert started == [[sys.executable, "-m", "pytest", *given]]
 
 
 def test_nothing_to_do_needs_no_tensorflow():

@@ -33,7 +33,7 @@ from chestxray.inputs import Samples
 from chestxray.normalization import BatchNormalization
 
 SIZE, BATCH = 128, 32
-ROUNDS, STEPS = 7, 20
+ROUNDS, STEPS = 5, 12
 IMAGES = 768
 """Training images of the comparison of epochs; a quarter as many are for validation."""
 
