@@ -356,7 +356,7 @@ class Fit:
         if recipe.mixup:
             shares = inputs.mixing_shares(recipe.mixup, self.seed, epoch, self.steps)[first:]
         weights = inputs.class_weights(self.train.y) if recipe.class_weight else None
-        return inputs.dataset(self.train, order, recipe.batch_size, shares, weights)
+        return inputs.dataset(self.train.in_epoch(self.seed, epoch), order, recipe.batch_size, shares, weights)
 
     def _epoch(self, epoch: int, first: int) -> None:
         began = time.perf_counter() - self.elapsed

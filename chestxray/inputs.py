@@ -50,6 +50,10 @@ class Samples:
         """The same samples with other targets, (N, K)."""
         return Samples(self.x, self.rows, np.asarray(y, "float32"), self.table)
 
+    def in_epoch(self, seed: int, epoch: int) -> Samples:
+        """What an epoch is fitted on: these samples."""
+        return self
+
     def mirrored(self) -> Samples:
         """The same radiographs, left and right exchanged; a view, nothing is copied."""
         return dataclasses.replace(self, x=self.x[:, :, ::-1])
@@ -58,6 +62,22 @@ class Samples:
         """The samples in order, `batch_size` at a time; the last batch may be shorter."""
         for start in range(0, len(self), batch_size):
             yield self.x[self.rows[start : start + batch_size]]
+
+
+@dataclass(frozen=True)
+class Views(Samples):
+    """Samples of which `x` holds several versions, made beforehand; each epoch draws one of each sample.
+
+    Attributes:
+        views: how many versions there are: version v of the sample in row r is `x[v * (len(x) // views) + r]`.
+    """
+
+    views: int
+
+    def in_epoch(self, seed: int, epoch: int) -> Samples:
+        """The samples with one version each, the same whenever it is asked for."""
+        drawn = np.random.default_rng([seed, epoch, 2]).integers(0, self.views, len(self))
+        return Samples(self.x, drawn * (len(self.x) // self.views) + self.rows, self.y, self.table)
 
 
 def class_targets(labels: pd.Series) -> np.ndarray:

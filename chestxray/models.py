@@ -63,6 +63,7 @@ class Transfer:
     """A pretrained backbone with two heads on the same pooled features.
 
     Attributes:
+        augment: the layers that vary radiographs while training.
         backbone: the EfficientNet, RGB 0–255 to the last feature map.
         features: radiograph to pooled features, (N, C); without augmentation when not training.
         findings: radiograph to the answers to `QUESTIONS`, (N, 15) sigmoids: the preliminary stage.
@@ -72,11 +73,44 @@ class Transfer:
             makes the class neither more nor less likely. Else the class head alone answers and they sum to 1.
     """
 
+    augment: tuple[keras.Layer, ...]
     backbone: keras.Model
     features: keras.Model
     findings: keras.Model
     head: keras.Model
     classifier: keras.Model
+
+    def divide(self, hold: int) -> tuple[keras.Model, keras.Model]:
+        """Cut the network for the findings behind its first blocks, where those are held.
+
+        Args:
+            hold: how many of the backbone's blocks come before the cut, 1 to 7.
+
+        Returns:
+            Radiographs (N, H, W, 1) to the maps of the last of those blocks (N, h, w, C), without augmentation; and
+            such maps to the answers to `QUESTIONS`, (N, 15). They share their layers with `findings`.
+
+        Raises:
+            StudyError: the backbone has no such block.
+        """
+        blocks = [layer for layer in self.backbone.layers if _block(layer) == hold]
+        if not blocks:
+            raise StudyError(f"hold {hold}: the backbone has blocks 1 to 7; give one of them")
+        maps = blocks[-1].output
+        first = keras.Model(self.backbone.input, maps, name="held_blocks")
+        rest = keras.Model(maps, self.backbone.output, name="other_blocks")
+        pixels = keras.Input(self.findings.input_shape[1:], name="radiograph")
+        x = pixels
+        for layer in self.findings.layers[1:]:
+            if layer is self.backbone:
+                break
+            if layer not in self.augment:
+                x = layer([x, x, x]) if isinstance(layer, layers.Concatenate) else layer(x)
+        between = layers.Input(maps.shape[1:], name="maps")
+        answers = rest(between)
+        for name in ("average_pooling", "dropout", "findings"):
+            answers = self.findings.get_layer(name)(answers)
+        return keras.Model(pixels, first(x)), keras.Model(between, _sigmoid(answers))
 
     def train_backbone(self, trainable: bool, hold: int = 0) -> None:
         """Let the backbone's weights change or hold them; BatchNorm follows.
@@ -150,6 +184,7 @@ def transfer(
     logits = classes(dropped)
     together = _softmax(logits) if log_odds is None else _sigmoid(_blend(answers, logits, log_odds, share))
     return Transfer(
+        augment=tuple(augment),
         backbone=net,
         features=keras.Model(pixels, x, name="features"),
         findings=keras.Model(pixels, _sigmoid(answers), name="all_findings"),

@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ from chestxray.fitting import (
     Fit,
     Places,
     Recipe,
+    compiled,
     epoch_line,
     mean_auroc,
     predict_batches,
 )
-from chestxray.inputs import Samples
+from chestxray.inputs import Samples, Views
 from chestxray.normalization import BatchNormalization
 
 PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
@@ -172,23 +173,37 @@ class Run:
         return self._stage(model, recipe, len(train), lambda: (train, valid), keep_start, judged_on)
 
     def fit_head(
-        self, features: keras.Model, head: keras.Model, recipe: Recipe, train: Samples, valid: Samples
+        self,
+        features: keras.Model,
+        head: keras.Model,
+        recipe: Recipe,
+        train: Samples,
+        valid: Samples,
+        augment: Sequence[keras.Layer] = (),
+        views: int = 1,
     ) -> pd.DataFrame:
-        """Fit a head on features that the backbone computes once, so that its epochs cost no backbone.
+        """Fit the end of a network on what its beginning, which is held, computes beforehand.
+
+        The beginning costs `views` passes over the data, however many the epochs. Where it gives maps, mixup mixes
+        those rather than pixels (Verma et al., Manifold mixup, ICML 2019); they are kept in memory, as float16.
 
         Args:
-            features: radiographs (N, H, W, 1) to pooled features (N, C).
-            head: pooled features (N, C) to (N, K).
+            features: radiographs (N, H, W, 1) to pooled features (N, C) or maps (N, h, w, C).
+            head: those to (N, K).
             recipe: how, as in `fit`.
             train: radiographs with targets (N, K).
             valid: radiographs of other patients, with targets (N, K).
+            augment: layers that vary the training radiographs before the beginning sees them.
+            views: how many times it sees each of them, varied anew each time; an epoch draws one of these versions.
 
         Returns:
             The stage's history, as in `fit`.
         """
-        return self._stage(
-            head, recipe, len(train), lambda: (_as_features(features, train), _as_features(features, valid))
-        )
+
+        def samples() -> tuple[Samples, Samples]:
+            return _as_features(features, train, augment, views), _as_features(features, valid)
+
+        return self._stage(head, recipe, len(train), samples, views=views)
 
     def _stage(
         self,
@@ -198,10 +213,12 @@ class Run:
         samples: Callable[[], tuple[Samples, Samples]],
         keep_start: bool = False,
         judged_on: Samples | None = None,
+        views: int = 1,
     ) -> pd.DataFrame:
         """Fit one stage, or take its history from the finished run as long as that began in the same way."""
         described = {**recipe.describe(), "model": _architecture(model), "samples": count}
         chosen = {"keep_start": keep_start, "judged_on": 0 if judged_on is None else len(judged_on)}
+        chosen["views"] = views if views > 1 else 0
         self._stages.append(described | {name: value for name, value in chosen.items() if value})
         number = len(self._stages)
         places = Places(
@@ -410,10 +427,24 @@ def _halved_weights(weights: h5py.File) -> bytes:
     return buffer.getvalue()
 
 
-def _as_features(features: keras.Model, samples: Samples) -> Samples:
-    """The same samples with pooled features in the place of pixels."""
-    x = predict_batches(features, samples)
-    return Samples(x, np.arange(len(samples)), samples.y, samples.table)
+def _as_features(
+    features: keras.Model, samples: Samples, augment: Sequence[keras.Layer] = (), views: int = 1
+) -> Samples:
+    """The same samples with pooled features or maps in the place of pixels, in `views` versions."""
+    seen = compiled(features)
+
+    @tf.function
+    def varied(x: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(x, "float32")
+        for layer in augment:
+            x = layer(x, training=True)
+        return seen(x)
+
+    # Maps are many numbers; float16 tells apart what float32 does in a network that is trained with noise.
+    kind = "float16" if len(features.output_shape) == 4 else "float32"
+    step = varied if augment else seen
+    x = np.concatenate([predict_batches(step, samples).astype(kind) for _ in range(views)])
+    return Views(x, np.arange(len(samples)), samples.y, samples.table, views)
 
 
 def _architecture(model: keras.Model) -> str:

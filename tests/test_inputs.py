@@ -32,6 +32,22 @@ def test_mirrored_samples_change_sides_and_nothing_else():
     assert batch[0, :, :, 0].tolist() == [[8, 7, 6], [11, 10, 9]]
 
 
+def test_an_epoch_draws_one_version_of_each_sample():
+    versions, count = 3, 40
+    x = np.arange(versions * count)
+    views = inputs.Views(
+        x, np.arange(count), np.ones((count, 7), "float32"), pd.DataFrame(index=range(count)), versions
+    )
+    epochs = [views.in_epoch(7, epoch) for epoch in range(6)]
+    for samples in epochs:
+        (drawn,) = samples.batches(count)
+        assert (drawn % count == np.arange(count)).all() and set(drawn // count) == {0, 1, 2}
+    assert len({samples.rows.tobytes() for samples in epochs}) == 6
+    assert np.array_equal(views.in_epoch(7, 2).rows, epochs[2].rows)
+    plain = inputs.Samples(x, np.arange(count), views.y, views.table)
+    assert plain.in_epoch(7, 2) is plain
+
+
 def test_a_split_holds_its_own_images(prepared_study):
     study = prepared_study
     for split in ("train", "valid", "test"):

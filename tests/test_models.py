@@ -107,6 +107,22 @@ def test_the_first_blocks_can_be_held(backbone):
     assert {v.path for v in net.backbone.trainable_variables} == everything
 
 
+@pytest.mark.parametrize("backbone", ["EfficientNetLite0", "EfficientNetB0"])
+def test_a_network_can_be_divided_behind_its_held_blocks(backbone):
+    net = small_transfer(backbone=backbone, member_size=64, drop_connect_rate=0.0)
+    net.train_backbone(True, hold=3)
+    held, above = net.divide(3)
+    x = radiographs()
+    maps = held(x, training=False)
+    assert maps.shape[:3] == (3, 8, 8)
+    assert np.allclose(above(maps, training=False), net.findings(x, training=False), atol=1e-5)
+    # No augmentation before the cut, and nothing to learn there; behind it all that `findings` learns.
+    assert np.array_equal(held(x, training=True), maps) and not held.trainable_variables
+    assert {v.path for v in above.trainable_variables} == {v.path for v in net.findings.trainable_variables}
+    with pytest.raises(StudyError, match="hold 8: the backbone has blocks 1 to 7"):
+        net.divide(8)
+
+
 def test_batchnorm_takes_the_momentum_asked_for():
     net = small_transfer(bn_momentum=0.8)
     momenta = {layer.momentum for layer in net.backbone.layers if isinstance(layer, keras.layers.BatchNormalization)}

@@ -207,6 +207,33 @@ def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     assert training.mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
 
 
+def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
+    def fit(views):
+        run = training.Run(prepared_study, f"maps_{views}", {})
+        net = models.transfer(
+            "EfficientNetLite0", 32, 64, augmentation.layers(1.0, 3), weights=None, log_odds=np.zeros(7)
+        )
+        train, valid = (inputs.load_findings(prepared_study, split) for split in ("train", "valid"))
+        net.train_backbone(True, hold=3)
+        held, above = net.divide(3)
+        before = [w.numpy() for w in held.weights]
+        recipe = training.Recipe("all_findings", 2, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3)
+        history = run.fit_head(held, above, recipe, train, valid, net.augment, views)
+        assert all(np.array_equal(a, b) for a, b in zip(before, held.weights, strict=True))
+        assert run._stages[0].get("views") == (views if views > 1 else None)
+        return history, training.predict_batches(net.findings, valid), valid
+
+    history, scores, valid = fit(2)
+    six = [config.QUESTIONS.index(name) for name in config.SIX_FINDINGS]
+    # What was fitted is the end of the whole network; maps are kept as float16.
+    whole = training.mean_auroc(valid.y[:, six], scores[:, six])
+    assert whole == pytest.approx(history["val_macro_auroc"].max(), abs=0.02)
+    again, same, _ = fit(2)
+    assert history["loss"].tolist() == again["loss"].tolist() and np.array_equal(scores, same)
+    once, _, _ = fit(1)
+    assert once["loss"].tolist() != history["loss"].tolist()
+
+
 def test_a_fit_that_diverges_stops_and_says_what_to_change(prepared_study):
     run = training.Run(prepared_study, "nan", {}, checkpoint_steps=1)
     model = small_net(32)

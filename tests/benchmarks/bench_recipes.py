@@ -30,6 +30,7 @@ class Change:
         network: arguments of `models.transfer`; `strength` and `flip` go to the augmentation.
         recipe: fields of the preliminary stage's `Recipe`.
         held: how many of the backbone's blocks that stage leaves as they are.
+        views: how many versions of each radiograph those blocks see beforehand; 0 lets them see a new one each epoch.
         preliminary: False trains all layers on the seven classes alone, for the same number of steps.
     """
 
@@ -39,6 +40,7 @@ class Change:
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     held: int = 0
+    views: int = 0
     preliminary: bool = True
 
 
@@ -57,6 +59,10 @@ RECIPES = {
         "epochs go on from the last step, not from the running mean", idea=True, recipe={"ema_restart": False}
     ),
     "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, held=2),
+    "three_held": Change("the first three blocks held", idea=True, held=3),
+    "maps_kept": Change(
+        "three blocks held, their maps of six versions of each radiograph kept and mixed", idea=True, held=3, views=6
+    ),
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
@@ -112,7 +118,11 @@ def measure(study: config.Study, name: str) -> None:
     if change.preliminary:
         recipe = training.Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
         net.train_backbone(True, change.held)
-        run.fit(net.findings, recipe, everyone, valid)
+        if change.views:
+            held, above = net.divide(change.held)
+            run.fit_head(held, above, recipe, everyone, valid, net.augment, change.views)
+        else:
+            run.fit(net.findings, recipe, everyone, valid)
     run.fit_head(net.features, net.head, head, classes, classes_valid)
     if not change.preliminary:
         epochs = round(EPOCHS * len(everyone) / len(classes))
