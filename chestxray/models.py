@@ -99,18 +99,14 @@ class Transfer:
         maps = blocks[-1].output
         first = keras.Model(self.backbone.input, maps, name="held_blocks")
         rest = keras.Model(maps, self.backbone.output, name="other_blocks")
-        pixels = keras.Input(self.findings.input_shape[1:], name="radiograph")
-        x = pixels
-        for layer in self.findings.layers[1:]:
-            if layer is self.backbone:
-                break
-            if layer not in self.augment:
-                x = layer([x, x, x]) if isinstance(layer, layers.Concatenate) else layer(x)
+        whole = self.findings.get_layer
+        varied = (self.augment[-1] if self.augment else whole("to_float")).output
         between = layers.Input(maps.shape[1:], name="maps")
         answers = rest(between)
         for name in ("average_pooling", "dropout", "findings"):
-            answers = self.findings.get_layer(name)(answers)
-        return keras.Model(pixels, first(x)), keras.Model(between, _sigmoid(answers))
+            answers = whole(name)(answers)
+        held = keras.Model(varied, first(whole("three_channels").output))
+        return held, keras.Model(between, _sigmoid(answers))
 
     def train_backbone(self, trainable: bool, hold: int = 0) -> None:
         """Let the backbone's weights change or hold them; BatchNorm follows.

@@ -35,7 +35,6 @@ from chestxray.fitting import (
     Fit,
     Places,
     Recipe,
-    compiled,
     epoch_line,
     mean_auroc,
     predict_batches,
@@ -217,8 +216,8 @@ class Run:
     ) -> pd.DataFrame:
         """Fit one stage, or take its history from the finished run as long as that began in the same way."""
         described = {**recipe.describe(), "model": _architecture(model), "samples": count}
-        chosen = {"keep_start": keep_start, "judged_on": 0 if judged_on is None else len(judged_on)}
-        chosen["views"] = views if views > 1 else 0
+        judges = 0 if judged_on is None else len(judged_on)
+        chosen = {"keep_start": keep_start, "judged_on": judges, "views": views if views > 1 else 0}
         self._stages.append(described | {name: value for name, value in chosen.items() if value})
         number = len(self._stages)
         places = Places(
@@ -431,19 +430,17 @@ def _as_features(
     features: keras.Model, samples: Samples, augment: Sequence[keras.Layer] = (), views: int = 1
 ) -> Samples:
     """The same samples with pooled features or maps in the place of pixels, in `views` versions."""
-    seen = compiled(features)
 
     @tf.function
-    def varied(x: tf.Tensor) -> tf.Tensor:
+    def seen(x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, "float32")
         for layer in augment:
             x = layer(x, training=True)
-        return seen(x)
+        return features(x, training=False)
 
     # Maps are many numbers; float16 tells apart what float32 does in a network that is trained with noise.
     kind = "float16" if len(features.output_shape) == 4 else "float32"
-    step = varied if augment else seen
-    x = np.concatenate([predict_batches(step, samples).astype(kind) for _ in range(views)])
+    x = np.concatenate([predict_batches(seen, samples).astype(kind) for _ in range(views)])
     return Views(x, np.arange(len(samples)), samples.y, samples.table, views)
 
 
