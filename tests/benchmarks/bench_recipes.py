@@ -56,13 +56,11 @@ RECIPES = {
     "no_warm_up": Change("no warm-up", recipe={"warmup": 0.0}),
     "smoothing": Change("labels smoothed by .1", recipe={"label_smoothing": 0.1}),
     "running_average": Change(
-        "epochs go on from the last step, not from the running mean", idea=True, recipe={"ema_restart": False}
+        "epochs go on from the last step, not the mean", idea=True, recipe={"ema_restart": False}
     ),
     "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, held=2),
     "three_held": Change("the first three blocks held", idea=True, held=3),
-    "maps_kept": Change(
-        "three blocks held, their maps of six versions of each radiograph kept and mixed", idea=True, held=3, views=6
-    ),
+    "maps_kept": Change("three blocks held: maps of six versions kept", idea=True, held=3, views=6),
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
