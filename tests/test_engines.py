@@ -106,7 +106,9 @@ def test_heat_maps_are_those_of_the_gradients(saved):
     explainer = explain.Explainer(model)
     for place in (0, 3, 6):
         expected = explainer.maps(radiographs(), np.asarray(place))
-        np.testing.assert_allclose(onnx.heat_maps(radiographs(), place), expected, atol=1e-3)
+        # A map's maximum is 1 however little speaks for the class, and the processors' last digits grow with it: one
+        # of them was off by .0011. A wrong channel or member moves a map by tenths.
+        np.testing.assert_allclose(onnx.heat_maps(radiographs(), place), expected, atol=5e-3)
 
 
 def test_an_opinion_is_what_the_whole_would_say_if_all_members_agreed(tmp_path):
