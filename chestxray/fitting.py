@@ -71,7 +71,8 @@ class Recipe:
         mixup: parameter of the Beta distribution by which two images are mixed (Zhang et al., ICLR 2018); 0 mixes none.
         patience: stop after this many epochs without a better validation macro-AUROC; None never stops early.
         batch_norm: `train` lets BatchNorm learn; `freeze` keeps its statistics and parameters as they were before the
-            stage; `reestimate` lets it learn and takes the statistics anew, for the weights that are evaluated.
+            stage; `reestimate` lets it learn and takes the statistics anew for the weights that are evaluated, from
+            images that are not mixed and, where what is fitted begins with maps kept beforehand, not augmented.
         class_weight: let every class weigh the same in the loss, however rare.
         ema_restart: begin each epoch from the running mean of the weights rather than from the last step's.
     """
@@ -217,7 +218,7 @@ class Fit:
         model: keras.Model,
         recipe: Recipe,
         count: int,
-        samples: Callable[[], tuple[Samples, Samples]],
+        samples: Callable[[], tuple[Samples, ...]],
         seed: int,
         places: Places,
         after_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
@@ -229,7 +230,8 @@ class Fit:
             model: a built model with outputs (N, K) matching the targets.
             recipe: how.
             count: number of training samples.
-            samples: gives the training and the validation samples; not called where nothing is left to do.
+            samples: gives the training and the validation samples, and where these are not to come from the training
+                samples, those of which BatchNorm's statistics are taken anew; not called where nothing is left to do.
             seed: decides the order of the samples and their mixing.
             places: where checkpoints and log go.
             after_epoch: called with the history after each epoch.
@@ -254,7 +256,9 @@ class Fit:
         self.metrics: list[Any] = []
         """Running means of an epoch that was broken off, to go on from."""
         self.elapsed = 0.0
-        """Seconds that the epoch took before it was broken off."""
+        """Seconds that the first epoch to come took before it was broken off, and the making of its samples."""
+        self.update: Callable[[tf.Tensor], tf.Tensor] | None = None
+        """What takes BatchNorm's statistics anew, traced once."""
         self.saved_at, self.saving = time.perf_counter(), 0.0
         """When the last checkpoint was written, and how many seconds that took."""
 
@@ -282,7 +286,10 @@ class Fit:
 
     def _go_on(self, stored: Mapping[str, np.ndarray] | None, keep_start: bool) -> None:
         """Do the epochs that are left."""
-        self.train, self.valid = self.samples()
+        began = time.perf_counter()
+        self.train, self.valid, *plain = self.samples()
+        self.plain = plain[0] if plain else self.train
+        prepared = time.perf_counter() - began
         self.forward = compiled(self.model)
         self._compile()
         epoch = step = 0
@@ -294,6 +301,7 @@ class Fit:
                 self.best_weights = [w.numpy() for w in self.model.weights]
         else:
             epoch, step = self._restore(stored)
+        self.elapsed += prepared
         self.first, self.began = epoch * self.steps + step, time.perf_counter()
         total = self.recipe.epochs * self.steps
         with (
@@ -407,16 +415,29 @@ class Fit:
         self.say(f"{epoch_line(row, self.recipe.epochs)}{self.left(epoch + 1, 0)}")
 
     def _reestimate(self, epoch: int) -> None:
-        """Take BatchNorm's mean and variance anew with the weights as they are: the mean over training batches."""
-        statistics = [v for layer in self._batch_norms() for v in (layer.moving_mean, layer.moving_variance)]
+        """Take BatchNorm's mean and variance anew with the weights as they are, over batches that are not mixed.
+
+        The running ones are those of weights long gone, and of images that nobody will show: augmented, and with mixup
+        the means of two, which vary less than either.
+        """
+        norms = self._batch_norms()
+        statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
         sums = [np.zeros(v.shape, "float64") for v in statistics]
-        update = tf.function(lambda x: self.model(x, training=True))
+        momenta = [layer.momentum for layer in norms]
+        for layer in norms:
+            layer.momentum = 0.0  # the statistics are then those of the batch alone
+        if self.update is None:
+            self.update = tf.function(lambda x: self.model(x, training=True))
+        order = inputs.epoch_order(self.plain.y, self.seed, epoch)
+        batches = inputs.dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
         taken = 0
-        for x, *_ in self._batches(epoch, 0).take(REESTIMATE_STEPS):
-            update(x)
+        for x, *_ in batches.take(REESTIMATE_STEPS):
+            self.update(x)
             taken += 1
             for total, variable in zip(sums, statistics, strict=True):
                 total += variable.numpy()
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
         _assign(statistics, [total / taken for total in sums])
 
     def _score(self, scores: np.ndarray) -> float:

@@ -32,6 +32,7 @@ from chestxray.config import CLASSES, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.fitting import (
     HISTORY_COLUMNS,
+    REESTIMATE_STEPS,
     Fit,
     Places,
     Recipe,
@@ -199,8 +200,12 @@ class Run:
             The stage's history, as in `fit`.
         """
 
-        def samples() -> tuple[Samples, Samples]:
-            return _as_features(features, train, augment, views), _as_features(features, valid)
+        def samples() -> tuple[Samples, ...]:
+            made = _as_features(features, train, augment, views), _as_features(features, valid)
+            if recipe.batch_norm != "reestimate":
+                return made
+            order = inputs.epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
+            return *made, _as_features(features, train.take(np.sort(order)))
 
         return self._stage(head, recipe, len(train), samples, views=views)
 
@@ -209,7 +214,7 @@ class Run:
         model: keras.Model,
         recipe: Recipe,
         count: int,
-        samples: Callable[[], tuple[Samples, Samples]],
+        samples: Callable[[], tuple[Samples, ...]],
         keep_start: bool = False,
         judged_on: Samples | None = None,
         views: int = 1,

@@ -1,5 +1,7 @@
 """The loop of one stage: losses and weights against hand counts, BatchNorm, the running mean of weights, the log."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,6 +127,22 @@ def test_a_finished_stage_is_taken_from_its_checkpoint(tmp_path):
     again = fitting.Fit(model, recipe, len(train), lambda: pytest.fail("samples were asked for"), 7, places)
     assert again.run() == history
     assert all(np.array_equal(a, b) for a, b in zip(expected, model.weights, strict=True))
+
+
+def test_the_making_of_samples_counts_in_the_first_epoch(tmp_path, monkeypatch):
+    import keras
+
+    clock, late = time.perf_counter, []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(late))
+
+    def slow():
+        late.append(1000)
+        return blobs(), blobs(seed=1)
+
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "softmax")])
+    places = fitting.Places(tmp_path / "a.npz", tmp_path / "a", "k")
+    first, second = fitting.Fit(model, Recipe("fit", 2, 1e-2, 8), len(blobs()), slow, 7, places).run()
+    assert first["seconds"] > 1000 > second["seconds"]
 
 
 def test_the_log_holds_every_epoch(tmp_path):

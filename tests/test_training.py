@@ -234,6 +234,22 @@ def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
     assert once["loss"].tolist() != history["loss"].tolist()
 
 
+def test_statistics_taken_anew_are_those_of_radiographs_as_they_are(prepared_study):
+    train, valid = (inputs.load_findings(prepared_study, split) for split in ("train", "valid"))
+    image, maps = keras.Input((32, 32, 1)), keras.Input((4, 4, 1))
+    features = keras.Model(image, keras.layers.AveragePooling2D(8)(image))
+    norm = keras.layers.BatchNormalization()
+    answers = keras.layers.Dense(15, "sigmoid")(keras.layers.Flatten()(norm(maps)))
+    brighter = [keras.layers.Rescaling(1.0, 50.0)]
+    recipe = training.Recipe("all_findings", 1, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3, batch_norm="reestimate")
+    run = training.Run(prepared_study, "anew", {})
+    run.fit_head(features, keras.Model(maps, answers), recipe, train, valid, brighter, views=2)
+    seen = train.x[train.rows].reshape(len(train), 4, 8, 4, 8).mean(axis=(2, 4))
+    assert norm.moving_mean.numpy()[0] == pytest.approx(seen.mean(), abs=1)
+    assert norm.moving_variance.numpy()[0] == pytest.approx(seen.var(), rel=0.1)
+    assert norm.momentum == 0.99
+
+
 def test_a_fit_that_diverges_stops_and_says_what_to_change(prepared_study):
     run = training.Run(prepared_study, "nan", {}, checkpoint_steps=1)
     model = small_net(32)

@@ -61,6 +61,13 @@ RECIPES = {
     "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, held=2),
     "three_held": Change("the first three blocks held", idea=True, held=3),
     "maps_kept": Change("three blocks held: maps of six versions kept", idea=True, held=3, views=6),
+    "maps_anew": Change(
+        "three held, maps kept, BatchNorm on plain images",
+        idea=True,
+        recipe={"batch_norm": "reestimate"},
+        held=3,
+        views=6,
+    ),
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
