@@ -431,13 +431,15 @@ class Fit:
         order = inputs.epoch_order(self.plain.y, self.seed, epoch)
         batches = inputs.dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
         taken = 0
-        for x, *_ in batches.take(REESTIMATE_STEPS):
-            self.update(x)
-            taken += 1
-            for total, variable in zip(sums, statistics, strict=True):
-                total += variable.numpy()
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
+        try:
+            for x, *_ in batches.take(REESTIMATE_STEPS):
+                self.update(x)
+                taken += 1
+                for total, variable in zip(sums, statistics, strict=True):
+                    total += variable.numpy()
+        finally:  # a cell that was interrupted may be run again with the same model
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
         _assign(statistics, [total / taken for total in sums])
 
     def _score(self, scores: np.ndarray) -> float:
