@@ -82,6 +82,7 @@ class Profile:
         backbones: backbones of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
         member_sizes: side in pixels that each of these four resizes to inside the model.
         feature_backbone: backbone of the feature-extraction model.
+        feature_size: side in pixels that it resizes to inside the model: frozen, it knows ImageNet's 224 best.
         batch_size: images a step.
         dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
@@ -100,6 +101,7 @@ class Profile:
     backbones: tuple[str, str, str, str]
     member_sizes: tuple[int, int, int, int]
     feature_backbone: str
+    feature_size: int
     batch_size: int
     dense_epochs: int
     cnn_epochs: int
@@ -137,6 +139,7 @@ PROFILES: dict[str, Profile] = {
         backbones=_LITE0,
         member_sizes=(64, 64, 64, 64),
         feature_backbone="EfficientNetLite0",
+        feature_size=64,
         batch_size=32,
         dense_epochs=5,
         cnn_epochs=5,
@@ -156,6 +159,7 @@ PROFILES: dict[str, Profile] = {
         backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
         member_sizes=(128, 160, 128, 112),
         feature_backbone="EfficientNetLite0",
+        feature_size=224,
         batch_size=32,
         dense_epochs=10,
         cnn_epochs=10,
@@ -175,6 +179,7 @@ PROFILES: dict[str, Profile] = {
         backbones=("EfficientNetB6", "EfficientNetB6", "EfficientNetB6", "EfficientNetB7"),
         member_sizes=(224, 256, 192, 224),
         feature_backbone="EfficientNetB6",
+        feature_size=256,
         batch_size=32,
         dense_epochs=20,
         cnn_epochs=20,

@@ -8,8 +8,10 @@ nothing of files or of fitting.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -141,6 +143,7 @@ def transfer(
     bn_momentum: float = 0.9,
     log_odds: np.ndarray | None = None,
     share: float = 0.75,
+    every_block: bool = False,
 ) -> Transfer:
     """Put augmentation, a backbone, global average pooling and heads together.
 
@@ -157,6 +160,9 @@ def transfer(
             logits, the findings' less these, through a sigmoid a class. None leaves the findings' head out, for it was
             not trained.
         share: weight of the findings' head in that mean, 0 to 1; the class head has the rest.
+        every_block: pool behind every block of the backbone and put the means side by side. Its end knows objects of
+            photographs; textures and edges, which radiographs have too, are told apart further in front. The last
+            convolution, which only mixes what the last block gives, is left out.
 
     Raises:
         StudyError: the backbone is unknown or its weights cannot be had.
@@ -170,7 +176,7 @@ def transfer(
     if member_size != image_size:
         x = layers.Resizing(member_size, member_size, interpolation="bilinear", antialias=True)(x)
     x = layers.Concatenate(name="three_channels")([x, x, x])
-    x = layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
+    x = _pooled_blocks(net, x) if every_block else layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
     width = x.shape[-1]
     drop = layers.Dropout(dropout, name="dropout")
     dropped = drop(x)
@@ -187,6 +193,21 @@ def transfer(
         head=keras.Model(pooled, _softmax(classes(drop(pooled))), name="head"),
         classifier=keras.Model(pixels, together, name="classifier"),
     )
+
+
+def _pooled_blocks(net: keras.Model, images: keras.KerasTensor) -> keras.KerasTensor:
+    """The means of a backbone's feature maps behind each of its blocks, side by side, the deepest last."""
+    last = {found[0]: layer for layer in net.layers if (found := re.match(r"block\d+[a-z]+(?=_)", layer.name))}
+    made = {}
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        made[layer] = layer(*args, **kwargs)
+        return made[layer]
+
+    # The same layers around other images: a model called as a layer would hide its maps from whoever explains it.
+    keras.models.clone_model(net, images, clone_function=lambda layer: layer, call_function=call)
+    means = [layers.GlobalAveragePooling2D(name=f"average_pooling_{name}")(made[layer]) for name, layer in last.items()]
+    return layers.Concatenate(name="pooled_blocks")(means)
 
 
 def _blend(

@@ -713,7 +713,11 @@ def _traced(net: _Net, place: _Place) -> tuple[_Place, np.ndarray | None] | None
         return layer.calls[0][0], None
     if layer.kind == "Concatenate":
         parts = [_traced(net, part) for part in layer.calls[0]]
-        if not all(parts) or len({place for place, _ in parts}) != 1 or any(matrix is None for _, matrix in parts):
+        if not all(parts):
+            return None
+        if all(matrix is None for _, matrix in parts):
+            return _deepest(net, layer, [place for place, _ in parts])
+        if len({place for place, _ in parts}) != 1 or any(matrix is None for _, matrix in parts):
             return None
         return parts[0][0], np.concatenate([matrix for _, matrix in parts], axis=1)
     linear = layer.config.get("activation", "linear") == "linear"
@@ -721,6 +725,30 @@ def _traced(net: _Net, place: _Place) -> tuple[_Place, np.ndarray | None] | None
         return None
     found = _traced(net, layer.calls[0][0])
     return _through(found, layer) if layer.kind == "Dense" else found
+
+
+def _deepest(net: _Net, concatenation: _Layer, maps: list[_Place]) -> tuple[_Place, np.ndarray] | None:
+    """Of averages side by side, each of another map, the map that all others lead to, and where its channels stand.
+
+    A heat-map is of the last map. What the averages in front of it add to a score doesn't go through it.
+    """
+    if not all(_leads(net, place, maps[-1]) for place in maps[:-1]):
+        return None
+    widths = [net.layers[part.layer].shapes[0][-1] for part in concatenation.calls[0]]
+    return maps[-1], np.eye(sum(widths))[sum(widths[:-1]) :]
+
+
+def _leads(net: _Net, start: _Place, end: _Place) -> bool:
+    """Whether `end` is computed from `start`."""
+    seen, waiting = set(), [end]
+    while waiting:
+        place = waiting.pop()
+        if place == start:
+            return True
+        if place not in seen:
+            seen.add(place)
+            waiting += [part for call in net.layers[place.layer].calls for part in call if isinstance(part, _Place)]
+    return False
 
 
 def _through(found: tuple[_Place, np.ndarray | None] | None, dense: _Layer) -> tuple[_Place, np.ndarray] | None:

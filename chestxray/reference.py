@@ -87,7 +87,8 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
 def restore(study: Study, source: Path = REFERENCE) -> int:
     """Lay the reference out as stage 4 leaves its models, so that stage 5 can evaluate it again without training.
 
-    Of the networks only the ensemble's is committed, in float16; of the others there are predictions.
+    Of the networks only the ensemble's is committed, in float16; its members are parts of it, and are laid out so. Of
+    the other models there are predictions.
 
     Args:
         study: a study whose data were prepared as the reference's were.
@@ -115,11 +116,18 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         copies |= {there.with_name(name): source / model / name for name in MODEL_FILES}
     copies[study.paths.saved("ensemble") / "model.keras"] = source / "ensemble.keras"
     written = {target: path for target, path in copies.items() if not target.exists()}
+    members = json.loads((source / "ensemble" / "run.json").read_text())["members"]
+    places = [study.paths.saved(member) / "model.keras" for member in members]
+    if missing := [place for place in places if not place.exists()]:
+        whole = keras.models.load_model(source / "ensemble.keras", compile=False)
+        for place in missing:
+            files.make_folder(place.parent)
+            training.save_model(whole.get_layer(f"member_{places.index(place) + 1}"), place)
     # The file that says that a folder is finished comes last.
     for target in sorted(written, key=lambda target: target.name == "run.json"):
         files.make_folder(target.parent)
         files.atomic_write(target, written[target].read_bytes())
-    return len(written)
+    return len(written) + len(missing)
 
 
 def _departure(whole: keras.Model, small: keras.Model, study: Study) -> float:

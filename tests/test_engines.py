@@ -43,6 +43,11 @@ def transferred(seed: int, member_size: int, blended: bool) -> keras.Model:
     return shaken(models.transfer("EfficientNetLite0", SIDE, member_size, **given).classifier, seed)
 
 
+def pooled_at_every_block() -> keras.Model:
+    settings = {"weights": None, "log_odds": LOG_ODDS, "every_block": True}
+    return shaken(models.transfer("EfficientNetLite0", SIDE, 48, **settings).classifier, 6)
+
+
 def joined(mirrored: bool, offsets: bool) -> keras.Model:
     members = [transferred(1, 48, True), transferred(2, SIDE, False)]
     return ensemble.join(members, None, mirrored, np.linspace(-0.5, 0.5, 7) if offsets else None)
@@ -68,6 +73,8 @@ MADE = {
     "CNN": lambda: shaken(models.cnn(SIDE, filters=(4, 8, 8)), 4),
     "fine tuned, another size inside": lambda: transferred(1, 48, True),
     "every layer": every_layer,
+    "pooled at every block": pooled_at_every_block,
+    "mean, one pooled at every block": lambda: ensemble.join([transferred(1, 48, True), pooled_at_every_block()], None),
     "mean": lambda: joined(False, False),
     "mirrored, with offsets": lambda: joined(True, True),
 }

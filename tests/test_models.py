@@ -137,3 +137,25 @@ def test_a_saved_model_takes_raw_pixels(tmp_path):
         warnings.simplefilter("error")
         loaded = keras.models.load_model(tmp_path / "model.keras")
     assert np.allclose(loaded(x, training=False), net.classifier(x, training=False), atol=1e-6)
+
+
+def test_means_of_every_block_lie_side_by_side():
+    net = small_transfer(every_block=True, augment=())
+    x = radiographs()
+    ends = ("1a", "2a", "2b", "3a", "3b", "4a", "4b", "4c", "5a", "5b", "5c", "6a", "6b", "6c", "6d", "7a")
+    names = [layer.name for layer in net.backbone.layers]
+    last = [max((n for n in names if n.startswith(f"block{end}_")), key=names.index) for end in ends]
+    maps = keras.Model(net.backbone.input, [net.backbone.get_layer(name).output for name in last])
+    three = np.repeat(x.astype("float32"), 3, axis=-1)
+    expected = np.concatenate([np.mean(each, axis=(1, 2)) for each in maps(three, training=False)], axis=1)
+    assert expected.shape == (3, 1808)
+    assert np.allclose(net.features(x, training=False), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["EfficientNetLite2", "EfficientNetB0"])
+def test_every_block_is_found_in_each_family(backbone):
+    net = small_transfer(backbone=backbone, every_block=True)
+    means = [layer for layer in net.features.layers if layer.name.startswith("average_pooling_")]
+    assert len(means) == {"EfficientNetLite2": 21, "EfficientNetB0": 16}[backbone]
+    net.train_backbone(False)
+    assert not net.features.trainable_variables

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import evaluation, inputs, models, reference, training
+from chestxray import ensemble, evaluation, inputs, models, reference, training
 from chestxray.config import CLASSES, REFERENCE, StageMissing, StudyError, open_study
 from chestxray.evaluation import MODELS
 
@@ -56,7 +56,7 @@ def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
 
 def made_from(study, folder, fingerprint=None):
     """A reference that says which data it comes from."""
-    run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k"}
+    run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k", "members": []}
     run["data_fingerprint"] = fingerprint or inputs.fingerprint(study)
     for model in MODELS:
         (folder / model).mkdir(parents=True)
@@ -77,6 +77,24 @@ def test_it_can_be_laid_out_again_as_models(prepared_study, tmp_path):
     assert reference.restore(prepared_study, source) == 0
     # A model without its network is not taken for a finished one.
     assert training.Run(prepared_study, "cnn", {})._finished is None
+
+
+def test_members_are_laid_out_as_the_ensemble_holds_them(prepared_study, tmp_path):
+    source = made_from(prepared_study, tmp_path / "reference")
+    members = [models.cnn(32, filters=(4, 8)), models.dense(32, units=(4,))]
+    training.save_model(ensemble.join(members, None), source / "ensemble.keras", half=True)
+    run = json.loads((source / "ensemble" / "run.json").read_text())
+    (source / "ensemble" / "run.json").write_text(json.dumps(run | {"members": ["cnn", "dense"]}))
+    assert reference.restore(prepared_study, source) == 4 * len(MODELS) + 3
+    x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+    said = [
+        keras.models.load_model(prepared_study.paths.saved(name) / "model.keras", compile=False)(x, training=False)
+        for name in ("cnn", "dense")
+    ]
+    whole = keras.models.load_model(source / "ensemble.keras", compile=False)(x, training=False)
+    assert np.allclose(np.mean(said, axis=0), whole, atol=1e-6)
+    assert not np.allclose(said[0], said[1], atol=1e-3)
+    assert reference.restore(prepared_study, source) == 0
 
 
 def test_it_is_not_laid_out_over_other_data_or_models(prepared_study, tmp_path):

@@ -1,0 +1,55 @@
+"""Linear heads in closed form, against equations solved another way."""
+
+import numpy as np
+import scipy.special
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from chestxray import linear
+
+
+def drawn(count=400, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(3, [1, 2, 0.1, 5, 1, 1], (count, width))
+    score = (features - 3) / [1, 2, 0.1, 5, 1, 1] @ np.array([1.0, -1, 0.5, 0, 0, 2])
+    y = np.column_stack([score + rng.logistic(size=count) > 1, rng.random(count) < 0.3]).astype("float32")
+    return features.astype("float32"), y
+
+
+def test_it_is_one_newton_step_of_the_penalised_regression():
+    features, y = drawn()
+    head = linear.fit(features, y, penalty=50)
+    z = (features - features.mean(axis=0)) / features.std(axis=0)
+    # Least squares of the samples and, below them, one row a coefficient that pulls it to 0.
+    stacked = np.vstack([z, np.sqrt(50) * np.eye(6)])
+    usual = y.mean(axis=0)
+    solved = np.linalg.lstsq(stacked, np.vstack([y - usual, np.zeros((6, 2))]), rcond=None)[0]
+    expected = scipy.special.logit(usual) + z @ solved / (usual * (1 - usual))
+    assert np.allclose(head.logits(features), expected, atol=1e-4)
+
+
+def test_it_ranks_like_a_logistic_regression():
+    features, y = drawn(2000)
+    head, logistic = linear.fit(features, y, penalty=20), LogisticRegression(max_iter=1000)
+    logistic.fit((features - 3) / features.std(axis=0), y[:, 0])
+    ours = roc_auc_score(y[:, 0], head.logits(features)[:, 0])
+    theirs = roc_auc_score(y[:, 0], logistic.decision_function((features - 3) / features.std(axis=0)))
+    assert abs(ours - theirs) < 0.005 and ours > 0.85
+
+
+def test_balanced_classes_weigh_as_if_the_rare_one_were_repeated():
+    features, _ = drawn(300)
+    y = np.zeros((300, 2), "float32")
+    y[:100, 0], y[100:, 1] = 1, 1
+    features[:100] += 0.5
+    usual = linear.fit(features, y, 30, balanced=True).logits(features.mean(axis=0))
+    assert abs(usual[0] + usual[1]) < 1e-4  # two classes that weigh the same: what one gains the other loses
+    centres = linear.fit(features, y, 1e12, balanced=True).bias
+    assert np.allclose(scipy.special.expit(centres), 0.5, atol=1e-4)
+
+
+def test_an_answer_that_nobody_gives_stays_improbable():
+    features, y = drawn()
+    y[:, 1] = 0
+    logits = linear.fit(features, y, 50).logits(features)[:, 1]
+    assert np.allclose(scipy.special.expit(logits), 0.5 / 400, atol=1e-5)
