@@ -82,7 +82,7 @@ class Profile:
         backbones: backbones of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
         member_sizes: side in pixels that each of these four resizes to inside the model.
         feature_backbone: backbone of the feature-extraction model.
-        feature_size: side in pixels that it resizes to inside the model: frozen, it knows ImageNet's 224 best.
+        feature_size: side in pixels that it resizes to inside the model; ImageNet's photographs had 224.
         batch_size: images a step.
         dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.

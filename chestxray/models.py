@@ -160,9 +160,8 @@ def transfer(
             logits, the findings' less these, through a sigmoid a class. None leaves the findings' head out, for it was
             not trained.
         share: weight of the findings' head in that mean, 0 to 1; the class head has the rest.
-        every_block: pool behind every block of the backbone and put the means side by side. Its end knows objects of
-            photographs; textures and edges, which radiographs have too, are told apart further in front. The last
-            convolution, which only mixes what the last block gives, is left out.
+        every_block: pool behind every block of the backbone and put the means side by side, for a head that shall
+            decide what depth tells most. The last convolution, which only mixes what the last block gives, is left out.
 
     Raises:
         StudyError: the backbone is unknown or its weights cannot be had.

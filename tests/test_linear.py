@@ -37,7 +37,7 @@ def test_it_ranks_like_a_logistic_regression():
     assert abs(ours - theirs) < 0.005 and ours > 0.85
 
 
-def test_balanced_classes_weigh_as_if_the_rare_one_were_repeated():
+def test_balanced_classes_weigh_the_same():
     features, _ = drawn(300)
     y = np.zeros((300, 2), "float32")
     y[:100, 0], y[100:, 1] = 1, 1
