@@ -83,6 +83,8 @@ class Profile:
         member_sizes: side in pixels that each of these four resizes to inside the model.
         feature_backbone: backbone of the feature-extraction model.
         feature_size: side in pixels that it resizes to inside the model; ImageNet's photographs had 224.
+        pooling: where the transfer models pool, as `models.transfer` takes it. Behind every block of a B6 there are
+            so many features that those of all NIH radiographs don't fit into memory; behind its stages they do.
         batch_size: images a step.
         dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
@@ -102,6 +104,7 @@ class Profile:
     member_sizes: tuple[int, int, int, int]
     feature_backbone: str
     feature_size: int
+    pooling: str
     batch_size: int
     dense_epochs: int
     cnn_epochs: int
@@ -140,6 +143,7 @@ PROFILES: dict[str, Profile] = {
         member_sizes=(64, 64, 64, 64),
         feature_backbone="EfficientNetLite0",
         feature_size=64,
+        pooling="blocks",
         batch_size=32,
         dense_epochs=5,
         cnn_epochs=5,
@@ -160,12 +164,13 @@ PROFILES: dict[str, Profile] = {
         member_sizes=(128, 160, 128, 112),
         feature_backbone="EfficientNetLite0",
         feature_size=224,
+        pooling="blocks",
         batch_size=32,
         dense_epochs=10,
         cnn_epochs=10,
         head_epochs=20,
         ensemble_epochs=100,
-        all_findings_epochs=(16, 12, 8, 6),
+        all_findings_epochs=(10, 8, 7, 6),
         fine_tune_epochs=1,
         learning_rate=1e-3,
         ema=0.99,
@@ -180,6 +185,7 @@ PROFILES: dict[str, Profile] = {
         member_sizes=(224, 256, 192, 224),
         feature_backbone="EfficientNetB6",
         feature_size=256,
+        pooling="stages",
         batch_size=32,
         dense_epochs=20,
         cnn_epochs=20,

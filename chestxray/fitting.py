@@ -353,8 +353,7 @@ class Fit:
                 layer.trainable = True
 
     def _batch_norms(self) -> list[keras.layers.BatchNormalization]:
-        layers = self.model._flatten_layers(include_self=False, recursive=True)
-        return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        return _batch_norms(self.model)
 
     def _batches(self, epoch: int, first: int) -> tf.data.Dataset:
         """The batches of an epoch from step `first` on: they depend on the seed and the epoch alone."""
@@ -420,27 +419,11 @@ class Fit:
         The running ones are those of weights long gone, and of images that nobody will show: augmented, and with mixup
         the means of two, which vary less than either.
         """
-        norms = self._batch_norms()
-        statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
-        sums = [np.zeros(v.shape, "float64") for v in statistics]
-        momenta = [layer.momentum for layer in norms]
-        for layer in norms:
-            layer.momentum = 0.0  # the statistics are then those of the batch alone
         if self.update is None:
             self.update = tf.function(lambda x: self.model(x, training=True))
         order = inputs.epoch_order(self.plain.y, self.seed, epoch)
         batches = inputs.dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
-        taken = 0
-        try:
-            for x, *_ in batches.take(REESTIMATE_STEPS):
-                self.update(x)
-                taken += 1
-                for total, variable in zip(sums, statistics, strict=True):
-                    total += variable.numpy()
-        finally:  # a cell that was interrupted may be run again with the same model
-            for layer, momentum in zip(norms, momenta, strict=True):
-                layer.momentum = momentum
-        _assign(statistics, [total / taken for total in sums])
+        _take_statistics(self._batch_norms(), self.update, (x for x, *_ in batches.take(REESTIMATE_STEPS)))
 
     def _score(self, scores: np.ndarray) -> float:
         """The validation macro-AUROC that chooses the epoch, from the validation samples' `scores` or anew."""
@@ -637,6 +620,55 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         f"{row['stage']:>12} {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  valid loss {row['val_loss']:.4f}  "
         f"valid macro-AUROC {row['val_macro_auroc']:.4f}  {row['seconds']:.0f} s"
     )
+
+
+def settle(before: keras.Model, model: keras.Model, samples: Samples, seed: int, batch_size: int = 64) -> None:
+    """Take BatchNorm's mean and variance anew from radiographs, weights as they are: ImageNet's are of photographs.
+
+    Args:
+        before: radiographs (N, H, W, 1) to what the model is shown.
+        model: the model whose statistics are taken, such as a backbone.
+        samples: radiographs, at least one batch; up to `REESTIMATE_STEPS` batches are drawn.
+        seed: decides which.
+        batch_size: radiographs at a time.
+
+    Raises:
+        StudyError: there are fewer radiographs than one batch.
+    """
+    if len(samples) < batch_size:
+        raise StudyError(f"{len(samples)} radiographs are fewer than one batch of {batch_size}; lower batch_size")
+    order = inputs.epoch_order(samples.y, seed, 0)[: REESTIMATE_STEPS * batch_size]
+    update = tf.function(lambda x: model(before(tf.cast(x, "float32"), training=False), training=True))
+    _take_statistics(_batch_norms(model), update, (x for x, *_ in inputs.dataset(samples, order, batch_size)))
+
+
+def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    layers = model._flatten_layers(include_self=False, recursive=True)
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def _take_statistics(
+    norms: list[keras.layers.BatchNormalization],
+    update: Callable[[tf.Tensor], tf.Tensor],
+    batches: Iterator[tf.Tensor],
+) -> None:
+    """Let layers hold the mean over batches of each batch's mean and variance; `update` runs them while training."""
+    statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
+    sums = [np.zeros(v.shape, "float64") for v in statistics]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 0.0  # the statistics are then those of the batch alone
+    taken = 0
+    try:
+        for batch in batches:
+            update(batch)
+            taken += 1
+            for total, variable in zip(sums, statistics, strict=True):
+                total += variable.numpy()
+    finally:  # a cell that was interrupted may be run again with the same model
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+    _assign(statistics, [total / taken for total in sums])
 
 
 def _accuracy(y: np.ndarray, scores: np.ndarray, binary: bool) -> float:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from chestxray.inputs import class_weights
@@ -53,3 +55,22 @@ def fit(features: np.ndarray, y: np.ndarray, penalty: float, balanced: bool = Fa
     kernel = (steps / scaler.scale_).T
     centre = np.average(features, axis=0, weights=weights)
     return Head(kernel.astype("float32"), (np.log(usual / (1 - usual)) - centre @ kernel).astype("float32"))
+
+
+def out_of_fold(features: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray, folds: int = 4) -> np.ndarray:
+    """What heads that were fitted on other groups say of each sample.
+
+    Args:
+        features: (N, C) pooled features.
+        y: (N, K) targets, 0 to 1.
+        penalty: as in `fit`.
+        groups: (N,) the patient of each sample; all of one patient are in one fold.
+        folds: how many heads share the samples.
+
+    Returns:
+        (N, K) probabilities, float32.
+    """
+    told = np.zeros(y.shape, "float32")
+    for fitted, judged in GroupKFold(folds).split(features, groups=groups):
+        told[judged] = scipy.special.expit(fit(features[fitted], y[fitted], penalty).logits(features[judged]))
+    return told

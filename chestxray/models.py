@@ -60,6 +60,10 @@ def cnn(image_size: int, filters: Sequence[int] = (16, 32, 64, 96, 128, 192), dr
     return keras.Model(pixels, _probabilities(x), name="cnn")
 
 
+POOLING: dict[str, str] = {"last": "", "stages": r"block\d+", "blocks": r"block\d+[a-z]+(?=_)"}
+"""Where `transfer` can pool, and how the names of the layers of such a part of a backbone begin."""
+
+
 @dataclass(frozen=True)
 class Transfer:
     """A pretrained backbone with two heads on the same pooled features.
@@ -67,7 +71,10 @@ class Transfer:
     Attributes:
         augment: the layers that vary radiographs while training.
         backbone: the EfficientNet, RGB 0–255 to the last feature map.
-        features: radiograph to pooled features, (N, C); without augmentation when not training.
+        seen: radiograph to what the backbone is shown, (N, H, W, 3); without augmentation when not training.
+        features: radiograph to pooled features, (N, C); likewise. Pooled at several depths, they pass through the layer
+            `standardised`, which leaves them alone until `standardise` is called.
+        pooled: what these features are, in their order: the name of the layer that pools, and how many it gives.
         findings: radiograph to the answers to `QUESTIONS`, (N, 15) sigmoids: the preliminary stage.
         head: pooled features to seven probabilities: fitted first, on features computed once.
         classifier: radiograph to seven probabilities: what is fine-tuned and saved. Where `transfer` was given
@@ -77,10 +84,36 @@ class Transfer:
 
     augment: tuple[keras.Layer, ...]
     backbone: keras.Model
+    seen: keras.Model
     features: keras.Model
+    pooled: tuple[tuple[str, int], ...]
     findings: keras.Model
     head: keras.Model
     classifier: keras.Model
+
+    def standardise(self, features: np.ndarray) -> np.ndarray:
+        """Let each pooled feature have mean 0 and variance 1 over radiographs, within the network from now on.
+
+        Means and variances of maps are of many sizes; a step of an optimizer, which is as long for each weight, would
+        be too short for some and too long for others.
+
+        Args:
+            features: (N, C) as `features` gives them before the first call.
+
+        Returns:
+            (N, C) as it gives them afterwards, float32.
+
+        Raises:
+            StudyError: the network was made with `pooling="last"`.
+        """
+        layer = next((layer for layer in self.features.layers if layer.name == "standardised"), None)
+        if layer is None:
+            raise StudyError("only what is pooled at several depths is standardised; give pooling='blocks' or 'stages'")
+        mean, variance = features.mean(axis=0, dtype="float64"), features.var(axis=0, dtype="float64")
+        # What hardly varies is not made to.
+        variance = np.maximum(variance, 1e-4 * np.median(variance))
+        layer.set_weights([mean, variance])
+        return ((features - mean) / np.sqrt(variance + layer.epsilon)).astype("float32")
 
     def divide(self, hold: int) -> tuple[keras.Model, keras.Model]:
         """Cut the network for the findings behind its first blocks, where those are held.
@@ -143,7 +176,7 @@ def transfer(
     bn_momentum: float = 0.9,
     log_odds: np.ndarray | None = None,
     share: float = 0.75,
-    every_block: bool = False,
+    pooling: str = "last",
 ) -> Transfer:
     """Put augmentation, a backbone, global average pooling and heads together.
 
@@ -160,12 +193,18 @@ def transfer(
             logits, the findings' less these, through a sigmoid a class. None leaves the findings' head out, for it was
             not trained.
         share: weight of the findings' head in that mean, 0 to 1; the class head has the rest.
-        every_block: pool behind every block of the backbone and put the means side by side, for a head that shall
-            decide what depth tells most. The last convolution, which only mixes what the last block gives, is left out.
+        pooling: where to pool: `last`, the mean of each channel behind the last layer; `blocks`, behind every block of
+            the backbone, or `stages`, behind the last block of each of its seven stages. What that gives lies side by
+            side, for a head that shall decide what depth tells most: the mean of each channel and, but for the last
+            map, its variance over the places, for a small shadow hardly moves the mean. The last map has its mean
+            alone, so that a heat-map of it stays a weighted sum of its channels. The last convolution, which only mixes
+            what the last block gives, is left out of both.
 
     Raises:
-        StudyError: the backbone is unknown or its weights cannot be had.
+        StudyError: the backbone is unknown or its weights cannot be had, or the pooling is unknown.
     """
+    if pooling not in POOLING:
+        raise StudyError(f"pooling {pooling!r} is unknown; there are: {', '.join(POOLING)}")
     member_size = member_size or image_size
     net = backbones.build(backbone, (member_size, member_size, 3), weights, drop_connect_rate, bn_momentum)
     pixels = layers.Input((image_size, image_size, 1), name="radiograph")
@@ -174,8 +213,15 @@ def transfer(
         x = layer(x)
     if member_size != image_size:
         x = layers.Resizing(member_size, member_size, interpolation="bilinear", antialias=True)(x)
-    x = layers.Concatenate(name="three_channels")([x, x, x])
-    x = _pooled_blocks(net, x) if every_block else layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
+    x = seen = layers.Concatenate(name="three_channels")([x, x, x])
+    if pooling != "last":
+        standardised = BatchNormalization(center=False, scale=False, epsilon=1e-7, dtype="float32", name="standardised")
+        standardised.trainable = False
+        parts = _pooled_within(net, x, POOLING[pooling])
+        x = standardised(layers.Concatenate(name="pooled")(list(parts.values())))
+    else:
+        x = layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
+        parts = {"average_pooling": x}
     width = x.shape[-1]
     drop = layers.Dropout(dropout, name="dropout")
     dropped = drop(x)
@@ -187,16 +233,18 @@ def transfer(
     return Transfer(
         augment=tuple(augment),
         backbone=net,
+        seen=keras.Model(pixels, seen, name="seen"),
         features=keras.Model(pixels, x, name="features"),
+        pooled=tuple((name, part.shape[-1]) for name, part in parts.items()),
         findings=keras.Model(pixels, _sigmoid(answers), name="all_findings"),
         head=keras.Model(pooled, _softmax(classes(drop(pooled))), name="head"),
         classifier=keras.Model(pixels, together, name="classifier"),
     )
 
 
-def _pooled_blocks(net: keras.Model, images: keras.KerasTensor) -> keras.KerasTensor:
-    """The means of a backbone's feature maps behind each of its blocks, side by side, the deepest last."""
-    last = {found[0]: layer for layer in net.layers if (found := re.match(r"block\d+[a-z]+(?=_)", layer.name))}
+def _pooled_within(net: keras.Model, images: keras.KerasTensor, ends: str) -> dict[str, keras.KerasTensor]:
+    """The means of a backbone's feature maps behind each part that `ends` matches, and all variances but the last."""
+    last = {found[0]: layer for layer in net.layers if (found := re.match(ends, layer.name))}
     made = {}
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -205,8 +253,23 @@ def _pooled_blocks(net: keras.Model, images: keras.KerasTensor) -> keras.KerasTe
 
     # The same layers around other images: a model called as a layer would hide its maps from whoever explains it.
     keras.models.clone_model(net, images, clone_function=lambda layer: layer, call_function=call)
-    means = [layers.GlobalAveragePooling2D(name=f"average_pooling_{name}")(made[layer]) for name, layer in last.items()]
-    return layers.Concatenate(name="pooled_blocks")(means)
+    means = {f"average_pooling_{name}": _mean(made[layer], f"average_pooling_{name}") for name, layer in last.items()}
+    varied = list(last.items())[:-1]
+    return means | {
+        f"variance_{name}": _variance(made[layer], means[f"average_pooling_{name}"], name) for name, layer in varied
+    }
+
+
+def _mean(maps: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    # Float32 whatever the compute type: a variance is the small difference of two of them.
+    return layers.GlobalAveragePooling2D(name=name, dtype="float32")(maps)
+
+
+def _variance(maps: keras.KerasTensor, mean: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """The variance of each channel over its places, of stock layers: the mean of the squares less the mean's square."""
+    squares = _mean(layers.Multiply(dtype="float32")([maps, maps]), f"squares_{name}")
+    square = layers.Multiply(dtype="float32")([mean, mean])
+    return layers.Subtract(name=f"variance_{name}", dtype="float32")([squares, square])
 
 
 def _blend(

@@ -395,12 +395,8 @@ def _rescaling(graph: _Graph, layer: _Layer, taken: list[Any]) -> _Value:
 def _normalisation(graph: _Graph, layer: _Layer, taken: list[Any]) -> _Value:
     """Batch normalisation by its running statistics: into the convolution before it, or as a product and a sum."""
     _wants(layer, axis=[-1], renorm=False)
-    value, arrays = taken[0], [array.astype(np.float64) for array in layer.weights]
-    gamma = arrays.pop(0) if layer.config["scale"] else 1.0
-    beta = arrays.pop(0) if layer.config["center"] else 0.0
-    mean, variance = arrays
-    factor = gamma / np.sqrt(variance + layer.config["epsilon"])
-    shift = beta - mean * factor
+    value = taken[0]
+    factor, shift = _factor_and_shift(layer)
     if value.folds is not None:
         kernel, bias = value.folds
         columns = (-1, *[1] * (graph.constants[kernel].ndim - 1))
@@ -410,6 +406,16 @@ def _normalisation(graph: _Graph, layer: _Layer, taken: list[Any]) -> _Value:
     columns = (-1, 1, 1) if len(value.shape) == 3 else (-1,)
     product = graph.add("Mul", [value.name, graph.constant(factor.reshape(columns))])
     return _Value(graph.add("Add", [product, graph.constant(shift.reshape(columns))]), value.shape)
+
+
+def _factor_and_shift(layer: _Layer) -> tuple[np.ndarray, np.ndarray]:
+    """What batch normalisation by running statistics multiplies each channel by, and then adds."""
+    arrays = [array.astype(np.float64) for array in layer.weights]
+    gamma = arrays.pop(0) if layer.config["scale"] else 1.0
+    beta = arrays.pop(0) if layer.config["center"] else 0.0
+    mean, variance = arrays
+    factor = gamma / np.sqrt(variance + layer.config["epsilon"])
+    return factor, beta - mean * factor
 
 
 def _spread(layer: _Layer, size: int, window: int, stride: int) -> tuple[int, int, int]:
@@ -713,13 +719,13 @@ def _traced(net: _Net, place: _Place) -> tuple[_Place, np.ndarray | None] | None
         return layer.calls[0][0], None
     if layer.kind == "Concatenate":
         parts = [_traced(net, part) for part in layer.calls[0]]
-        if not all(parts):
-            return None
-        if all(matrix is None for _, matrix in parts):
-            return _deepest(net, layer, [place for place, _ in parts])
-        if len({place for place, _ in parts}) != 1 or any(matrix is None for _, matrix in parts):
+        if any(part is None or part[1] is None for part in parts):
+            return _deepest(net, layer, parts)
+        if len({place for place, _ in parts}) != 1:
             return None
         return parts[0][0], np.concatenate([matrix for _, matrix in parts], axis=1)
+    if layer.kind == "BatchNormalization":
+        return _scaled_by(_traced(net, layer.calls[0][0]), layer)
     linear = layer.config.get("activation", "linear") == "linear"
     if layer.kind not in ("Dropout", "Activation", "Dense") or not linear:
         return None
@@ -727,15 +733,27 @@ def _traced(net: _Net, place: _Place) -> tuple[_Place, np.ndarray | None] | None
     return _through(found, layer) if layer.kind == "Dense" else found
 
 
-def _deepest(net: _Net, concatenation: _Layer, maps: list[_Place]) -> tuple[_Place, np.ndarray] | None:
-    """Of averages side by side, each of another map, the map that all others lead to, and where its channels stand.
+def _deepest(
+    net: _Net, concatenation: _Layer, parts: list[tuple[_Place, np.ndarray | None] | None]
+) -> tuple[_Place, np.ndarray] | None:
+    """Of what was pooled side by side, the average of the map that nothing beside it is computed from.
 
-    A heat-map is of the last map. What the averages in front of it add to a score doesn't go through it.
+    That is the deepest map, and a heat-map is of it; what is pooled in front of it adds to a score by another way. None
+    where there isn't one such map, or where more than its average is taken of it.
+
+    Args:
+        net: the network.
+        concatenation: what puts the parts side by side.
+        parts: what `_traced` found of each.
     """
-    if not all(_leads(net, place, maps[-1]) for place in maps[:-1]):
-        return None
-    widths = [net.layers[part.layer].shapes[0][-1] for part in concatenation.calls[0]]
-    return maps[-1], np.eye(sum(widths))[sum(widths[:-1]) :]
+    places = concatenation.calls[0]
+    widths = [net.layers[place.layer].shapes[0][-1] for place in places]
+    found = []
+    for number, part in enumerate(parts):
+        others = [*places[:number], *places[number + 1 :]]
+        if part is not None and part[1] is None and not any(_leads(net, part[0], place) for place in others):
+            found.append((part[0], np.eye(sum(widths))[sum(widths[:number]) :][: widths[number]]))
+    return found[0] if len(found) == 1 else None
 
 
 def _leads(net: _Net, start: _Place, end: _Place) -> bool:
@@ -757,6 +775,16 @@ def _through(found: tuple[_Place, np.ndarray | None] | None, dense: _Layer) -> t
         return None
     kernel = dense.weights[0].astype(np.float64)
     return found[0], kernel if found[1] is None else found[1] @ kernel
+
+
+def _scaled_by(
+    found: tuple[_Place, np.ndarray | None] | None, layer: _Layer
+) -> tuple[_Place, np.ndarray | None] | None:
+    """What `_traced` found, and then a batch normalisation."""
+    if found is None:
+        return None
+    factor = _factor_and_shift(layer)[0]
+    return found[0], (np.eye(len(factor)) if found[1] is None else found[1]) * factor
 
 
 def _convolves(net: _Net, place: _Place) -> bool:

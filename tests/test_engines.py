@@ -44,7 +44,7 @@ def transferred(seed: int, member_size: int, blended: bool) -> keras.Model:
 
 
 def pooled_at_every_block() -> keras.Model:
-    settings = {"weights": None, "log_odds": LOG_ODDS, "every_block": True}
+    settings = {"weights": None, "log_odds": LOG_ODDS, "pooling": "blocks"}
     return shaken(models.transfer("EfficientNetLite0", SIDE, 48, **settings).classifier, 6)
 
 

@@ -190,3 +190,19 @@ def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys):
     again, same = fit("broken")
     assert "going on after epoch 1 of 2, step 3 of 8" in capsys.readouterr().out
     assert again == history and all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_statistics_of_a_backbone_are_taken_from_what_it_is_shown():
+    import keras
+
+    samples = blobs(200)
+    before = keras.Sequential([keras.Input((5,)), keras.layers.Rescaling(3.0), keras.layers.Dropout(0.9, seed=0)])
+    layer = keras.layers.BatchNormalization(momentum=0.9)
+    backbone = keras.Sequential([keras.Input((5,)), layer])
+    fitting.settle(before, backbone, samples, seed=1, batch_size=50)
+    # What comes before acts as it does when it isn't trained; here every sample is in one of the batches.
+    assert np.allclose(layer.moving_mean, 3 * samples.x.mean(axis=0), atol=1e-4)
+    assert np.allclose(layer.moving_variance, 9 * samples.x.var(axis=0), rtol=0.1)
+    assert layer.momentum == 0.9
+    with pytest.raises(StudyError, match="200 radiographs are fewer than one batch of 500"):
+        fitting.settle(before, backbone, samples, seed=1, batch_size=500)

@@ -139,23 +139,49 @@ def test_a_saved_model_takes_raw_pixels(tmp_path):
     assert np.allclose(loaded(x, training=False), net.classifier(x, training=False), atol=1e-6)
 
 
-def test_means_of_every_block_lie_side_by_side():
-    net = small_transfer(every_block=True, augment=())
+def test_means_and_variances_of_every_block_lie_side_by_side():
+    net = small_transfer(pooling="blocks", augment=())
     x = radiographs()
     ends = ("1a", "2a", "2b", "3a", "3b", "4a", "4b", "4c", "5a", "5b", "5c", "6a", "6b", "6c", "6d", "7a")
     names = [layer.name for layer in net.backbone.layers]
     last = [max((n for n in names if n.startswith(f"block{end}_")), key=names.index) for end in ends]
     maps = keras.Model(net.backbone.input, [net.backbone.get_layer(name).output for name in last])
     three = np.repeat(x.astype("float32"), 3, axis=-1)
-    expected = np.concatenate([np.mean(each, axis=(1, 2)) for each in maps(three, training=False)], axis=1)
-    assert expected.shape == (3, 1808)
-    assert np.allclose(net.features(x, training=False), expected, atol=1e-4)
+    seen = [np.asarray(each, "float64") for each in maps(three, training=False)]
+    pooled = [each.mean(axis=(1, 2)) for each in seen] + [each.var(axis=(1, 2)) for each in seen[:-1]]
+    expected = np.concatenate(pooled, axis=1)
+    assert expected.shape == (3, 1808 + 1808 - 320)
+    assert [name for name, _ in net.pooled][::16] == ["average_pooling_block1a", "variance_block1a"]
+    assert sum(width for _, width in net.pooled) == 3296
+    assert np.allclose(net.features(x, training=False), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_pooled_features_are_standardised_within_the_network():
+    net = small_transfer(pooling="blocks", augment=())
+    x = np.random.default_rng(0).integers(0, 255, (24, *radiographs().shape[1:]), "uint8")
+    before = np.asarray(net.features(x, training=False))
+    after = net.standardise(before)
+    assert np.allclose(net.features(x, training=False), after, atol=1e-3)
+    vary = before.var(axis=0) > 1e-3 * np.median(before.var(axis=0))
+    assert vary.mean() > 0.7  # of 32 px, the last maps are one place, which doesn't vary
+    assert np.allclose(after[:, vary].mean(axis=0), 0, atol=1e-3) and np.allclose(
+        after[:, vary].std(axis=0), 1, atol=0.01
+    )
+    # Fitting doesn't move what it holds.
+    net.train_backbone(True)
+    assert not [v for v in net.findings.trainable_variables if "standardised" in v.path]
+    with pytest.raises(StudyError, match="only what is pooled at several depths"):
+        small_transfer().standardise(before)
 
 
 @pytest.mark.parametrize("backbone", ["EfficientNetLite2", "EfficientNetB0"])
 def test_every_block_is_found_in_each_family(backbone):
-    net = small_transfer(backbone=backbone, every_block=True)
+    net = small_transfer(backbone=backbone, pooling="blocks")
     means = [layer for layer in net.features.layers if layer.name.startswith("average_pooling_")]
     assert len(means) == {"EfficientNetLite2": 21, "EfficientNetB0": 16}[backbone]
     net.train_backbone(False)
     assert not net.features.trainable_variables
+    stages = small_transfer(backbone=backbone, pooling="stages")
+    assert sum(layer.name.startswith("average_pooling_") for layer in stages.features.layers) == 7
+    with pytest.raises(StudyError, match="pooling 'everywhere' is unknown; there are: last, stages, blocks"):
+        small_transfer(pooling="everywhere")

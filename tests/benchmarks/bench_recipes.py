@@ -45,7 +45,7 @@ class Change:
 
 
 RECIPES = {
-    "reference": Change("the reference: 3a's recipe", seeds=SEEDS),
+    "reference": Change("the reference", seeds=SEEDS),
     "classes_only": Change("without the preliminary stage: seven classes only", seeds=SEEDS, preliminary=False),
     "batch_norm_frozen": Change("BatchNorm frozen as ImageNet left it", recipe={"batch_norm": "freeze"}),
     "batch_norm_anew": Change("BatchNorm re-estimated for the averaged weights", recipe={"batch_norm": "reestimate"}),

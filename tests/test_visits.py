@@ -1,0 +1,134 @@
+"""What other visits tell: against shares counted by hand, and without a word of validation, test or the own label."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.special
+from sklearn.metrics import roc_auc_score
+
+from chestxray import inputs, metadata, visits
+from chestxray.config import QUESTIONS, StudyError
+
+EFFUSION, NONE = QUESTIONS.index("Effusion"), QUESTIONS.index("No_finding")
+
+
+def table(patients=120, most=6, seed=0):
+    """Patients who have an effusion at nearly every visit or at hardly any; rows in no order of patients."""
+    rng, rows = np.random.default_rng(seed), []
+    for patient in range(patients):
+        share = rng.choice([0.05, 0.9])
+        for visit in range(rng.integers(1, most + 1)):
+            findings = "Effusion" if rng.random() < share else "No Finding"
+            name = f"{patient:08d}_{visit:03d}.png"
+            rows.append([name, str(patient), visit, 50 + patient % 9, "MF"[patient % 2], "PA", findings, ""])
+    frame = pd.DataFrame(rows, columns=list(metadata.TABLE_COLUMNS)).astype({"age": "Int64"})
+    return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def test_what_stays_from_visit_to_visit_is_expected():
+    rows = table()
+    expected, said = visits.expectation(rows), inputs.finding_targets(rows["findings"])
+    several = rows.groupby("patient")["image"].transform("size").gt(1).to_numpy()
+    assert roc_auc_score(said[several, EFFUSION], expected[several, EFFUSION]) > 0.85
+    # Nothing of it is known of those who came once.
+    assert expected[~several, EFFUSION].std() < 0.5 * expected[several, EFFUSION].std()
+    assert np.abs(expected[:, EFFUSION].mean() - said[:, EFFUSION].mean()) < 0.05
+    # Nobody has the other thirteen.
+    assert np.all(expected[:, [k for k in range(15) if k not in (EFFUSION, NONE)]] == 0)
+
+
+def test_the_order_of_rows_and_the_own_label_change_nothing():
+    rows = table()
+    expected = visits.expectation(rows)
+    turned = rows.iloc[::-1]
+    assert np.allclose(visits.expectation(turned)[::-1], expected, atol=1e-4)
+    # One of many labels is in the usual shares of others' regressions; beyond that a row doesn't see its own.
+    row = int(rows.groupby("patient")["image"].transform("size").argmax())
+    other = rows.copy()
+    other.loc[row, "findings"] = "Effusion" if rows.loc[row, "findings"] == "No Finding" else "No Finding"
+    assert np.allclose(visits.expectation(other)[row], expected[row], atol=0.01)
+    neighbours = (rows["patient"] == rows.loc[row, "patient"]) & (rows.index != row)
+    assert np.abs(visits.expectation(other)[neighbours, EFFUSION] - expected[neighbours, EFFUSION]).max() > 0.03
+
+
+def test_shares_of_other_visits_by_hand():
+    rows = table(2, 3, seed=4).sort_values(["patient", "follow_up"]).iloc[:0]
+    for patient, said in (("7", ["Effusion", "No Finding", "Effusion"]), ("9", ["Effusion"])):
+        for visit, findings in enumerate(said):
+            rows.loc[len(rows)] = [f"{patient}_{visit}.png", patient, visit, pd.NA, "", "AP", findings, ""]
+    described = visits._describe(rows, inputs.finding_targets(rows["findings"]))
+    assert described.shape == (4, 3 * 15 + 7) and np.isfinite(described).all()
+    usual, near, far = 3 / 4, np.exp(-1), np.exp(-2)
+    shares = [
+        (far * 1 + 0.5 * usual) / (near + far + 0.5),
+        (2 * near + 0.5 * usual) / (2 * near + 0.5),
+        (far * 1 + 0.5 * usual) / (near + far + 0.5),
+        usual,
+    ]
+    log_odds = [scipy.special.logit((share + 0.02) / 1.04) for share in shares]
+    assert np.allclose(described[:, EFFUSION], log_odds, atol=1e-5)
+    # Age (nobody's is known), sex, view, visit, first, last, how many others.
+    last = described[:, 45:]
+    assert np.array_equal(last[:, :4], [[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 2], [0, 0, 1, 0]])
+    assert np.array_equal(last[:, 4:6], [[1, 0], [0, 0], [0, 1], [1, 1]])
+    assert np.allclose(last[:, 6], np.log([3, 3, 3, 1]))
+
+
+def test_validation_and_test_lend_nothing(prepared_study):
+    train = inputs.load_findings(prepared_study, "train")
+    expected = visits.expect(prepared_study, train)
+    assert expected.shape == (len(train), 15) and expected.dtype == np.float32
+    raw = metadata.read_entries(prepared_study.paths.raw).source
+    before = raw.read_text().splitlines()
+    mine = set(train.table["image"])
+    # The labels of all others are exchanged; those who teach stay as they were.
+    others = [line if line.split(",")[0] in mine or i == 0 else _relabelled(line) for i, line in enumerate(before)]
+    assert others != before
+    raw.unlink()  # it is a link to the source's
+    raw.write_text("\n".join(others) + "\n")
+    assert np.array_equal(visits.expect(prepared_study, train), expected)
+    with pytest.raises(StudyError, match="no row of a training patient for"):
+        visits.expect(prepared_study, inputs.load_findings(prepared_study, "valid"))
+
+
+def _relabelled(line):
+    name, _, rest = line.split(",", 2)
+    return f"{name},Hernia,{rest}"
+
+
+def test_it_is_computed_once(prepared_study, monkeypatch):
+    train = inputs.load_findings(prepared_study, "train")
+    first = visits.expect(prepared_study, train)
+    monkeypatch.setattr(visits, "expectation", None)
+    assert np.array_equal(visits.expect(prepared_study, train.take(np.array([3, 1]))), first[[3, 1]])
+
+
+def test_one_patient_teaches_nobody():
+    with pytest.raises(StudyError, match="fewer than two patients"):
+        visits.expectation(table(1))
+
+
+def samples_of(y, patients):
+    return inputs.Samples(np.zeros((len(y), 1)), np.arange(len(y)), y, pd.DataFrame({"patient": patients}))
+
+
+def test_two_witnesses_know_more_than_either():
+    rng = np.random.default_rng(0)
+    truth = rng.random((600, 15)) < 0.3
+    said = [scipy.special.expit(1.2 * (2.0 * truth - 1) + rng.logistic(size=truth.shape)) for _ in range(2)]
+    y = truth.astype("float32")
+    y[:, 3] = 0  # nobody has it
+    joined = visits.join(*said, samples_of(y, [str(i // 3) for i in range(600)]))
+    alone = [roc_auc_score(y[:, 0], part[:, 0]) for part in said]
+    assert roc_auc_score(y[:, 0], joined[:, 0]) > max(alone) + 0.02
+    assert np.all(joined[:, 3] == 0) and joined.min() >= 0 and joined.max() <= 1
+
+
+def test_a_target_between_label_and_expectation():
+    y = np.eye(15, dtype="float32")
+    samples = samples_of(y, [str(i) for i in range(15)])
+    softer = visits.soften(samples, np.full((15, 15), 0.5, "float32"), 0.6)
+    assert np.allclose(np.diag(softer.y), 0.7) and np.isclose(softer.y[0, 1], 0.3) and softer.y.dtype == np.float32
+    assert np.array_equal(visits.soften(samples, softer.y, 0.0).y, y)
+    with pytest.raises(StudyError, match=r"weight 1\.5: give 0"):
+        visits.soften(samples, y, 1.5)
