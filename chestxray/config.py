@@ -86,7 +86,7 @@ class Profile:
         pooling: where the transfer models pool, as `models.transfer` takes it. Behind every block of a B6 there are
             so many features that those of all NIH radiographs don't fit into memory; behind its stages they do.
         batch_size: images a step.
-        dense_epochs, cnn_epochs, head_epochs, ensemble_epochs: epochs of the small models and heads.
+        dense_epochs, cnn_epochs, ensemble_epochs: epochs of the small models and of the ensemble's head.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
         fine_tune_epochs: epochs with all layers trainable on the seven classes.
         learning_rate: peak learning rate of the stages that train a whole backbone.
@@ -108,7 +108,6 @@ class Profile:
     batch_size: int
     dense_epochs: int
     cnn_epochs: int
-    head_epochs: int
     ensemble_epochs: int
     all_findings_epochs: tuple[int, int, int, int]
     fine_tune_epochs: int
@@ -147,7 +146,6 @@ PROFILES: dict[str, Profile] = {
         batch_size=32,
         dense_epochs=5,
         cnn_epochs=5,
-        head_epochs=10,
         ensemble_epochs=60,
         all_findings_epochs=(0, 0, 0, 0),
         fine_tune_epochs=2,
@@ -168,7 +166,6 @@ PROFILES: dict[str, Profile] = {
         batch_size=32,
         dense_epochs=10,
         cnn_epochs=10,
-        head_epochs=20,
         ensemble_epochs=100,
         all_findings_epochs=(10, 8, 7, 6),
         fine_tune_epochs=1,
@@ -189,7 +186,6 @@ PROFILES: dict[str, Profile] = {
         batch_size=32,
         dense_epochs=20,
         cnn_epochs=20,
-        head_epochs=20,
         ensemble_epochs=100,
         all_findings_epochs=(6, 6, 6, 6),
         fine_tune_epochs=6,

@@ -84,15 +84,13 @@ def whole_study(dataset, backbone, size, policy, moment):
     import keras
     import tensorflow as tf
 
-    from chestxray import augmentation, fitting, inputs, models, training
+    from chestxray import augmentation, fitting, inputs, linear, models, training, visits
     from chestxray.config import open_study
 
     size = int(size)
     study = open_study(dataset, "quick", 2024, {"image_size": size, "no_finding": 8, "batch_size": 8})
     run = training.Run(study, "whole", {"backbone": backbone}, checkpoint_steps=1)
     keras.config.set_dtype_policy(policy)
-    augment = augmentation.layers(1.0, seed=5, flip=True)
-    net = models.transfer(backbone, size, augment=augment, weights=None)
     assert tf.distribute.get_strategy().num_replicas_in_sync == 2
     if moment == "killed":
         after = fitting.Fit.after_step
@@ -107,12 +105,21 @@ def whole_study(dataset, backbone, size, policy, moment):
     def some(samples):
         return samples.take(np.arange(min(24, len(samples))))
 
-    findings = [some(inputs.load_findings(study, split)) for split in ("train", "valid")]
+    everyone, everyone_valid = (some(inputs.load_findings(study, split)) for split in ("train", "valid"))
     classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
-    run.fit(net.findings, training.Recipe("all_findings", 1, 1e-4, 8, loss="binary", ema=0.5), *findings)
-    run.fit_head(net.features, net.head, training.Recipe("head", 2, 1e-3, 8), *classes)
-    recipe = training.Recipe("fine_tune", 1, 1e-4, 8, ema=0.5, mixup=0.3, batch_norm="reestimate")
-    run.fit(net.classifier, recipe, *classes, keep_start=True)
+    augment = augmentation.layers(1.0, seed=5, flip=True)
+    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
+    net = models.transfer(backbone, size, augment=augment, weights=None, **settings)
+    fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=8)
+    features = net.standardise(training.predict_batches(net.features, everyone))
+    _, taught = visits.teach(study, everyone, features, 100, 0.7)
+    net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
+    recipe = training.Recipe("all_findings", 1, 1e-4, 8, loss="binary", ema=0.5, ema_restart=False)
+    run.fit(net.findings, recipe, taught, everyone_valid, keep_start=True)
+    tree = training.predict_batches(net.features, classes[0])
+    net.head.get_layer("classes").set_weights(linear.fit(tree, classes[0].y, 100, balanced=True))
+    recipe = training.Recipe("fine_tune", 1, 1e-4, 8, ema=0.5, batch_norm="reestimate")
+    run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=inputs.shown_classes(everyone_valid))
     run.finish(net.classifier)
 
 
@@ -121,9 +128,10 @@ def kill_and_resume(study, backbone, size, policy):
     settings = (study.paths.dataset, backbone, str(size), policy)
     with pytest.raises(AssertionError):
         on_devices(2, "whole_study", *settings, "killed")
-    assert not (folder / "run.json").exists() and (folder / "checkpoint-3-fine_tune.npz").exists()
+    assert not (folder / "run.json").exists() and (folder / "checkpoint-2-fine_tune.npz").exists()
     said = on_devices(2, "whole_study", *settings, "not")
-    assert "head: going on after epoch 2 of 2" in said and "fine_tune: going on after epoch 0 of 1, step 1 of 3" in said
+    assert "all_findings: going on after epoch 1 of 1" in said
+    assert "fine_tune: going on after epoch 0 of 1, step 1 of 3" in said
     assert (folder / "run.json").exists()
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 
-from chestxray import augmentation, config, evaluation, fitting, inputs, models, training
+from chestxray import augmentation, config, evaluation, fitting, inputs, linear, models, training, visits
 
-SIZE, EPOCHS, SEEDS = 80, 3, (2024, 2025)
+SIZE, EPOCHS, HEAD_EPOCHS, PENALTY, SEEDS = 80, 3, 20, 8000, (2024, 2025)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Change:
         held: how many of the backbone's blocks that stage leaves as they are.
         views: how many versions of each radiograph those blocks see beforehand; 0 lets them see a new one each epoch.
         preliminary: False trains all layers on the seven classes alone, for the same number of steps.
+        taught: soften the labels of the preliminary stage by what other visits let expect, with this weight.
+        begun: begin it at a findings' head fitted in closed form, with BatchNorm's statistics taken anew; where labels
+            are softened, what is seen in the radiograph joins the other visits, as in 3a.
     """
 
     text: str
@@ -42,6 +46,8 @@ class Change:
     held: int = 0
     views: int = 0
     preliminary: bool = True
+    taught: float = 0.0
+    begun: bool = False
 
 
 RECIPES = {
@@ -71,6 +77,22 @@ RECIPES = {
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
+    "taught": Change("labels softened by other visits", idea=True, taught=0.7),
+    "depths": Change(
+        "pooled behind every block, begun at a head in closed form",
+        idea=True,
+        network={"pooling": "blocks"},
+        begun=True,
+    ),
+    "present": Change(
+        "3a as it is: both of these, no mixup, epochs go on",
+        idea=True,
+        seeds=SEEDS,
+        network={"pooling": "blocks"},
+        recipe={"mixup": 0.0, "ema_restart": False},
+        taught=0.7,
+        begun=True,
+    ),
     "no_dropping": Change(
         "no dropout, no stochastic depth", idea=True, network={"dropout": 0.0, "drop_connect_rate": 0.0}
     ),
@@ -119,16 +141,25 @@ def measure(study: config.Study, name: str) -> None:
     net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
     classes, classes_valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
     changed = {"loss": "binary", "ema": study.profile.ema, "mixup": 0.3, **change.recipe}
-    head = training.Recipe("head", study.profile.head_epochs, learning_rate=3e-3, label_smoothing=0.1)
+    head = training.Recipe("head", HEAD_EPOCHS, learning_rate=3e-3, label_smoothing=0.1)
+    taught = everyone
+    if change.begun:
+        taught = begin(study, net, everyone, change.taught)
+    elif change.taught:
+        taught = visits.soften(everyone, visits.expect(study, everyone), change.taught)
     if change.preliminary:
         recipe = training.Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
         net.train_backbone(True, change.held)
         if change.views:
             held, above = net.divide(change.held)
-            run.fit_head(held, above, recipe, everyone, valid, net.augment, change.views)
+            run.fit_head(held, above, recipe, taught, valid, net.augment, change.views)
         else:
-            run.fit(net.findings, recipe, everyone, valid)
-    run.fit_head(net.features, net.head, head, classes, classes_valid)
+            run.fit(net.findings, recipe, taught, valid)
+    if change.begun:
+        tree = fitting.predict_batches(net.features, classes)
+        net.head.get_layer("classes").set_weights(linear.fit(tree, classes.y, PENALTY, balanced=True))
+    else:
+        run.fit_head(net.features, net.head, head, classes, classes_valid)
     if not change.preliminary:
         epochs = round(EPOCHS * len(everyone) / len(classes))
         recipe = training.Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
@@ -139,6 +170,16 @@ def measure(study: config.Study, name: str) -> None:
         compare_imbalance(study, net)
 
 
+def begin(study: config.Study, net: models.Transfer, everyone: inputs.Samples, weight: float) -> inputs.Samples:
+    """Begin at a findings' head in closed form, as 3a does; returns what the preliminary stage learns from."""
+    fitting.settle(net.seen, net.backbone, everyone, study.seed)
+    seen = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
+    features = net.standardise(np.concatenate(seen))
+    taught = visits.teach(study, everyone, features, PENALTY, weight)[1] if weight else everyone
+    net.findings.get_layer("findings").set_weights(linear.fit(features, np.tile(taught.y, (2, 1)), PENALTY))
+    return taught
+
+
 def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
     """Fit the class head anew with each answer to class imbalance, on the same features and for as many steps."""
     classes, plain = inputs.load_augmented(study), inputs.load_split(study, "train")
@@ -146,7 +187,7 @@ def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
     start = net.head.get_weights()
     for name, fields in IMBALANCE.items():
         train = classes if name == "augmented files" else plain
-        epochs = round(study.profile.head_epochs * len(classes) / len(train))
+        epochs = round(HEAD_EPOCHS * len(classes) / len(train))
         net.head.set_weights([0 * weight for weight in start])
         run = training.Run(study, f"recipes/imbalance-{name.replace(' ', '-')}", fields)
         recipe = training.Recipe("head", epochs, learning_rate=3e-3, label_smoothing=0.0, **fields)
