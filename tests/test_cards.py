@@ -84,6 +84,17 @@ def test_the_documents_change_with_the_files(results, tmp_path):
         cards.render(copy)
 
 
+def test_who_was_taught_by_other_visits_is_told(results, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(results, copy)
+    assert "other visits" not in cards.render(copy)["MODEL_CARD.md"]
+    for name in ("cnn", "fine_tuning_3a"):  # of these the first alone is a member
+        run = json.loads((copy / name / "run.json").read_text())
+        run["parameters"] = {"other_visits": "0123456789ab"}
+        (copy / name / "run.json").write_text(json.dumps(run))
+    assert "Labels that 1 CNN learnt from were softened" in cards.render(copy)["MODEL_CARD.md"]
+
+
 def test_facts_are_counted(results):
     facts = json.loads((results / "data.json").read_text())
     test = predictions_table(seed=2)
