@@ -45,7 +45,13 @@ def transferred(seed: int, member_size: int, blended: bool) -> keras.Model:
 
 def pooled_at_every_block() -> keras.Model:
     settings = {"weights": None, "log_odds": LOG_ODDS, "pooling": "blocks"}
-    return shaken(models.transfer("EfficientNetLite0", SIDE, 48, **settings).classifier, 6)
+    net = models.transfer("EfficientNetLite0", SIDE, 48, **settings)
+    shaken(net.classifier, 6)
+    # As in the study, what is pooled is brought to one scale: variances of shaken maps are of any size.
+    layer = net.classifier.get_layer("standardised")
+    layer.set_weights([np.zeros(layer.moving_mean.shape), np.ones(layer.moving_variance.shape)])
+    net.standardise(np.asarray(net.features(radiographs()[..., None].astype(np.float32), training=False)))
+    return net.classifier
 
 
 def joined(mirrored: bool, offsets: bool) -> keras.Model:

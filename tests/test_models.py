@@ -162,11 +162,10 @@ def test_pooled_features_are_standardised_within_the_network():
     before = np.asarray(net.features(x, training=False))
     after = net.standardise(before)
     assert np.allclose(net.features(x, training=False), after, atol=1e-3)
-    vary = before.var(axis=0) > 1e-3 * np.median(before.var(axis=0))
-    assert vary.mean() > 0.7  # of 32 px, the last maps are one place, which doesn't vary
-    assert np.allclose(after[:, vary].mean(axis=0), 0, atol=1e-3) and np.allclose(
-        after[:, vary].std(axis=0), 1, atol=0.01
-    )
+    # What hardly varies is not made to; of 32 px, the last maps are one place, which doesn't vary at all.
+    vary = before.var(axis=0) > max(1e-5, 1e-3 * np.median(before.var(axis=0)))
+    assert vary.mean() > 0.3
+    assert np.allclose(after.mean(axis=0), 0, atol=1e-3) and np.allclose(after[:, vary].std(axis=0), 1, atol=0.01)
     # Fitting doesn't move what it holds.
     net.train_backbone(True)
     assert not [v for v in net.findings.trainable_variables if "standardised" in v.path]
