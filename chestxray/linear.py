@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from chestxray.config import StudyError
 from chestxray.inputs import class_weights
 
 
@@ -45,7 +46,15 @@ def fit(features: np.ndarray, y: np.ndarray, penalty: float, balanced: bool = Fa
     Returns:
         The head for features as they are given. A target that nobody or everybody has keeps its usual log-odds, of half
         a sample short of that.
+
+    Raises:
+        StudyError: a feature is not finite.
     """
+    if not np.isfinite(features).all():
+        raise StudyError(
+            f"{np.mean(~np.isfinite(features)):.1%} of the features are not finite: activations overflow; "
+            "set mixed_precision to False, or take BatchNorm's statistics from more radiographs"
+        )
     weights = class_weights(y)[y.argmax(axis=1)].astype("float64") if balanced else np.ones(len(y))
     usual = np.average(y, axis=0, weights=weights)
     usual = usual.clip(0.5 / len(y), 1 - 0.5 / len(y))

@@ -104,16 +104,11 @@ class Transfer:
             (N, C) as it gives them afterwards, float32.
 
         Raises:
-            StudyError: the network was made with `pooling="last"`, or a feature is not finite.
+            StudyError: the network was made with `pooling="last"`.
         """
         layer = next((layer for layer in self.features.layers if layer.name == "standardised"), None)
         if layer is None:
             raise StudyError("only what is pooled at several depths is standardised; give pooling='blocks' or 'stages'")
-        if not np.isfinite(features).all():
-            raise StudyError(
-                f"{np.mean(~np.isfinite(features)):.1%} of the pooled features are not finite: activations overflow; "
-                "set mixed_precision to False, or take BatchNorm's statistics from more radiographs"
-            )
         mean, variance = features.mean(axis=0, dtype="float64"), features.var(axis=0, dtype="float64")
         # What hardly varies is not made to.
         variance = np.maximum(variance, 1e-4 * np.median(variance))

@@ -1,11 +1,13 @@
 """Linear heads in closed form, against equations solved another way."""
 
 import numpy as np
+import pytest
 import scipy.special
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from chestxray import linear
+from chestxray.config import StudyError
 
 
 def drawn(count=400, width=6, seed=0):
@@ -67,3 +69,10 @@ def test_out_of_fold_answers_come_from_other_groups():
     inside = scipy.special.expit(linear.fit(features, y, 20).logits(features))
     assert roc_auc_score(y[:, 0], told[:, 0]) <= roc_auc_score(y[:, 0], inside[:, 0])
     assert roc_auc_score(y[:, 0], told[:, 0]) > 0.8
+
+
+def test_features_that_overflowed_are_told():
+    features, y = drawn()
+    features[:4] = np.inf
+    with pytest.raises(StudyError, match=r"^1\.0% of the features are not finite: .* mixed_precision to False"):
+        linear.fit(features, y, 20)

@@ -110,8 +110,8 @@ def whole_study(dataset, backbone, size, policy, moment):
     augment = augmentation.layers(1.0, seed=5, flip=True)
     settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
     net = models.transfer(backbone, size, augment=augment, weights=None, **settings)
-    # One batch of all: statistics of few images in small parts would let a network of random weights overflow.
-    fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=len(everyone))
+    if policy == "float32":  # with statistics of 24 images, random weights overflow in float16
+        fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=8)
     features = net.standardise(training.predict_batches(net.features, everyone))
     _, taught = visits.teach(study, everyone, features, 100, 0.7)
     net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
