@@ -159,7 +159,6 @@ def environment() -> jinja2.Environment:
         "number": lambda value: f"{value:,}",
         "share": lambda value: f"{value:.0%}",
         "plain": lambda name: str(name).replace("_", " "),
-        "named": lambda model: MODELS[model][0],
         "taught": lambda runs: [name for name, run in runs.items() if "other_visits" in run.get("parameters", {})],
     }
     page.globals |= {

@@ -343,7 +343,7 @@ class Fit:
     @contextlib.contextmanager
     def _batch_norm_held(self) -> Iterator[None]:
         """Hold BatchNorm's statistics and parameters where the recipe asks for it, for this stage alone."""
-        held = [layer for layer in self._batch_norms() if layer.trainable and self.recipe.batch_norm == "freeze"]
+        held = [layer for layer in _batch_norms(self.model) if layer.trainable and self.recipe.batch_norm == "freeze"]
         try:
             for layer in held:
                 layer.trainable = False
@@ -351,9 +351,6 @@ class Fit:
         finally:
             for layer in held:
                 layer.trainable = True
-
-    def _batch_norms(self) -> list[keras.layers.BatchNormalization]:
-        return _batch_norms(self.model)
 
     def _batches(self, epoch: int, first: int) -> tf.data.Dataset:
         """The batches of an epoch from step `first` on: they depend on the seed and the epoch alone."""
@@ -423,7 +420,7 @@ class Fit:
             self.update = tf.function(lambda x: self.model(x, training=True))
         order = inputs.epoch_order(self.plain.y, self.seed, epoch)
         batches = inputs.dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
-        _take_statistics(self._batch_norms(), self.update, (x for x, *_ in batches.take(REESTIMATE_STEPS)))
+        _take_statistics(_batch_norms(self.model), self.update, (x for x, *_ in batches.take(REESTIMATE_STEPS)))
 
     def _score(self, scores: np.ndarray) -> float:
         """The validation macro-AUROC that chooses the epoch, from the validation samples' `scores` or anew."""

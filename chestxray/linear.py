@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,17 @@ def fit(features: np.ndarray, y: np.ndarray, penalty: float, balanced: bool = Fa
     return Head(kernel.astype("float32"), (np.log(usual / (1 - usual)) - centre @ kernel).astype("float32"))
 
 
-def out_of_fold(features: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray, folds: int = 4) -> np.ndarray:
+def folds(groups: np.ndarray, most: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions to fit on and positions to speak for, fold by fold; no group is in both.
+
+    Args:
+        groups: (N,) the patient of each sample.
+        most: how many folds, or as many as there are groups.
+    """
+    return GroupKFold(min(most, len(np.unique(groups)))).split(groups, groups=groups)
+
+
+def out_of_fold(features: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray, most: int = 4) -> np.ndarray:
     """What heads that were fitted on other groups say of each sample.
 
     Args:
@@ -74,12 +85,12 @@ def out_of_fold(features: np.ndarray, y: np.ndarray, penalty: float, groups: np.
         y: (N, K) targets, 0 to 1.
         penalty: as in `fit`.
         groups: (N,) the patient of each sample; all of one patient are in one fold.
-        folds: how many heads share the samples.
+        most: how many heads share the samples, as in `folds`.
 
     Returns:
         (N, K) probabilities, float32.
     """
     told = np.zeros(y.shape, "float32")
-    for fitted, judged in GroupKFold(folds).split(features, groups=groups):
+    for fitted, judged in folds(groups, most):
         told[judged] = scipy.special.expit(fit(features[fitted], y[fitted], penalty).logits(features[judged]))
     return told

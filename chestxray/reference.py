@@ -117,12 +117,12 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
     copies[study.paths.saved("ensemble") / "model.keras"] = source / "ensemble.keras"
     written = {target: path for target, path in copies.items() if not target.exists()}
     members = json.loads((source / "ensemble" / "run.json").read_text())["members"]
-    places = [study.paths.saved(member) / "model.keras" for member in members]
+    places = {study.paths.saved(member) / "model.keras": f"member_{n}" for n, member in enumerate(members, 1)}
     if missing := [place for place in places if not place.exists()]:
         whole = keras.models.load_model(source / "ensemble.keras", compile=False)
         for place in missing:
             files.make_folder(place.parent)
-            training.save_model(whole.get_layer(f"member_{places.index(place) + 1}"), place)
+            training.save_model(whole.get_layer(places[place]), place)
     # The file that says that a folder is finished comes last.
     for target in sorted(written, key=lambda target: target.name == "run.json"):
         files.make_folder(target.parent)

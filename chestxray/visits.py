@@ -13,26 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.special
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from chestxray import kept, linear, metadata, radiographs
+from chestxray import kept, linear, metadata, radiographs, sources
 from chestxray.config import Study, StudyError
 from chestxray.inputs import Samples, finding_targets
 
 REACH: tuple[float, ...] = (1.0, 4.0, 1000.0)
 """Over how many visits another visit's weight falls to 1/e: the neighbours, the season, and all visits alike."""
-
-FOLDS = 4
-"""Into how many parts patients are divided: the regressions that speak for one part were fitted on the others."""
 
 _PRIOR_WEIGHT = 0.5
 """What the usual share of a finding weighs beside the other visits; a visit next door weighs 1/e to 1."""
@@ -90,8 +85,8 @@ def fingerprint(study: Study) -> str:
     """Twelve hexadecimal digits that change when the image table or the official lists do, or who is in which split."""
     digest = hashlib.sha256()
     raw = study.paths.raw
-    table, lists = metadata.read_entries(raw).source, [raw / name for name in metadata.LIST_NAMES]
-    for path in (table, *(path for path in lists if path.is_file()), study.paths.manifest):
+    lists = [raw / name for name in metadata.LIST_NAMES]
+    for path in (sources.find_table(raw), *(path for path in lists if path.is_file()), study.paths.manifest):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -152,7 +147,7 @@ def expectation(table: pd.DataFrame) -> np.ndarray:
     answers = finding_targets(ordered["findings"])
     described = _describe(ordered, answers)
     expected = np.zeros_like(answers)
-    for fitted, judged in _folds(ordered["patient"]):
+    for fitted, judged in linear.folds(ordered["patient"].to_numpy()):
         expected[judged] = _regress(described[fitted], answers[fitted], described[judged], penalty=10)
     return expected[np.argsort(table.index.get_indexer(ordered.index))]
 
@@ -171,7 +166,7 @@ def join(expected: np.ndarray, seen: np.ndarray, samples: Samples) -> np.ndarray
     """
     both = np.column_stack([scipy.special.logit(part.clip(*_HELD)) for part in (expected, seen)])
     joined = np.zeros_like(expected)
-    for fitted, judged in _folds(samples.table["patient"]):
+    for fitted, judged in linear.folds(samples.table["patient"].to_numpy()):
         joined[judged] = _regress(both[fitted], samples.y[fitted], both[judged], penalty=100)
     return joined
 
@@ -190,11 +185,6 @@ def soften(samples: Samples, expected: np.ndarray, weight: float) -> Samples:
     if not 0 <= weight <= 1:
         raise StudyError(f"weight {weight}: give 0 (the labels alone) to 1 (what was expected alone)")
     return samples.with_targets((1 - weight) * samples.y + weight * expected)
-
-
-def _folds(patients: pd.Series) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions to fit on and to speak for; no patient is in both."""
-    return GroupKFold(min(FOLDS, patients.nunique())).split(patients, groups=patients)
 
 
 def _regress(described: np.ndarray, answers: np.ndarray, others: np.ndarray, penalty: float) -> np.ndarray:

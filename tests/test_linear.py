@@ -60,11 +60,11 @@ def test_an_answer_that_nobody_gives_stays_improbable():
 def test_out_of_fold_answers_come_from_other_groups():
     features, y = drawn(300)
     groups = np.arange(300) // 3
-    told = linear.out_of_fold(features, y, 20, groups, folds=3)
+    told = linear.out_of_fold(features, y, 20, groups, most=3)
     # The first group's answers don't depend on its own targets.
     turned = y.copy()
     turned[groups == 0] = 1 - turned[groups == 0]
-    assert np.array_equal(linear.out_of_fold(features, turned, 20, groups, folds=3)[groups == 0], told[groups == 0])
+    assert np.array_equal(linear.out_of_fold(features, turned, 20, groups, most=3)[groups == 0], told[groups == 0])
     assert told.min() > 0 and told.max() < 1
     inside = scipy.special.expit(linear.fit(features, y, 20).logits(features))
     assert roc_auc_score(y[:, 0], told[:, 0]) <= roc_auc_score(y[:, 0], inside[:, 0])
