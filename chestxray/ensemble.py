@@ -102,19 +102,21 @@ def fit_head(
     Returns:
         The head, and its history: `loss`, `accuracy` and, with `held_out`, `val_loss` and `val_accuracy`.
     """
+    import tensorflow as tf
+
     keras.utils.set_random_seed(seed)
     model = head(x.shape[1] // len(CLASSES))
-    model.compile(keras.optimizers.Adam(3e-3), "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    fitted = model.fit(
-        x,
-        y,
-        batch_size=128,
-        epochs=epochs,
-        sample_weight=_row_weights(y),
-        validation_data=held_out,
-        verbose=0,
-        shuffle=True,
+    batches = tf.data.Dataset.from_tensor_slices((x, y, _row_weights(y))).shuffle(len(x), seed).batch(128)
+    judged = None if held_out is None else tf.data.Dataset.from_tensors(held_out)
+    # An epoch of such a head costs less than what Keras does around a step, hence all its steps at once.
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        "categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=False,
+        steps_per_execution=len(batches),
     )
+    fitted = model.fit(batches, epochs=epochs, validation_data=judged, verbose=0)
     return model, pd.DataFrame(fitted.history)
 
 

@@ -160,7 +160,7 @@ def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
         The mean in 0–1; NaN where no column has both values.
     """
     usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
-    return float(np.mean([roc_auc_score(y[:, k], scores[:, k]) for k in usable])) if usable else float("nan")
+    return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")
 
 
 def compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -223,6 +223,7 @@ class Fit:
         places: Places,
         after_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
         judged_on: Samples | None = None,
+        steps_at_once: int = 1,
     ) -> None:
         """Prepare a stage.
 
@@ -236,6 +237,8 @@ class Fit:
             places: where checkpoints and log go.
             after_epoch: called with the history after each epoch.
             judged_on: the samples whose macro-AUROC chooses the epoch, where they are not the validation samples.
+            steps_at_once: how many steps are done before the loss is looked at and a checkpoint may be written; more
+                than one saves time where a step costs less than what surrounds it.
 
         Raises:
             StudyError: there are fewer samples than one batch.
@@ -248,6 +251,7 @@ class Fit:
                 f"recipe {recipe.name!r}: {count} training samples are fewer than one batch of "
                 f"{recipe.batch_size}; lower batch_size or add images"
             )
+        self.steps_at_once = min(steps_at_once, self.steps)
         self.history: list[dict[str, Any]] = []
         self.best_epoch, self.best_score = 0, -np.inf
         self.best_weights: list[np.ndarray] = []
@@ -329,7 +333,13 @@ class Fit:
         optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=clip, **averaged)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         # XLA is slower than plain TensorFlow on the CPUs that this study is planned for.
-        self.model.compile(optimizer=optimizer, loss=self._loss(), metrics=["accuracy"], jit_compile=False)
+        self.model.compile(
+            optimizer=optimizer,
+            loss=self._loss(),
+            metrics=["accuracy"],
+            jit_compile=False,
+            steps_per_execution=self.steps_at_once,
+        )
         # Not the optimizer above: in mixed precision Keras wraps it in one that scales the loss.
         self.model.optimizer.build(self.model.trainable_variables)
 
@@ -431,22 +441,23 @@ class Fit:
             return mean_auroc(self.valid.y[:, six], scores[:, six])
         return mean_auroc(self.valid.y, scores)
 
-    def after_step(self, epoch: int, step: int, loss: float, began: float) -> None:
+    def after_steps(self, epoch: int, before: int, step: int, loss: float, began: float) -> None:
         """Look at the loss, log it, and write a checkpoint where it is time.
 
         Args:
             epoch: epoch number from 0.
-            step: steps done in this epoch.
+            before: steps that had been done in this epoch when this was last called.
+            step: steps done in it now.
             loss: its mean over the epoch so far.
             began: when the epoch began, in seconds of `time.perf_counter`.
         """
-        self.bar.update()
+        self.bar.update(step - before)
         self._check_finite(epoch, step, loss)
-        if step % LOG_STEPS == 0:
+        if step // LOG_STEPS > before // LOG_STEPS:
             self.log.write(epoch * self.steps + step, {"loss": loss}, "step/")
             self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         every = self.places.checkpoint_steps
-        due = self._is_due(CHECKPOINT_SECONDS) if every is None else step % every == 0
+        due = self._is_due(CHECKPOINT_SECONDS) if every is None else step // every > before // every
         if due and step < self.steps:
             self.elapsed = time.perf_counter() - began
             self.save(epoch, step)
@@ -585,8 +596,8 @@ class _Steps(keras.callbacks.Callback):
         self.fit.restore_metrics()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        self.step += 1
-        self.fit.after_step(self.epoch, self.step, logs["loss"], self.began)
+        before, self.step = self.step, min(self.step + self.fit.steps_at_once, self.fit.steps)
+        self.fit.after_steps(self.epoch, before, self.step, logs["loss"], self.began)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         if not self.fit.recipe.ema_restart:

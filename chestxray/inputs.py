@@ -240,7 +240,7 @@ def dataset(
     rows = samples.rows
     kind = samples.x.dtype if shares is None else np.dtype("float32")
 
-    def gather(positions: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, ...]:
+    def gather(positions: np.ndarray, share: np.ndarray | None) -> tuple[np.ndarray, ...]:
         x, y = samples.x[rows[positions]], samples.y[positions]
         if shares is not None:
             x = x.astype("float32")
@@ -256,6 +256,9 @@ def dataset(
         return tuple(tf.ensure_shape(part, (batch_size, *shape)) for part, shape in zip(batch, shapes, strict=False))
 
     positions = np.asarray(order[: steps * batch_size], "int64").reshape(steps, batch_size)
+    if samples.x.ndim == 2 and shares is None:
+        # Pooled features are few, and a call into Python for each batch would cost more than the step it feeds.
+        return tf.data.Dataset.from_tensor_slices(gather(positions, None)).prefetch(tf.data.AUTOTUNE)
     mixed = np.ones(steps, "float32") if shares is None else np.asarray(shares[:steps], "float32")
     return tf.data.Dataset.from_tensor_slices((positions, mixed)).map(load).prefetch(tf.data.AUTOTUNE)
 

@@ -32,6 +32,7 @@ from chestxray.config import CLASSES, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.fitting import (
     HISTORY_COLUMNS,
+    LOG_STEPS,
     REESTIMATE_STEPS,
     Fit,
     Places,
@@ -201,13 +202,17 @@ class Run:
         """
 
         def samples() -> tuple[Samples, ...]:
-            made = _as_features(features, train, augment, views), _as_features(features, valid)
+            plain = _seen_by(features)
+            varied = _seen_by(features, augment) if augment else plain
+            made = _as_features(varied, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
                 return made
             order = inputs.epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
-            return *made, _as_features(features, train.take(np.sort(order)))
+            return *made, _as_features(plain, train.take(np.sort(order)))
 
-        return self._stage(head, recipe, len(train), samples, views=views)
+        # A step on pooled features costs less than what Keras does around it.
+        at_once = LOG_STEPS if len(head.input_shape) == 2 else 1
+        return self._stage(head, recipe, len(train), samples, views=views, steps_at_once=at_once)
 
     def _stage(
         self,
@@ -218,6 +223,7 @@ class Run:
         keep_start: bool = False,
         judged_on: Samples | None = None,
         views: int = 1,
+        steps_at_once: int = 1,
     ) -> pd.DataFrame:
         """Fit one stage, or take its history from the finished run as long as that began in the same way."""
         described = {**recipe.describe(), "model": _architecture(model), "samples": count}
@@ -233,7 +239,8 @@ class Run:
         )
 
         def fit() -> pd.DataFrame:
-            stage = Fit(model, recipe, count, samples, self.study.seed, places, self._write_history, judged_on)
+            seed, write = self.study.seed, self._write_history
+            stage = Fit(model, recipe, count, samples, seed, places, write, judged_on, steps_at_once)
             return self._fit(stage, keep_start)
 
         if not self._is_finished(number):
@@ -431,10 +438,8 @@ def _halved_weights(weights: h5py.File) -> bytes:
     return buffer.getvalue()
 
 
-def _as_features(
-    features: keras.Model, samples: Samples, augment: Sequence[keras.Layer] = (), views: int = 1
-) -> Samples:
-    """The same samples with pooled features or maps in the place of pixels, in `views` versions."""
+def _seen_by(features: keras.Model, augment: Sequence[keras.Layer] = ()) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From radiographs, varied by `augment`, to pooled features or maps, as one graph."""
 
     @tf.function
     def seen(x: tf.Tensor) -> tf.Tensor:
@@ -443,9 +448,14 @@ def _as_features(
             x = layer(x, training=True)
         return features(x, training=False)
 
+    return seen
+
+
+def _as_features(seen: Callable[[tf.Tensor], tf.Tensor], samples: Samples, views: int = 1) -> Samples:
+    """The same samples with what `_seen_by` gives in the place of pixels, in `views` versions."""
     # Maps are many numbers; float16 tells apart what float32 does in a network that is trained with noise.
-    kind = "float16" if len(features.output_shape) == 4 else "float32"
-    x = np.concatenate([predict_batches(seen, samples).astype(kind) for _ in range(views)])
+    versions = (predict_batches(seen, samples) for _ in range(views))
+    x = np.concatenate([made.astype("float16" if made.ndim == 4 else "float32") for made in versions])
     return Views(x, np.arange(len(samples)), samples.y, samples.table, views)
 
 

@@ -157,10 +157,11 @@ def test_the_log_holds_every_epoch(tmp_path):
     assert {step for tag, step in seen if tag == "epoch/loss"} == {1, 2}
 
 
-def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("at_once", "kept"), [(1, 3), (2, 4), (3, 3)])
+def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys, at_once, kept):
     import keras
 
-    def fit(name):
+    def fit(name, at_once=at_once):
         keras.utils.set_random_seed(1)
         inner = [
             keras.layers.Dense(8),
@@ -171,24 +172,25 @@ def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys):
         train, valid = blobs(), blobs(seed=1)
         places = fitting.Places(tmp_path / f"{name}.npz", tmp_path / name, "k", checkpoint_steps=3)
         recipe = Recipe("fit", 2, 1e-2, 8, ema=0.8, mixup=0.3)
-        history = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, places).run()
+        stage = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, places, steps_at_once=at_once)
+        history = stage.run()
         for row in history:
             assert row.pop("seconds") > 0
         return history, [w.numpy() for w in model.weights]
 
-    history, weights = fit("unbroken")
-    after = fitting.Fit.after_step
+    history, weights = fit("unbroken", at_once=1)
+    after = fitting.Fit.after_steps
 
-    def interrupted(self, epoch, step, *rest):
-        if (epoch, step) == (1, 5):
+    def interrupted(self, epoch, before, step, *rest):
+        if epoch == 1 and step >= 5:
             raise KeyboardInterrupt
-        after(self, epoch, step, *rest)
+        after(self, epoch, before, step, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fitting.Fit, "after_step", interrupted)
+        patch.setattr(fitting.Fit, "after_steps", interrupted)
         fit("broken")
     again, same = fit("broken")
-    assert "going on after epoch 1 of 2, step 3 of 8" in capsys.readouterr().out
+    assert f"going on after epoch 1 of 2, step {kept} of 8" in capsys.readouterr().out
     assert again == history and all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
 
 

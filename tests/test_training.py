@@ -20,12 +20,12 @@ from chestxray import fitting
 from tests.test_training import fit_small
 
 dataset, moment = sys.argv[1:]
-go_on, predict = fitting.Fit.after_step, fitting.predict_batches
+go_on, predict = fitting.Fit.after_steps, fitting.predict_batches
 
-def dying_step(self, epoch, step, *rest):
+def dying_step(self, epoch, before, step, *rest):
     if (epoch, step) == (1, 5):  # a checkpoint was written after step 3
         os.kill(os.getpid(), signal.SIGKILL)
-    return go_on(self, epoch, step, *rest)
+    return go_on(self, epoch, before, step, *rest)
 
 def dying_evaluation(*arguments, calls=[]):
     calls.append(1)
@@ -34,7 +34,7 @@ def dying_evaluation(*arguments, calls=[]):
     return predict(*arguments)
 
 if moment == "step":
-    fitting.Fit.after_step = dying_step
+    fitting.Fit.after_steps = dying_step
 if moment == "evaluation":
     fitting.predict_batches = dying_evaluation
 fit_small(dataset, checkpoint_steps=1000 if moment == "evaluation" else 3)

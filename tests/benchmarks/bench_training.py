@@ -69,9 +69,9 @@ class TimedFit(Fit):
         self.asked = time.perf_counter()
         return super()._batches(epoch, first)
 
-    def after_step(self, epoch: int, step: int, loss: float, began: float) -> None:
+    def after_steps(self, epoch: int, before: int, step: int, loss: float, began: float) -> None:
         """Note the time of the epoch's last step."""
-        super().after_step(epoch, step, loss, began)
+        super().after_steps(epoch, before, step, loss, began)
         if step == self.steps:
             self.rate = self.steps * self.recipe.batch_size / (time.perf_counter() - self.asked)
 
@@ -174,8 +174,9 @@ def measure_heads(study: Study) -> None:
 
     def one_pass() -> float:
         began = time.perf_counter()
+        step = fitting.compiled(net.features)
         for samples in (train, valid):
-            fitting.predict_batches(net.features, samples)
+            fitting.predict_batches(step, samples)
         return time.perf_counter() - began
 
     before = one_pass()
