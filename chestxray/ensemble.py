@@ -8,8 +8,9 @@ were trained.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -73,6 +74,25 @@ def mean_of(probabilities: np.ndarray) -> np.ndarray:
     return probabilities.reshape(len(probabilities), -1, len(CLASSES)).mean(axis=1)
 
 
+def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What every three of the models give together, joined by the plain mean.
+
+    Args:
+        tables: prediction tables of the same images in the same order, by the model's name.
+
+    Returns:
+        Prediction tables by the names of the three, in the order given, joined by ` + `.
+
+    Raises:
+        StudyError: the tables are not of the same images.
+    """
+    found = {}
+    for names in itertools.combinations(tables, 3):
+        mean = mean_of(concatenated([tables[name] for name in names]))
+        found[" + ".join(names)] = tables[names[0]].assign(**dict(zip(CLASSES, mean.T, strict=True)))
+    return found
+
+
 def head(members: int, units: int = 32, dropout: float = 0.3) -> keras.Model:
     """The study's head: concatenated probabilities, a dense layer, dropout, softmax.
 
@@ -82,9 +102,10 @@ def head(members: int, units: int = 32, dropout: float = 0.3) -> keras.Model:
         dropout: share of its outputs left out while training, 0 to 1.
     """
     concatenation = layers.Input((members * len(CLASSES),), name="concatenated")
-    x = layers.Dense(units, activation="relu", name="joint")(concatenation)
-    x = layers.Dropout(dropout)(x)
-    return keras.Model(concatenation, layers.Dense(len(CLASSES), activation="softmax", name="classes")(x), name="head")
+    x = layers.Dense(units, activation="relu", dtype="float32", name="joint")(concatenation)
+    x = layers.Dropout(dropout, dtype="float32")(x)
+    answer = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name="classes")(x)
+    return keras.Model(concatenation, answer, name="head")
 
 
 def fit_head(
@@ -116,7 +137,7 @@ def fit_head(
         jit_compile=False,
         steps_per_execution=len(batches),
     )
-    fitted = model.fit(batches, epochs=epochs, validation_data=judged, verbose=0)
+    fitted = model.fit(batches, epochs=epochs, validation_data=judged, verbose=0, shuffle=False)
     return model, pd.DataFrame(fitted.history)
 
 
@@ -132,7 +153,7 @@ def weighted_mean(weights: Sequence[float]) -> keras.Model:
         weights: one a member, at least 0, with sum 1.
     """
     concatenation = layers.Input((len(weights) * len(CLASSES),), name="concatenated")
-    mean = layers.Dense(len(CLASSES), use_bias=False, trainable=False, name="weighted_mean")
+    mean = layers.Dense(len(CLASSES), use_bias=False, trainable=False, dtype="float32", name="weighted_mean")
     model = keras.Model(concatenation, mean(concatenation), name="weighted_mean")
     mean.set_weights([np.concatenate([np.eye(len(CLASSES), dtype="float32") * weight for weight in weights])])
     return model
@@ -315,7 +336,8 @@ def join(
         offsets: (7,) of `fit_offsets`, added to the log-odds at the end; None adds none.
 
     Returns:
-        A model of the same input with seven probabilities.
+        A model of the same input with seven probabilities. Members compute as they were made to; what joins them is
+        float32 whatever the compute type, since float16 loses the small probabilities that AUROC ranks by.
     """
     pixels = layers.Input(members[0].input_shape[1:], name="radiograph")
     turned = keras.ops.flip(pixels, axis=2) if mirrored else None
@@ -326,13 +348,13 @@ def join(
         member.trainable = False
         answer = member(pixels)
         if mirrored:
-            answer = layers.Average(name=f"member_{number}_both_ways")([answer, member(turned)])
+            answer = layers.Average(dtype="float32", name=f"member_{number}_both_ways")([answer, member(turned)])
         outputs.append(answer)
     if fitted_head is None:
-        joined = layers.Average(name="mean")(outputs)
+        joined = layers.Average(dtype="float32", name="mean")(outputs)
     else:
         fitted_head.trainable = False
-        joined = fitted_head(layers.Concatenate(name="concatenated")(outputs))
+        joined = fitted_head(layers.Concatenate(dtype="float32", name="concatenated")(outputs))
     return keras.Model(pixels, joined if offsets is None else _shift(joined, offsets), name="ensemble")
 
 
@@ -341,7 +363,7 @@ def _shift(probabilities: keras.KerasTensor, offsets: np.ndarray) -> keras.Keras
     held = keras.ops.clip(probabilities, *_HELD)
     logits = keras.ops.log(held / (1.0 - held))
     # A dense layer with given weights: a constant would not be saved with the model.
-    layer = layers.Dense(len(CLASSES), activation="sigmoid", trainable=False, name="offsets")
+    layer = layers.Dense(len(CLASSES), activation="sigmoid", trainable=False, dtype="float32", name="offsets")
     answer = layer(logits)
     layer.set_weights([np.eye(len(CLASSES)), offsets])
     return answer

@@ -218,12 +218,13 @@ def transfer(
         standardised = BatchNormalization(center=False, scale=False, epsilon=1e-7, dtype="float32", name="standardised")
         standardised.trainable = False
         parts = _pooled_within(net, x, POOLING[pooling])
-        x = standardised(layers.Concatenate(name="pooled")(list(parts.values())))
+        # Float32 whatever the compute type, here and beyond: float16 ends at 65,504, and a variance may be above.
+        x = standardised(layers.Concatenate(name="pooled", dtype="float32")(list(parts.values())))
     else:
         x = layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
         parts = {"average_pooling": x}
     width = x.shape[-1]
-    drop = layers.Dropout(dropout, name="dropout")
+    drop = layers.Dropout(dropout, dtype="float32", name="dropout")
     dropped = drop(x)
     classes = layers.Dense(len(CLASSES), dtype="float32", name="classes")
     answers = layers.Dense(len(QUESTIONS), dtype="float32", name="findings")(dropped)
@@ -286,7 +287,7 @@ def _blend(
         kernel[QUESTIONS.index(name), place] = share
         kernel[len(QUESTIONS) + place, place] = 1 - share
     blend = layers.Dense(len(CLASSES), dtype="float32", trainable=False, name="blend")
-    both = blend(layers.Concatenate(name="both_heads")([answers, logits]))
+    both = blend(layers.Concatenate(name="both_heads", dtype="float32")([answers, logits]))
     blend.set_weights([kernel, -share * np.asarray(log_odds, "float32")])
     return both
 

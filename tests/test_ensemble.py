@@ -47,6 +47,15 @@ def test_the_mean_by_hand():
     assert np.allclose(ensemble.mean_of(joined), (one + other) / 2)
 
 
+def test_every_trio_once_with_its_mean():
+    alone = {name: table(probabilities(seed=seed)) for seed, name in enumerate("abcd")}
+    found = ensemble.trios(alone)
+    assert list(found) == ["a + b + c", "a + b + d", "a + c + d", "b + c + d"]
+    mean = (probabilities(seed=0) + probabilities(seed=2) + probabilities(seed=3)) / 3
+    assert np.allclose(found["a + c + d"][list(CLASSES)], mean)
+    assert found["a + c + d"]["image"].tolist() == alone["a"]["image"].tolist()
+
+
 def test_no_head_predicts_a_patient_it_was_fitted_on(monkeypatch):
     patients = np.repeat([f"p{i}" for i in range(30)], 4)
     x = np.concatenate([probabilities(120, 1), probabilities(120, 2)], axis=1)
@@ -189,3 +198,24 @@ def test_the_joined_model_is_its_members_and_their_join(with_head):
     expected = head(parts, training=False).numpy() if with_head else ensemble.mean_of(parts)
     assert np.allclose(joined(pixels, training=False), expected, atol=1e-5)
     assert len(joined.inputs) == 1 and not joined.trainable_variables
+
+
+@pytest.mark.parametrize("kind", ["mean", "head", "weights"])
+def test_members_are_joined_in_single_precision(kind):
+    members = [models.dense(16), models.cnn(16, filters=(4, 8)), models.dense(16, units=(8,))]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    made = {
+        "mean": lambda: None,
+        "head": lambda: ensemble.head(3),
+        "weights": lambda: ensemble.weighted_mean([0.2, 0.3, 0.5]),
+    }
+    answers = []
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            keras.utils.set_random_seed(1)
+            joined = ensemble.join(members, made[kind](), mirrored=True, offsets=np.linspace(-0.3, 0.3, 7))
+            answers.append(joined(pixels, training=False).numpy())
+        finally:
+            keras.config.set_dtype_policy("float32")
+    assert np.allclose(*answers, atol=1e-7)

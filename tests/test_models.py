@@ -156,6 +156,24 @@ def test_means_and_variances_of_every_block_lie_side_by_side():
     assert np.allclose(net.features(x, training=False), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_variances_too_large_for_half_precision_are_told():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        net = small_transfer(pooling="stages", augment=(), image_size=64)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    block = [layer for layer in net.backbone.layers if layer.name.startswith("block6")]
+    maps = keras.Model(net.backbone.input, block[-1].output)
+    x = radiographs(size=64)
+    three = np.repeat(x.astype("float32"), 3, axis=-1)
+    norm = [layer for layer in block if isinstance(layer, keras.layers.BatchNormalization)][-1]
+    norm.gamma.assign(norm.gamma * 3000 / np.abs(maps(three, training=False)).max())
+    expected = np.asarray(maps(three, training=False), "float64").var(axis=(1, 2))
+    told = np.asarray(net.features(x, training=False))[:, -expected.shape[1] :]
+    assert net.pooled[-1][0] == "variance_block6" and np.iinfo("uint16").max < expected.max() < 3000**2
+    assert np.allclose(told, expected, rtol=0.01, atol=1)
+
+
 def test_pooled_features_are_standardised_within_the_network():
     net = small_transfer(pooling="blocks", augment=())
     x = np.random.default_rng(0).integers(0, 255, (24, *radiographs().shape[1:]), "uint8")

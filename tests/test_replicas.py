@@ -108,20 +108,16 @@ def whole_study(dataset, backbone, size, policy, moment):
     everyone, everyone_valid = (some(inputs.load_findings(study, split)) for split in ("train", "valid"))
     classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
     augment = augmentation.layers(1.0, seed=5, flip=True)
-    # A network of random weights has no scale that statistics of 24 images would hold to: in float16 it overflows.
-    begun = policy == "float32"
-    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages" if begun else "last"}
-    net, taught = models.transfer(backbone, size, augment=augment, weights=None, **settings), everyone
-    if begun:
-        fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=8)
-        features = net.standardise(training.predict_batches(net.features, everyone))
-        _, taught = visits.teach(study, everyone, features, 100, 0.7)
-        net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
+    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
+    net = models.transfer(backbone, size, augment=augment, weights=None, **settings)
+    fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=24)
+    features = net.standardise(training.predict_batches(net.features, everyone))
+    _, taught = visits.teach(study, everyone, features, 100, 0.7)
+    net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
     recipe = training.Recipe("all_findings", 1, 1e-4, 8, loss="binary", ema=0.5, ema_restart=False)
     run.fit(net.findings, recipe, taught, everyone_valid, keep_start=True)
-    if begun:
-        tree = training.predict_batches(net.features, classes[0])
-        net.head.get_layer("classes").set_weights(linear.fit(tree, classes[0].y, 100, balanced=True))
+    tree = training.predict_batches(net.features, classes[0])
+    net.head.get_layer("classes").set_weights(linear.fit(tree, classes[0].y, 100, balanced=True))
     recipe = training.Recipe("fine_tune", 1, 1e-4, 8, ema=0.5, batch_norm="reestimate")
     run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=inputs.shown_classes(everyone_valid))
     run.finish(net.classifier)
