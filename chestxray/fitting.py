@@ -26,6 +26,7 @@ from tqdm import tqdm
 from chestxray import files, inputs
 from chestxray.config import QUESTIONS, SIX_FINDINGS, StudyError
 from chestxray.inputs import Samples
+from chestxray.loss_scaling import LossScaleOptimizer
 
 HISTORY_COLUMNS = [
     "stage",
@@ -332,6 +333,8 @@ class Fit:
         clip = 1 / tf.distribute.get_strategy().num_replicas_in_sync
         optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=clip, **averaged)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        if self.model.dtype_policy.name == "mixed_float16":
+            optimizer = LossScaleOptimizer(optimizer)
         # XLA is slower than plain TensorFlow on the CPUs that this study is planned for.
         self.model.compile(
             optimizer=optimizer,
@@ -340,7 +343,6 @@ class Fit:
             jit_compile=False,
             steps_per_execution=self.steps_at_once,
         )
-        # Not the optimizer above: in mixed precision Keras wraps it in one that scales the loss.
         self.model.optimizer.build(self.model.trainable_variables)
 
     def _loss(self, **reduction: str | None) -> keras.Loss:

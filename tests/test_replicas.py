@@ -76,6 +76,42 @@ def test_two_devices_do_what_one_does(prepared_study):
         assert np.allclose(one, two, atol=1e-3, equal_nan=True)
 
 
+def overflow_on_one():
+    """A step in which the second device's gradient overflows, then one in which none does."""
+    import keras
+    import tensorflow as tf
+
+    from chestxray.loss_scaling import LossScaleOptimizer
+
+    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
+    with strategy.scope():
+        weights = keras.Variable([1.0, 2.0])
+        optimizer = LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=8.0)
+        optimizer.build([weights])
+
+    @tf.function
+    def step(gradients):
+        strategy.run(lambda gradient: optimizer.apply([gradient], [weights]), args=(gradients,))
+
+    def take(first, second):
+        step(
+            strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant([(first, second)[context.replica_id_in_sync_group], 4.0])
+            )
+        )
+        print(weights.numpy().tolist(), float(optimizer.dynamic_scale.numpy()))
+
+    take(8.0, float("inf"))
+    take(8.0, 16.0)
+
+
+def test_an_overflow_on_one_device_leaves_the_step_out():
+    left_out, done = on_devices(2, "overflow_on_one").splitlines()
+    assert left_out == "[1.0, 2.0] 4.0"
+    # The gradients (2, 1) and (4, 1) added, half of which is one step.
+    assert done == "[-2.0, 1.0] 4.0"
+
+
 def whole_study(dataset, backbone, size, policy, moment):
     """All stages of a fine-tuned model; with `moment` "killed" it dies within the last stage."""
     import os
