@@ -79,13 +79,13 @@ RECIPES = {
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
     "taught": Change("labels softened by other visits", idea=True, taught=0.7),
     "depths": Change(
-        "pooled behind every block, begun at a head in closed form",
+        "pooled behind every block, head in closed form",
         idea=True,
         network={"pooling": "blocks"},
         begun=True,
     ),
     "present": Change(
-        "3a as it is: both of these, no mixup, epochs go on",
+        "3a as it is: both, no mixup, epochs go on",
         idea=True,
         seeds=SEEDS,
         network={"pooling": "blocks"},
