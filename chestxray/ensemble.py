@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.optimize
 import scipy.special
+import tensorflow as tf
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -123,8 +124,6 @@ def fit_head(
     Returns:
         The head, and its history: `loss`, `accuracy` and, with `held_out`, `val_loss` and `val_accuracy`.
     """
-    import tensorflow as tf
-
     keras.utils.set_random_seed(seed)
     model = head(x.shape[1] // len(CLASSES))
     batches = tf.data.Dataset.from_tensor_slices((x, y, _row_weights(y))).shuffle(len(x), seed).batch(128)

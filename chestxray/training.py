@@ -37,6 +37,7 @@ from chestxray.fitting import (
     Fit,
     Places,
     Recipe,
+    compiled,
     epoch_line,
     mean_auroc,
     predict_batches,
@@ -202,8 +203,8 @@ class Run:
         """
 
         def samples() -> tuple[Samples, ...]:
-            plain = _seen_by(features)
-            varied = _seen_by(features, augment) if augment else plain
+            plain = compiled(features)
+            varied = _varied(features, augment) if augment else plain
             made = _as_features(varied, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
                 return made
@@ -239,8 +240,17 @@ class Run:
         )
 
         def fit() -> pd.DataFrame:
-            seed, write = self.study.seed, self._write_history
-            stage = Fit(model, recipe, count, samples, seed, places, write, judged_on, steps_at_once)
+            stage = Fit(
+                model,
+                recipe,
+                count,
+                samples,
+                self.study.seed,
+                places,
+                self._write_history,
+                judged_on,
+                steps_at_once,
+            )
             return self._fit(stage, keep_start)
 
         if not self._is_finished(number):
@@ -438,8 +448,8 @@ def _halved_weights(weights: h5py.File) -> bytes:
     return buffer.getvalue()
 
 
-def _seen_by(features: keras.Model, augment: Sequence[keras.Layer] = ()) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From radiographs, varied by `augment`, to pooled features or maps, as one graph."""
+def _varied(features: keras.Model, augment: Sequence[keras.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What `compiled` makes of a model, for radiographs that `augment` varies first."""
 
     @tf.function
     def seen(x: tf.Tensor) -> tf.Tensor:
@@ -452,7 +462,7 @@ def _seen_by(features: keras.Model, augment: Sequence[keras.Layer] = ()) -> Call
 
 
 def _as_features(seen: Callable[[tf.Tensor], tf.Tensor], samples: Samples, views: int = 1) -> Samples:
-    """The same samples with what `_seen_by` gives in the place of pixels, in `views` versions."""
+    """The same samples with pooled features or maps in the place of pixels, in `views` versions."""
     # Maps are many numbers; float16 tells apart what float32 does in a network that is trained with noise.
     versions = (predict_batches(seen, samples) for _ in range(views))
     x = np.concatenate([made.astype("float16" if made.ndim == 4 else "float32") for made in versions])
