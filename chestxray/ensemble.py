@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray import inputs
+from chestxray import evaluation, inputs
 from chestxray.config import CLASSES, Study, StudyError
 
 CANDIDATES: tuple[str, ...] = (
@@ -79,19 +79,18 @@ def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """What every three of the models give together, joined by the plain mean.
 
     Args:
-        tables: prediction tables of the same images in the same order, by the model's name.
+        tables: prediction tables of the same images, by the model's name.
 
     Returns:
         Prediction tables by the names of the three, in the order given, joined by ` + `.
 
     Raises:
-        StudyError: the tables are not of the same images.
+        StudyError: as `evaluation.average`.
     """
-    found = {}
-    for names in itertools.combinations(tables, 3):
-        mean = mean_of(concatenated([tables[name] for name in names]))
-        found[" + ".join(names)] = tables[names[0]].assign(**dict(zip(CLASSES, mean.T, strict=True)))
-    return found
+    return {
+        " + ".join(names): evaluation.average([tables[name] for name in names])
+        for names in itertools.combinations(tables, 3)
+    }
 
 
 def head(members: int, units: int = 32, dropout: float = 0.3) -> keras.Model:

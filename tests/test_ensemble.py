@@ -48,7 +48,8 @@ def test_the_mean_by_hand():
 
 
 def test_every_trio_once_with_its_mean():
-    alone = {name: table(probabilities(seed=seed)) for seed, name in enumerate("abcd")}
+    described = {"patient": "1", "label": CLASSES[0], "selected": True, "findings": CLASSES[0]}
+    alone = {name: table(probabilities(seed=seed)).assign(**described) for seed, name in enumerate("abcd")}
     found = ensemble.trios(alone)
     assert list(found) == ["a + b + c", "a + b + d", "a + c + d", "b + c + d"]
     mean = (probabilities(seed=0) + probabilities(seed=2) + probabilities(seed=3)) / 3
