@@ -47,6 +47,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow's faster kernels, on any CPU that has them
 here = Path.cwd()
 repository = next((p for p in (here, *here.parents) if (p / "chestxray" / "config.py").is_file()), None)
 if repository is None and "google.colab" in sys.modules:
