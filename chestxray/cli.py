@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.command is None:
         parser().print_help()
         return 2
+    # What TensorFlow says of missing GPUs would stand before the line that a command has to say.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     return chosen.command(chosen)
 
 

@@ -1,5 +1,6 @@
 """The command line: what it understands, what it prints, which exit code it ends with."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -193,6 +194,14 @@ def test_nothing_to_do_needs_no_tensorflow():
     code = "import sys, chestxray.cli, chestxray.pipeline, chestxray.notebooks; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_what_tensorflow_says_of_missing_gpus_is_not_shown(monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    with pytest.raises(StudyError, match="nowhere"):
+        cli.main(["show", "nowhere"])
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
 
 
 @pytest.fixture
