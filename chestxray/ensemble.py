@@ -34,6 +34,9 @@ CANDIDATES: tuple[str, ...] = (
     "fine_tuning_3d",
 )
 
+BORDER = 1 / 32
+"""How much of each side of a radiograph is left out where it is looked at enlarged."""
+
 _HELD = (1e-6, 1 - 1e-6)
 """How near to 0 and 1 a probability may come before its log-odds are taken."""
 
@@ -324,6 +327,7 @@ def join(
     fitted_head: keras.Model | None,
     mirrored: bool = False,
     offsets: np.ndarray | None = None,
+    enlarged: bool = False,
 ) -> keras.Model:
     """One model: a radiograph goes to every frozen member, and the head or the plain mean joins their probabilities.
 
@@ -332,28 +336,42 @@ def join(
         fitted_head: a fitted `head` or a `weighted_mean`, or None for the plain mean.
         mirrored: test-time augmentation: a member's answer is its mean over the radiograph and its mirror image.
         offsets: (7,) of `fit_offsets`, added to the log-odds at the end; None adds none.
+        enlarged: likewise, and over what `enlarge` makes of each of these.
 
     Returns:
         A model of the same input with seven probabilities. Members compute as they were made to; what joins them is
         float32 whatever the compute type, since float16 loses the small probabilities that AUROC ranks by.
     """
     pixels = layers.Input(members[0].input_shape[1:], name="radiograph")
-    turned = keras.ops.flip(pixels, axis=2) if mirrored else None
+    looks = [pixels, enlarge(pixels)] if enlarged else [pixels]
+    if mirrored:
+        looks += [keras.ops.flip(look, axis=2) for look in looks]
     outputs = []
     for number, member in enumerate(members, start=1):
         # Two members may carry the same name, and a Keras model needs every layer's name once.
         member.name = f"member_{number}"
         member.trainable = False
-        answer = member(pixels)
-        if mirrored:
-            answer = layers.Average(dtype="float32", name=f"member_{number}_both_ways")([answer, member(turned)])
-        outputs.append(answer)
+        answers = [member(look) for look in looks]
+        if len(answers) > 1:
+            answers = [layers.Average(dtype="float32", name=f"member_{number}_all_looks")(answers)]
+        outputs += answers
     if fitted_head is None:
         joined = layers.Average(dtype="float32", name="mean")(outputs)
     else:
         fitted_head.trainable = False
         joined = fitted_head(layers.Concatenate(dtype="float32", name="concatenated")(outputs))
     return keras.Model(pixels, joined if offsets is None else _shift(joined, offsets), name="ensemble")
+
+
+def enlarge(radiographs: keras.KerasTensor) -> keras.KerasTensor:
+    """Radiographs (N, side, side, 1) without their outer `BORDER`, resized to the size they had.
+
+    A network's answer depends a little on where shadows lie on the grid of its strides; seen at two sizes, less so
+    (multi-scale testing; Simonyan & Zisserman, ICLR 2015).
+    """
+    side = radiographs.shape[1]
+    centre = layers.Cropping2D(max(1, round(side * BORDER)), dtype="float32", name="centre")(radiographs)
+    return layers.Resizing(side, side, dtype="float32", name="enlarged")(centre)
 
 
 def _shift(probabilities: keras.KerasTensor, offsets: np.ndarray) -> keras.KerasTensor:

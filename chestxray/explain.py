@@ -92,7 +92,7 @@ class Explainer:
     Attributes:
         members: the networks, one where the model joins none.
         mirrored: whether the ensemble shows each network the radiograph's mirror image too; a map is then the mean of
-            both, that of the mirror image turned back.
+            both, that of the mirror image turned back. Of enlarged radiographs there are no maps.
         ways: how maps are made.
         cells: rows and columns of the coarsest member's feature map, for each way.
         batch_size: images a step.
@@ -114,7 +114,7 @@ class Explainer:
             if way.method not in METHODS:
                 raise StudyError(f"heat-map method {way.method!r} is unknown; there are: {', '.join(METHODS)}")
         self.members = _members(model)
-        self.mirrored = self.members[0] is not model and _asks_twice(model, self.members[0])
+        self.mirrored = self.members[0] is not model and _turns(model)
         self.batch_size = batch_size
         self.ways = tuple(ways)
         opened = [_opened(member, [way.cells for way in ways]) for member in self.members]
@@ -188,18 +188,9 @@ def _members(model: keras.Model) -> list[keras.Model]:
     return found or [model]
 
 
-def _asks_twice(model: keras.Model, member: keras.Model) -> bool:
-    """Whether an ensemble calls this member more than once: on the radiograph and on its mirror image."""
-    import keras
-
-    asked = []
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append(layer)
-        return layer(*args, **kwargs)
-
-    keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
-    return sum(layer is member for layer in asked) > 1
+def _turns(model: keras.Model) -> bool:
+    """Whether an ensemble shows its networks the radiograph's mirror image."""
+    return any(type(operation).__name__ == "Flip" for operation in model.operations)
 
 
 def _opened(model: keras.Model, cells: Sequence[int]) -> _Net:

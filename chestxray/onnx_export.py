@@ -4,7 +4,7 @@ The repository holds its reference once, as a Keras file, and an answer should c
 Keras's own export needs TensorFlow, which takes longer to import than that, and so does every converter built on it.
 A `.keras` file is a zip of JSON and HDF5, and the study's networks are made of some twenty kinds of layers, so they are
 written out here one by one: batch normalisation is folded into the convolution before it, and a network that an
-ensemble calls on the radiograph and on its mirror image is called once on both.
+ensemble calls on the radiograph, on its mirror image and on both enlarged is called once on all.
 
 Every network of the study ends in global average pooling and layers that are linear up to the class scores. There,
 Grad-CAM at the last feature map (Selvaraju et al., ICCV 2017) is the class activation map (Zhou et al., CVPR 2016): a
@@ -53,12 +53,13 @@ def convert(path: Path) -> onnx.ModelProto:
         A graph with the input `radiograph`, (N, side, side, 1) float32 in 0–255, and these outputs, all float32:
 
         - `probabilities` (N, 7).
-        - `members` (N, members, 7): each member's own answer, the mean of both ways where it is asked both; of a single
-          network its one answer.
+        - `members` (N, members, 7): each member's own answer, the mean of all looks where it is given several; of a
+          single network its one answer.
         - `opinions` (N, members, 7): what the whole would answer if all members said what this one says.
         - `class_maps_1`, `class_maps_2` … (N, ways, 7, h, w): of each member, at its last feature map's size, for each
-          way that it is asked (turned back where that is the mirror image), at least 0; `class_maps.heat_maps` makes
-          heat-maps of them. Only where each member is a convolutional network that ends as the module says.
+          way that it is asked (turned back where that is the mirror image, left out where it is enlarged), at least 0;
+          `class_maps.heat_maps` makes heat-maps of them. Only where each member is a convolutional network that ends
+          as the module says.
 
     Raises:
         UnknownLayer: see there.
@@ -543,6 +544,16 @@ def _resizing(graph: _Graph, layer: _Layer, taken: list[Any]) -> _Value:
     return _resized(graph, taken[0], sides, layer.config.get("antialias", False))
 
 
+def _cropping(graph: _Graph, layer: _Layer, taken: list[Any]) -> _Value:
+    """(N, C, H, W) without rows and columns at the edges."""
+    edges = np.array(layer.config["cropping"])
+    channels, *sides = taken[0].shape
+    starts, ends = edges[:, 0], np.array(sides) - edges[:, 1]
+    limits = [graph.constant(places, np.int64) for places in (starts, ends, [2, 3])]
+    made = graph.add("Slice", [taken[0].name, *limits])
+    return _Value(made, (channels, *(ends - starts).tolist()))
+
+
 def _resized(graph: _Graph, value: _Value, sides: Sequence[int], antialias: bool = False) -> _Value:
     """(N, C, H, W) resized, as a product with a matrix along each axis."""
     rows, columns = (resizing_matrix(size, side, antialias) for size, side in zip(value.shape[1:], sides, strict=True))
@@ -561,6 +572,7 @@ _LAYERS: dict[str, Callable[[_Graph, _Layer, list[Any]], _Value]] = {
     "BatchNormalization": _normalisation,
     "Clip": _clip,
     "Concatenate": _concatenation,
+    "Cropping2D": _cropping,
     "Dense": _dense,
     "Flatten": _flatten,
     "Flip": _flip,
@@ -591,7 +603,7 @@ def _whole(net: _Net, path: Path) -> onnx.ModelProto:
     everything = _walk(graph, net, [start], values) if members else None
     if everything is None:
         everything = _walk(graph, net, [start])
-        maps.append(_maps(graph, net, everything, [False]))
+        maps.append(_maps(graph, net, everything, [_Look(False, False)]))
     answer = everything[net.outputs[0]]
     if answer.shape != (len(CLASSES),) or len(net.outputs) != 1:
         gives = (None, *answer.shape)
@@ -609,34 +621,60 @@ def _whole(net: _Net, path: Path) -> onnx.ModelProto:
     return _model(graph, outputs, shapes, side)
 
 
+class _Look(NamedTuple):
+    """How an ensemble shows a radiograph to a member.
+
+    Attributes:
+        turned: as its mirror image.
+        moved: with its shadows in other places for another reason, so that what is seen there has no heat-map.
+    """
+
+    turned: bool
+    moved: bool
+
+
 def _members(net: _Net) -> list[_Layer]:
-    """The networks that an ensemble joins: those that take the radiograph or its mirror image and give the classes."""
+    """The networks that an ensemble joins: those that take a look at the radiograph and give the classes."""
     found = []
     for layer in net.layers.values():
         if layer.net is None or len(layer.shapes[0]) != 4:
             continue
-        if not all(len(call) == 1 and _turns(net, call[0]) is not None for call in layer.calls):
+        if not all(len(call) == 1 and _look(net, call[0]) is not None for call in layer.calls):
             return []
         found.append(layer)
     return found
 
 
-def _turns(net: _Net, place: _Place) -> bool | None:
-    """Whether a place is the radiograph's mirror image (True) or the radiograph (False); None for anything else."""
+def _look(net: _Net, place: _Place) -> _Look | None:
+    """How a place shows the radiograph; None for anything else."""
     if place in net.inputs:
-        return False
+        return _Look(False, False)
     layer = net.layers[place.layer]
-    return True if _mirrors(layer) and layer.calls[0] == net.inputs else None
+    moves = layer.kind in ("Cropping2D", "Resizing")
+    if not (moves or _mirrors(layer)) or len(layer.calls) != 1:
+        return None
+    before = _look(net, layer.calls[0][0])
+    if before is None:
+        return None
+    return before._replace(moved=True) if moves else before._replace(turned=not before.turned)
+
+
+def _shown(graph: _Graph, net: _Net, place: _Place, start: _Value) -> _Value:
+    """The radiograph as a place of `_look` shows it."""
+    if place in net.inputs:
+        return start
+    layer = net.layers[place.layer]
+    return _LAYERS[layer.kind](graph, layer, [_shown(graph, net, layer.calls[0][0], start)])
 
 
 def _asked(graph: _Graph, net: _Net, member: _Layer, start: _Value, maps: list[_Value | None]) -> dict[_Place, _Value]:
     """Write one member, called once on all that it is asked; its answers, and its heat-maps appended to `maps`."""
     inner = member.net
-    turned = [_turns(net, call[0]) for call in member.calls]
-    views = [[_turned(graph, start) if turn else start] for turn in turned]
+    looks = [_look(net, call[0]) for call in member.calls]
+    views = [[_shown(graph, net, call[0], start)] for call in member.calls]
     values = _walk(graph, inner, _joined(graph, views))
     answers = _parted(graph, values[inner.outputs[0]], len(views))
-    maps.append(_maps(graph, inner, values, turned))
+    maps.append(_maps(graph, inner, values, looks))
     return {_Place(member.name, number): answer for number, answer in enumerate(answers)}
 
 
@@ -658,14 +696,14 @@ def _each(
     }
 
 
-def _maps(graph: _Graph, net: _Net, values: Mapping[_Place, _Value], turned: Sequence[bool]) -> _Value | None:
+def _maps(graph: _Graph, net: _Net, values: Mapping[_Place, _Value], looks: Sequence[_Look]) -> _Value | None:
     """A network's class maps (N, ways, 7, h, w); None where it doesn't end as it must.
 
     Args:
         graph: to write to.
         net: the network.
         values: of all its calls.
-        turned: for each way that it is asked, whether that is the mirror image.
+        looks: the ways that it is asked.
     """
     found = _linear_end(net)
     if found is None:
@@ -676,11 +714,11 @@ def _maps(graph: _Graph, net: _Net, values: Mapping[_Place, _Value], turned: Seq
     # Divided by the number of cells, the weights are the gradient's mean; but maps are scaled anyway.
     maps = graph.add("Relu", [graph.add("Conv", [features.name, kernel], kernel_shape=[1, 1])])
     shape = (len(CLASSES), *features.shape[1:])
-    ways = _parted(graph, _Value(maps, shape), len(turned))
+    ways = zip(_parted(graph, _Value(maps, shape), len(looks)), looks, strict=True)
     second = graph.constant([1], np.int64)
-    straight = [_turned(graph, way) if turn else way for way, turn in zip(ways, turned, strict=True)]
+    straight = [_turned(graph, way) if look.turned else way for way, look in ways if not look.moved]
     apart = [graph.add("Unsqueeze", [way.name, second]) for way in straight]
-    return _Value(graph.add("Concat", apart, axis=1), (len(turned), *shape))
+    return _Value(graph.add("Concat", apart, axis=1), (len(straight), *shape))
 
 
 def _linear_end(net: _Net) -> tuple[_Place, np.ndarray] | None:

@@ -54,9 +54,9 @@ def pooled_at_every_block() -> keras.Model:
     return net.classifier
 
 
-def joined(mirrored: bool, offsets: bool) -> keras.Model:
+def joined(mirrored: bool, offsets: bool, enlarged: bool = False) -> keras.Model:
     members = [transferred(1, 48, True), transferred(2, SIDE, False)]
-    return ensemble.join(members, None, mirrored, np.linspace(-0.5, 0.5, 7) if offsets else None)
+    return ensemble.join(members, None, mirrored, np.linspace(-0.5, 0.5, 7) if offsets else None, enlarged)
 
 
 def every_layer() -> keras.Model:
@@ -83,6 +83,8 @@ MADE = {
     "mean, one pooled at every block": lambda: ensemble.join([transferred(1, 48, True), pooled_at_every_block()], None),
     "mean": lambda: joined(False, False),
     "mirrored, with offsets": lambda: joined(True, True),
+    "enlarged": lambda: joined(False, False, True),
+    "mirrored and enlarged, with offsets": lambda: joined(True, True, True),
 }
 
 

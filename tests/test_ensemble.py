@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from chestxray import ensemble, models, training
@@ -181,8 +182,25 @@ def test_mirrored_answers_are_those_of_both_ways():
     assert np.allclose(joined(pixels[:, :, ::-1], training=False), joined(pixels, training=False), atol=1e-6)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_enlarged_look_is_at_the_centre(mirrored):
+    member = models.dense(64)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), dtype=np.uint8)
+    # Two of 64 pixels are cut off on each side; Pillow, another program, resizes what is left.
+    centres = [Image.fromarray(picture[2:-2, 2:-2, 0].astype("float32")) for picture in pixels]
+    grown = [np.asarray(centre.resize((64, 64), Image.Resampling.BILINEAR)) for centre in centres]
+    enlarged = np.stack(grown)[..., None]
+    looks = [pixels.astype("float32"), enlarged]
+    if mirrored:
+        looks += [look[:, :, ::-1] for look in looks]
+    expected = np.mean([member(look, training=False) for look in looks], axis=0)
+    joined = ensemble.join([member], None, mirrored=mirrored, enlarged=True)
+    assert np.allclose(joined(pixels, training=False), expected, atol=1e-4)
+
+
 def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
-    joined = ensemble.join([models.dense(16), models.dense(16, units=(8,))], None, mirrored=True)
+    members = [models.dense(16), models.dense(16, units=(8,))]
+    joined = ensemble.join(members, None, mirrored=True, enlarged=True)
     training.save_model(joined, tmp_path / "ensemble.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     loaded = keras.models.load_model(tmp_path / "ensemble.keras")

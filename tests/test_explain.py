@@ -98,13 +98,14 @@ def test_an_ensembles_map_is_the_mean_of_its_members_maps():
         assert joined.maps(pixels, classes) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
 
 
-def test_a_mirrored_ensembles_map_is_the_mean_of_both_views():
+@pytest.mark.parametrize("enlarged", [False, True])
+def test_a_mirrored_ensembles_map_is_the_mean_of_both_views(enlarged):
     member, pixels = tiny(7), radiographs(3)
     alone = explain.Explainer(member, 4)
     assert not alone.mirrored
     there, back = alone.maps(pixels, 2), alone.maps(pixels[:, :, ::-1], 2)[..., ::-1]
     mean = (there + back) / 2
-    joined = explain.Explainer(ensemble.join([member], None, mirrored=True), 4)
+    joined = explain.Explainer(ensemble.join([member], None, mirrored=True, enlarged=enlarged), 4)
     assert joined.mirrored
     assert joined.maps(pixels, 2) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
 

@@ -141,12 +141,15 @@ def whole_study(dataset, backbone, size, policy, moment):
     def some(samples):
         return samples.take(np.arange(min(24, len(samples))))
 
-    everyone, everyone_valid = (some(inputs.load_findings(study, split)) for split in ("train", "valid"))
+    every = inputs.load_findings(study, "train")
+    everyone, everyone_valid = some(every), some(inputs.load_findings(study, "valid"))
     classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
     augment = augmentation.layers(1.0, seed=5, flip=True)
-    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
+    # Deep networks of random weights blow up what BatchNorm's statistics don't fit: they are taken from all training
+    # images, and steps of eight hardly move them.
+    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages", "bn_momentum": 0.99}
     net = models.transfer(backbone, size, augment=augment, weights=None, **settings)
-    fitting.settle(net.seen, net.backbone, everyone, study.seed, batch_size=24)
+    fitting.settle(net.seen, net.backbone, every, study.seed, batch_size=96)
     features = net.standardise(training.predict_batches(net.features, everyone))
     _, taught = visits.teach(study, everyone, features, 100, 0.7)
     net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
@@ -199,16 +202,12 @@ def test_all_stages_go_on_on_two_devices(prepared_study, policy):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("backbone", "policy"),
-    # Of random weights and shown 24 images, B7 has activations beyond float16.
-    [("EfficientNetB6", "mixed_float16"), ("EfficientNetB7", "float32")],
-)
-def test_the_gpu_profiles_backbones_on_two_devices(study_of, make_raw, backbone, policy):
+@pytest.mark.parametrize("backbone", ["EfficientNetB6", "EfficientNetB7"])
+def test_the_gpu_profiles_backbones_on_two_devices(study_of, make_raw, backbone):
     from chestxray import augmentation, radiographs
 
     study = study_of(make_raw(images=240), image_size=64)
     manifest = radiographs.prepare(study).manifest
     augmentation.write(study, augmentation.plan(manifest, study.seed))
-    on_devices(2, "whole_study", study.paths.dataset, backbone, "64", policy, "not")
+    on_devices(2, "whole_study", study.paths.dataset, backbone, "64", "mixed_float16", "not")
     assert (study.paths.saved("whole") / "run.json").exists()
