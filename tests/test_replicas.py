@@ -145,19 +145,19 @@ def whole_study(dataset, backbone, size, policy, moment):
     everyone, everyone_valid = some(every), some(inputs.load_findings(study, "valid"))
     classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
     augment = augmentation.layers(1.0, seed=5, flip=True)
-    # Deep networks of random weights blow up what BatchNorm's statistics don't fit: they are taken from all training
-    # images, and steps of eight hardly move them.
-    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages", "bn_momentum": 0.99}
+    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
     net = models.transfer(backbone, size, augment=augment, weights=None, **settings)
+    # Deep networks of random weights blow up whatever BatchNorm's statistics don't fit. So these are taken from all
+    # training images at once, and steps are so small that they go on fitting.
     fitting.settle(net.seen, net.backbone, every, study.seed, batch_size=96)
     features = net.standardise(training.predict_batches(net.features, everyone))
     _, taught = visits.teach(study, everyone, features, 100, 0.7)
     net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
-    recipe = training.Recipe("all_findings", 1, 1e-4, 8, loss="binary", ema=0.5, ema_restart=False)
+    recipe = training.Recipe("all_findings", 1, 1e-6, 8, loss="binary", ema=0.5, ema_restart=False)
     run.fit(net.findings, recipe, taught, everyone_valid, keep_start=True)
     tree = training.predict_batches(net.features, classes[0])
     net.head.get_layer("classes").set_weights(linear.fit(tree, classes[0].y, 100, balanced=True))
-    recipe = training.Recipe("fine_tune", 1, 1e-4, 8, ema=0.5, batch_norm="reestimate")
+    recipe = training.Recipe("fine_tune", 1, 1e-6, 8, ema=0.5, batch_norm="reestimate")
     run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=inputs.shown_classes(everyone_valid))
     run.finish(net.classifier)
 
