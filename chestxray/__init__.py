@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# TensorFlow reads this once, when it is imported. By itself it takes oneDNN's kernels only on CPUs with AVX-512 or AMX;
-# on others with AVX2 they are faster too.
+# TensorFlow reads this once, when it is imported. By itself it leaves oneDNN's kernels out on a CPU with AVX2 alone,
+# where `tests/benchmarks/bench_kernels.py` found them faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
