@@ -659,7 +659,7 @@ def reference_documents() -> dict[str, str]:
 
 
 def _titles() -> dict[str, str]:
-    from chestxray.evaluation import MODELS
+    from chestxray.config import MODELS
 
     return {folder: title for folder, (title, _) in MODELS.items()}
 

@@ -49,6 +49,17 @@ NIH_FINDINGS: tuple[str, ...] = (
 NO_FINDING_NIH = "No Finding"
 QUESTIONS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
 """What the preliminary stage asks of every radiograph, each a yes or no: the fourteen findings, and whether none."""
+MODELS: dict[str, tuple[str, str]] = {
+    "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
+    "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),
+    "feature_extraction": ("2 Feature extraction", "4_models/2_Feature_extraction_model.ipynb"),
+    "fine_tuning_3a": ("3a Fine tuning", "4_models/3a_Fine_tuning_model.ipynb"),
+    "fine_tuning_3b": ("3b Fine tuning", "4_models/3b_Fine_tuning_model.ipynb"),
+    "fine_tuning_3c": ("3c Fine tuning", "4_models/3c_Fine_tuning_model.ipynb"),
+    "fine_tuning_3d": ("3d Fine tuning", "4_models/3d_Fine_tuning_model.ipynb"),
+    "ensemble": ("4 Ensemble", "4_models/4_Ensemble_model.ipynb"),
+}
+"""Folder of each model under `4_models/saved/<dataset>`: its name in tables, and the notebook that writes it."""
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ACKNOWLEDGEMENT = (

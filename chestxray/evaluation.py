@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray import resampling
-from chestxray.config import CLASSES, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
+from chestxray.config import CLASSES, MODELS, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
 from chestxray.resampling import Draws
 
 METRICS: dict[str, str] = {
@@ -37,18 +37,6 @@ METRICS: dict[str, str] = {
     "six_finding_auroc": "AUROC of six findings, natural test",
 }
 """Metrics of a model and how they are shown. All but the last are over the single-label test."""
-
-MODELS: dict[str, tuple[str, str]] = {
-    "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
-    "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),
-    "feature_extraction": ("2 Feature extraction", "4_models/2_Feature_extraction_model.ipynb"),
-    "fine_tuning_3a": ("3a Fine tuning", "4_models/3a_Fine_tuning_model.ipynb"),
-    "fine_tuning_3b": ("3b Fine tuning", "4_models/3b_Fine_tuning_model.ipynb"),
-    "fine_tuning_3c": ("3c Fine tuning", "4_models/3c_Fine_tuning_model.ipynb"),
-    "fine_tuning_3d": ("3d Fine tuning", "4_models/3d_Fine_tuning_model.ipynb"),
-    "ensemble": ("4 Ensemble", "4_models/4_Ensemble_model.ipynb"),
-}
-"""Folder of each model under `4_models/saved/<dataset>`: its name in tables, and the notebook that writes it."""
 
 _PUBLISHED_COLUMNS = (*SIX_FINDINGS, "Mean")
 PUBLISHED_AUROC: dict[str, dict[str, float]] = {

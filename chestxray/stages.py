@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chestxray.config import Paths, StudyError
-from chestxray.evaluation import MODELS
+from chestxray.config import MODELS, Paths, StudyError
 
 Files = Callable[[Paths], list[Path]]
 

@@ -190,8 +190,9 @@ def test_test_hands_its_arguments_to_pytest_in_two_processes_unless_told_otherwi
     assert started == [[sys.executable, "-m", "pytest", *given]]
 
 
-def test_nothing_to_do_needs_no_tensorflow():
-    code = "import sys, chestxray.cli, chestxray.pipeline, chestxray.notebooks; print('tensorflow' in sys.modules)"
+def test_nothing_to_do_needs_neither_tensorflow_nor_scikit_learn():
+    code = "import sys, chestxray.cli, chestxray.pipeline, chestxray.notebooks; "
+    code += "print(bool({'tensorflow', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 
