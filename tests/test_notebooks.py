@@ -189,6 +189,18 @@ def test_normalise_keeps_stderr_on_demand_but_for_the_greetings():
     assert notebooks.normalise(notebook) == good()
 
 
+def test_normalise_joins_what_a_cell_printed_bit_by_bit():
+    notebook = good()
+    more = [("stdout", "2\n"), ("stderr", "noise"), ("stdout", "3\n")]
+    notebook.cells[3].outputs += [nbformat.v4.new_output("stream", name=name, text=text) for name, text in more]
+    notebook.cells[3].outputs.append(nbformat.v4.new_output("display_data", data={"text/plain": "a figure"}))
+    notebook.cells[3].outputs.append(nbformat.v4.new_output("stream", text="4\n"))
+    first, figure, last = notebooks.normalise(notebook).cells[3].outputs
+    assert (first.text, last.text) == ("1\n2\n3\n", "4\n") and figure.data == {"text/plain": "a figure"}
+    first, noise, *_ = notebooks.normalise(notebook, keep_stderr=True).cells[3].outputs
+    assert (first.text, noise.text) == ("1\n2\n", "noise")
+
+
 def test_cells_keep_their_identifiers_when_others_are_added():
     more = good()
     more.cells.insert(2, nbformat.v4.new_markdown_cell("words"))
