@@ -343,9 +343,7 @@ def join(
         float32 whatever the compute type, since float16 loses the small probabilities that AUROC ranks by.
     """
     pixels = layers.Input(members[0].input_shape[1:], name="radiograph")
-    looks = [pixels, enlarge(pixels)] if enlarged else [pixels]
-    if mirrored:
-        looks += [keras.ops.flip(look, axis=2) for look in looks]
+    looks = _looks(pixels, mirrored, enlarged)
     outputs = []
     for number, member in enumerate(members, start=1):
         # Two members may carry the same name, and a Keras model needs every layer's name once.
@@ -361,6 +359,29 @@ def join(
         fitted_head.trainable = False
         joined = fitted_head(layers.Concatenate(dtype="float32", name="concatenated")(outputs))
     return keras.Model(pixels, joined if offsets is None else _shift(joined, offsets), name="ensemble")
+
+
+def look_by_look(member: keras.Model) -> keras.Model:
+    """A member's answer at each look, so that it is asked once where several ways to look are compared.
+
+    Args:
+        member: a model of radiographs (N, H, W, 1) in 0–255 to seven probabilities.
+
+    Returns:
+        A model of the same input with (N, 4, 7) probabilities: of the radiograph as it is, its mirror image, the
+        radiograph enlarged and the mirror image of that. What `join` takes the mean of is the first one, the first two
+        with `mirrored`, and all with `enlarged` too.
+    """
+    pixels = layers.Input(member.input_shape[1:], name="radiograph")
+    answers = [member(look) for look in _looks(pixels, mirrored=True, enlarged=True)]
+    rows = [layers.Reshape((1, len(CLASSES)), dtype="float32")(answer) for answer in answers]
+    return keras.Model(pixels, layers.Concatenate(axis=1, dtype="float32", name="looks")(rows))
+
+
+def _looks(pixels: keras.KerasTensor, mirrored: bool, enlarged: bool) -> list[keras.KerasTensor]:
+    """The radiographs (N, side, side, 1) themselves first, each one's mirror image behind it."""
+    views = [pixels, enlarge(pixels)] if enlarged else [pixels]
+    return [look for view in views for look in ([view, keras.ops.flip(view, axis=2)] if mirrored else [view])]
 
 
 def enlarge(radiographs: keras.KerasTensor) -> keras.KerasTensor:

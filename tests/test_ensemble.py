@@ -198,6 +198,16 @@ def test_an_enlarged_look_is_at_the_centre(mirrored):
     assert np.allclose(joined(pixels, training=False), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("mirrored", "enlarged", "asked"), [(False, False, 1), (True, False, 2), (True, True, 4)])
+def test_every_way_to_look_is_had_from_asking_once_at_each(mirrored, enlarged, asked):
+    member = models.dense(64)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), dtype=np.uint8)
+    answers = ensemble.look_by_look(member)(pixels, training=False).numpy()
+    assert answers.shape == (3, 4, 7)
+    joined = ensemble.join([member], None, mirrored=mirrored, enlarged=enlarged)
+    assert np.allclose(answers[:, :asked].mean(axis=1), joined(pixels, training=False), atol=1e-6)
+
+
 def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
     members = [models.dense(16), models.dense(16, units=(8,))]
     joined = ensemble.join(members, None, mirrored=True, enlarged=True)
