@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from chestxray import __version__
-from chestxray.config import CLASSES, PROFILES, REFERENCE, REPOSITORY, Paths, StudyError, dataset_name, open_study
+from chestxray.config import (
+    CLASSES,
+    MODELS,
+    PROFILES,
+    REFERENCE,
+    REPOSITORY,
+    Paths,
+    StudyError,
+    dataset_name,
+    open_study,
+)
 
 RESULTS = "metrics.csv"
 """What the results notebook writes its table of all models to."""
@@ -659,8 +669,6 @@ def reference_documents() -> dict[str, str]:
 
 
 def _titles() -> dict[str, str]:
-    from chestxray.config import MODELS
-
     return {folder: title for folder, (title, _) in MODELS.items()}
 
 

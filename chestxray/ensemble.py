@@ -373,9 +373,8 @@ def look_by_look(member: keras.Model) -> keras.Model:
         with `mirrored`, and all with `enlarged` too.
     """
     pixels = layers.Input(member.input_shape[1:], name="radiograph")
-    answers = [member(look) for look in _looks(pixels, mirrored=True, enlarged=True)]
-    rows = [layers.Reshape((1, len(CLASSES)), dtype="float32")(answer) for answer in answers]
-    return keras.Model(pixels, layers.Concatenate(axis=1, dtype="float32", name="looks")(rows))
+    answers = [keras.ops.cast(member(look), "float32") for look in _looks(pixels, mirrored=True, enlarged=True)]
+    return keras.Model(pixels, keras.ops.stack(answers, axis=1))
 
 
 def _looks(pixels: keras.KerasTensor, mirrored: bool, enlarged: bool) -> list[keras.KerasTensor]:

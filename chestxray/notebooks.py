@@ -11,7 +11,7 @@ import csv
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,9 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
         notebook: executed or not; cells that a runner injected or marked are taken out.
         keep_stderr: keep what cells wrote to stderr.
     """
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    join_streams = CoalesceStreamsPreprocessor()
     source = _copy(notebook)
     cells = []
     count = 0
@@ -199,23 +202,12 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
                 count += 1
             fresh["execution_count"] = count if cell.execution_count is not None else None
             outputs = map(_quieter, cell.outputs)
-            kept = [o for o in outputs if not _is_stderr(o) or (keep_stderr and o.text)]
-            fresh["outputs"] = [_output(output, fresh["execution_count"]) for output in _joined(kept)]
+            cell.outputs = [o for o in outputs if not _is_stderr(o) or (keep_stderr and o.text)]
+            join_streams.preprocess_cell(cell, {}, 0)  # what was printed slowly comes in many pieces
+            fresh["outputs"] = [_output(output, fresh["execution_count"]) for output in cell.outputs]
         cells.append(fresh)
     metadata = {"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
-
-
-def _joined(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Outputs in which what a cell printed stands as one, however slowly it came."""
-    joined: list[NotebookNode] = []
-    for output in outputs:
-        last = joined[-1] if joined else None
-        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
-            last.text += output.text
-        else:
-            joined.append(output)
-    return joined
 
 
 def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> list[str]:
