@@ -99,7 +99,8 @@ class Profile:
         batch_size: images a step.
         dense_epochs, cnn_epochs, ensemble_epochs: epochs of the small models and of the ensemble's head.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
-        fine_tune_epochs: epochs with all layers trainable on the seven classes.
+        fine_tune_epochs: epochs with all layers trainable on the seven classes, after those of all findings; 0 leaves
+            them out.
         learning_rate: peak learning rate of the stages that train a whole backbone.
         ema: momentum of the running mean of a fine-tuned model's weights; its memory, 1 / (1 - ema) steps, has to be
             short beside the steps of a stage.
@@ -126,11 +127,18 @@ class Profile:
     ema: float
     mixed_precision: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.fine_tune_epochs and 0 in self.all_findings_epochs:
+            raise StudyError(
+                f"profile {self.name!r}: with all_findings_epochs={self.all_findings_epochs} and fine_tune_epochs=0 "
+                "a fine-tuned model would train nothing; set one of them to 1 or more"
+            )
+
     def override(self, **changes: Any) -> Profile:
         """Return a copy with some fields changed.
 
         Raises:
-            StudyError: a name is no field of a profile.
+            StudyError: a name is no field of a profile, or a fine-tuned model would train nothing.
         """
         known = {f.name for f in dataclasses.fields(self)}
         for name in changes:
@@ -179,7 +187,7 @@ PROFILES: dict[str, Profile] = {
         cnn_epochs=10,
         ensemble_epochs=100,
         all_findings_epochs=(10, 8, 7, 6),
-        fine_tune_epochs=1,
+        fine_tune_epochs=0,
         learning_rate=1e-3,
         ema=0.99,
     ),

@@ -36,6 +36,7 @@ class Change:
         taught: soften the labels of the preliminary stage by what other visits let expect, with this weight.
         begun: begin it at a findings' head fitted in closed form, with BatchNorm's statistics taken anew; where labels
             are softened, what is seen in the radiograph joins the other visits, as in 3a.
+        then: epochs with all layers trainable on the seven classes at the end, at a tenth of the rate.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Change:
     preliminary: bool = True
     taught: float = 0.0
     begun: bool = False
+    then: int = 0
 
 
 RECIPES = {
@@ -92,6 +94,15 @@ RECIPES = {
         recipe={"mixup": 0.0, "ema_restart": False},
         taught=0.7,
         begun=True,
+    ),
+    "classes_after": Change(
+        "3a as it is, then an epoch of all layers on seven classes",
+        seeds=SEEDS,
+        network={"pooling": "blocks"},
+        recipe={"mixup": 0.0, "ema_restart": False},
+        taught=0.7,
+        begun=True,
+        then=1,
     ),
     "no_dropping": Change(
         "no dropout, no stochastic depth", idea=True, network={"dropout": 0.0, "drop_connect_rate": 0.0}
@@ -163,6 +174,10 @@ def measure(study: config.Study, name: str) -> None:
     if not change.preliminary:
         epochs = round(EPOCHS * len(everyone) / len(classes))
         recipe = training.Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
+        run.fit(net.classifier, recipe, classes, classes_valid)
+    if change.then:
+        rate = study.profile.learning_rate / 10
+        recipe = training.Recipe("fine_tune", change.then, rate, label_smoothing=0.1, ema=study.profile.ema)
         run.fit(net.classifier, recipe, classes, classes_valid)
     row = {"name": name, "recipe": change.text, "idea": change.idea, "seed": study.seed}
     add("recipes", {**row, **scores(net.classifier, study)})
