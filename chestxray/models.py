@@ -19,6 +19,7 @@ import scipy.special
 from keras import layers
 
 from chestxray import backbones
+from chestxray.branching import Identity
 from chestxray.config import CLASSES, QUESTIONS, StudyError
 from chestxray.normalization import BatchNormalization
 
@@ -246,19 +247,22 @@ def transfer(
 def _pooled_within(net: keras.Model, images: keras.KerasTensor, ends: str) -> dict[str, keras.KerasTensor]:
     """The means of a backbone's feature maps behind each part that `ends` matches, and all variances but the last."""
     last = {found[0]: layer for layer in net.layers if (found := re.match(ends, layer.name))}
+    *inner, deepest = last.values()
     made = {}
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-        made[layer] = layer(*args, **kwargs)
-        return made[layer]
+        maps = made[layer] = layer(*args, **kwargs)
+        return Identity(name=f"beyond_{layer.name}")(maps) if layer in inner else maps
 
     # The same layers around other images: a model called as a layer would hide its maps from whoever explains it.
     keras.models.clone_model(net, images, clone_function=lambda layer: layer, call_function=call)
-    means = {f"average_pooling_{name}": _mean(made[layer], f"average_pooling_{name}") for name, layer in last.items()}
-    varied = list(last.items())[:-1]
-    return means | {
-        f"variance_{name}": _variance(made[layer], means[f"average_pooling_{name}"], name) for name, layer in varied
-    }
+    means, variances = {}, {}
+    for name, layer in last.items():
+        maps = made[layer] if layer is deepest else Identity(name=f"pooled_{name}")(made[layer])
+        mean = means[f"average_pooling_{name}"] = _mean(maps, f"average_pooling_{name}")
+        if layer is not deepest:
+            variances[f"variance_{name}"] = _variance(maps, mean, name)
+    return means | variances
 
 
 def _mean(maps: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -268,6 +272,7 @@ def _mean(maps: keras.KerasTensor, name: str) -> keras.KerasTensor:
 
 def _variance(maps: keras.KerasTensor, mean: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """The variance of each channel over its places, of stock layers: the mean of the squares less the mean's square."""
+    maps, mean = Identity(name=f"squared_{name}")(maps), Identity(name=f"less_{name}")(mean)
     squares = _mean(layers.Multiply(dtype="float32")([maps, maps]), f"squares_{name}")
     square = layers.Multiply(dtype="float32")([mean, mean])
     return layers.Subtract(name=f"variance_{name}", dtype="float32")([squares, square])

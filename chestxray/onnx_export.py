@@ -577,6 +577,7 @@ _LAYERS: dict[str, Callable[[_Graph, _Layer, list[Any]], _Value]] = {
     "Flatten": _flatten,
     "Flip": _flip,
     "GlobalAveragePooling2D": _mean_of_places,
+    "Identity": _same,
     "Log": _log,
     "ReLU": _relu,
     "Rescaling": _rescaling,

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from chestxray import files, inputs
+from chestxray import branching, files, inputs, normalization
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.fitting import (
@@ -43,7 +43,6 @@ from chestxray.fitting import (
     predict_batches,
 )
 from chestxray.inputs import Samples, Views
-from chestxray.normalization import BatchNormalization
 
 PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
 PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
@@ -424,7 +423,7 @@ def _portable(config: Any) -> Any:
         return [_portable(entry) for entry in config]
     if not isinstance(config, dict):
         return config
-    if config.get("module") == BatchNormalization.__module__:
+    if config.get("module") in (branching.__name__, normalization.__name__):
         config = config | {"module": "keras.layers", "registered_name": None}
     return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
 
