@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from chestxray import augmentation, models, training
 from chestxray.config import CLASSES, QUESTIONS, StudyError
@@ -189,6 +190,23 @@ def test_pooled_features_are_standardised_within_the_network():
     assert not [v for v in net.findings.trainable_variables if "standardised" in v.path]
     with pytest.raises(StudyError, match="only what is pooled at several depths"):
         small_transfer().standardise(before)
+
+
+@pytest.mark.parametrize("pooling", ["last", "stages", "blocks"])
+@pytest.mark.parametrize("backbone", ["EfficientNetLite0", "EfficientNetB0"])
+def test_no_gradient_is_a_sum_of_three(backbone, pooling):
+    """TensorFlow adds two terms to the same number each time, but three in the order in which memory is free."""
+    net = small_transfer(backbone=backbone, pooling=pooling, augment=(), log_odds=np.zeros(7, "float32"))
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            told = tf.reduce_sum(net.classifier(x, training=True))
+        return tape.gradient(told, net.classifier.trainable_variables)
+
+    graph = gradients.get_concrete_function(tf.zeros((2, 32, 32, 1))).graph
+    terms = [len(operation.inputs) for operation in graph.get_operations() if operation.type == "AddN"]
+    assert set(terms) == {2}
 
 
 @pytest.mark.parametrize("backbone", ["EfficientNetLite2", "EfficientNetB0"])
