@@ -128,6 +128,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
     run.add_argument(
         "--only",
+        action="extend",
         nargs="+",
         default=[],
         metavar="STAGE",
@@ -140,6 +141,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, in the gpu profile 1)")
     run.add_argument(
         "--set",
+        action="extend",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",

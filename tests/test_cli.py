@@ -140,11 +140,12 @@ def test_run_passes_on_what_was_asked(runs, tmp_path, capsys):
     data.mkdir()
     arguments = ["run", "--dataset", str(data), "--profile", "cpu", "--seed", "5", "--jobs", "3", "--force"]
     arguments += ["--only", "5", "cnn", "--set", "cnn_epochs=3", "--root", str(tmp_path / "root")]
+    arguments += ["--set", "dense_epochs=2", "--only", "dense"]  # what is given again is added
     assert cli.main(arguments) == 0
     line, chosen, force = runs[0]
     assert (line.study.paths.dataset, line.study.profile.name, line.study.profile.cnn_epochs) == ("some_data", "cpu", 3)
-    assert (line.study.seed, line.jobs, line.overrides) == (5, 3, {"cnn_epochs": 3})
-    assert (chosen, force) == (["4.1", "5"], True)
+    assert (line.study.seed, line.jobs, line.overrides) == (5, 3, {"cnn_epochs": 3, "dense_epochs": 2})
+    assert (chosen, force) == (["4.0", "4.1", "5"], True)
     assert line.study.paths.root == tmp_path / "root"
 
 

@@ -40,6 +40,35 @@ if moment == "evaluation":
 fit_small(dataset, checkpoint_steps=1000 if moment == "evaluation" else 3)
 """
 
+POOLED = """
+import os, signal, sys
+from pathlib import Path
+import keras
+import numpy as np
+from chestxray import augmentation, fitting, inputs, models
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+go_on = fitting.Fit.after_steps
+
+def dying_step(self, epoch, before, step, *rest):
+    if (epoch, step) == (1, 2):  # a checkpoint was written after step 1
+        os.kill(os.getpid(), signal.SIGKILL)
+    return go_on(self, epoch, before, step, *rest)
+
+if moment == "step":
+    fitting.Fit.after_steps = dying_step
+keras.utils.set_random_seed(7)
+rng = np.random.default_rng(7)
+x, y = rng.integers(0, 256, (128, 80, 80, 1), "uint8"), rng.integers(0, 2, (128, 15)).astype("float32")
+samples = inputs.Samples(x, np.arange(128), y, None)
+layers = augmentation.layers(2.0, 7, flip=True)
+net = models.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
+recipe = fitting.Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
+places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
+fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
+np.savez(folder / "weights.npz", *net.findings.get_weights())
+"""
+
 
 def small_net(size):
     """A transfer-like network with everything random in it: augmentation, dropout, BatchNorm."""
@@ -167,6 +196,23 @@ def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
         assert tables == {name: (folder / name).read_text() for name in tables}
         assert history_text(folder) == history
         assert len(list((folder / "logs" / "1-fit").iterdir())) == 2
+
+
+@pytest.mark.long
+def test_a_killed_fit_of_the_studys_network_ends_as_an_unbroken_one(tmp_path):
+    """Large enough that the memory which is free depends on the moment: the gradients of one map may not."""
+
+    def fit(name, moment):
+        (tmp_path / name).mkdir(exist_ok=True)
+        command = [sys.executable, "-c", POOLED, str(tmp_path / name), moment]
+        return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+
+    assert fit("unbroken", "never").returncode == 0
+    assert fit("killed", "step").returncode == -9 and not (tmp_path / "killed" / "weights.npz").exists()
+    resumed = fit("killed", "never")
+    assert resumed.returncode == 0 and "fit: going on after epoch 1 of 2, step 1 of 4" in resumed.stdout, resumed.stderr
+    one, other = (np.load(tmp_path / name / "weights.npz") for name in ("unbroken", "killed"))
+    assert len(one.files) > 200 and all(np.array_equal(one[name], other[name]) for name in one.files)
 
 
 @pytest.mark.parametrize("keep_start", [True, False])
