@@ -272,7 +272,7 @@ def _mean(maps: keras.KerasTensor, name: str) -> keras.KerasTensor:
 
 def _variance(maps: keras.KerasTensor, mean: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """The variance of each channel over its places, of stock layers: the mean of the squares less the mean's square."""
-    maps, mean = Identity(name=f"squared_{name}")(maps), Identity(name=f"less_{name}")(mean)
+    maps, mean = Identity(name=f"squared_{name}")(maps), Identity(name=f"less_{name}", dtype="float32")(mean)
     squares = _mean(layers.Multiply(dtype="float32")([maps, maps]), f"squares_{name}")
     square = layers.Multiply(dtype="float32")([mean, mean])
     return layers.Subtract(name=f"variance_{name}", dtype="float32")([squares, square])
