@@ -344,6 +344,11 @@ class Fit:
             steps_per_execution=self.steps_at_once,
         )
         self.model.optimizer.build(self.model.trainable_variables)
+        # Keras makes the variables of the accuracy at its first step: TensorFlow would then trace that step twice, and
+        # an epoch that was broken off could not go on with their values.
+        some = self.train.y[:1]
+        self.model.compute_metrics(None, some, some)
+        self.model.reset_metrics()
 
     def _loss(self, **reduction: str | None) -> keras.Loss:
         recipe = self.recipe
@@ -570,14 +575,9 @@ class Fit:
 
     def restore_metrics(self) -> None:
         """Go on with the running means of an epoch that was broken off."""
-        if not self.metrics:
-            return
-        if len(self.model.metrics_variables) < len(self.metrics):
-            # Keras makes the variables of the accuracy at its first step, which would be too late.
-            some = self.train.y[:1]
-            self.model.compute_metrics(None, some, some)
-        _assign(self.model.metrics_variables, self.metrics)
-        self.metrics = []
+        if self.metrics:
+            _assign(self.model.metrics_variables, self.metrics)
+            self.metrics = []
 
     def _model_variables(self) -> list[keras.Variable]:
         """The weights and the states of the seed generators, without the metrics."""
