@@ -116,8 +116,18 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
     return data if f"{_NOTE}\0{note}".encode() in data[:256] else None
 
 
-def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int) -> list[_Stored]:
-    return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
+def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int, failed: list[StudyError]) -> list[_Stored]:
+    """Store some images; an error that ends the run is put into `failed`.
+
+    Raised here, it would be told while other threads are still writing.
+    """
+    if failed:
+        return []
+    try:
+        return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
+    except StudyError as error:
+        failed.append(error)
+        return []
 
 
 def store_path(store: Path, image: str) -> Path:
@@ -154,10 +164,13 @@ def store_images(
     batches = (jobs[start : start + each] for start in range(0, len(jobs), each))
     parallel = joblib.Parallel(n_jobs=threads, prefer="threads", return_as="generator")
     done: list[_Stored] = []
+    failed: list[StudyError] = []
     with tqdm(total=len(jobs), desc="Preparing radiographs", unit="image", disable=None) as bar:
-        for results in parallel(joblib.delayed(_store_batch)(batch, store, size) for batch in batches):
+        for results in parallel(joblib.delayed(_store_batch)(batch, store, size, failed) for batch in batches):
             done += results
             bar.update(len(results))
+    if failed:
+        raise failed[0]
     good = [one for one in done if not one.error]
     files.keep_only(store, {store_path(store, one.image).name for one in good})
     hashes = pd.Series({one.image: one.sha256 for one in good}, name="sha256", dtype="str")

@@ -91,6 +91,7 @@ MADE = {
 @pytest.fixture(scope="module", params=MADE)
 def saved(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.keras"
+    keras.utils.set_random_seed(1)
     MADE[request.param]().save(path)
     return path
 
