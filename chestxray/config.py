@@ -149,7 +149,7 @@ class Profile:
         return dataclasses.replace(self, **changes)
 
 
-_LITE0 = ("EfficientNetLite0",) * 4
+_LITE = ("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")
 PROFILES: dict[str, Profile] = {
     "quick": Profile(
         name="quick",
@@ -157,8 +157,8 @@ PROFILES: dict[str, Profile] = {
         phantom_images=900,
         no_finding=300,
         valid_share=0.2,
-        backbones=_LITE0,
-        member_sizes=(64, 64, 64, 64),
+        backbones=_LITE,
+        member_sizes=(64, 80, 64, 56),
         feature_backbone="EfficientNetLite0",
         feature_size=64,
         pooling="blocks",
@@ -177,7 +177,7 @@ PROFILES: dict[str, Profile] = {
         phantom_images=6000,
         no_finding=1000,
         valid_share=0.15,
-        backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
+        backbones=_LITE,
         member_sizes=(128, 160, 128, 112),
         feature_backbone="EfficientNetLite0",
         feature_size=224,
