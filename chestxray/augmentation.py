@@ -18,10 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from chestxray import cohort
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.files import atomic_write, keep_only, make_folder
+from chestxray.threads import in_threads
 
 if TYPE_CHECKING:
     import keras
@@ -205,13 +206,9 @@ def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
         # What an earlier plan or a broken-off write left would unbalance the classes.
         keep_only(make_folder(target / name), planned.get(name, set()))
     batches = [rows.to_dict("records") for _, rows in plan.groupby(np.arange(len(plan)) // 64)]
-    # Threads: Pillow lets the others work while it interpolates and compresses, and processes take seconds to start.
-    cores = workers or joblib.cpu_count()
-    run = joblib.Parallel(n_jobs=cores, prefer="threads", return_as="generator_unordered")
-    jobs = (joblib.delayed(_write_batch)(train, target, batch) for batch in batches)
     written = 0
     with tqdm(total=len(plan), desc="train_augmented", unit="file", disable=None) as bar:
-        for new, kept in run(jobs):
+        for new, kept in in_threads(partial(_write_batch, train, target), batches, workers or -1, ordered=False):
             written += new
             bar.update(new + kept)
     atomic_write(study.paths.augmented_rows, plan.to_csv(index=False, lineterminator="\n").encode())

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from chestxray import downloads, metadata, published, radiographs, sources
 from chestxray.config import NIH_FINDINGS, NO_FINDING_NIH, SPLITS, Paths, StudyError
 from chestxray.metadata import Rejection
 from chestxray.published import Published
+from chestxray.threads import in_threads
 
 SAMPLE = 200
 """Images that are decoded unless all are."""
@@ -207,11 +207,9 @@ _AGAIN = "download it again"
 
 def _look_at(jobs: Sequence[tuple[Path, bool, int | None]]) -> list[_Look]:
     batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
-    # Threads, as in the preparation: Pillow lets go of Python's lock, and disks answer several readers faster.
-    parallel = joblib.Parallel(n_jobs=os.cpu_count(), prefer="threads", return_as="generator")
     looks: list[_Look] = []
     with tqdm(total=len(jobs), desc="Verifying", unit="image", disable=None) as bar:
-        for found in parallel(joblib.delayed(lambda batch: [look(*job) for job in batch])(batch) for batch in batches):
+        for found in in_threads(lambda batch: [look(*job) for job in batch], batches, -1):
             looks += found
             bar.update(len(found))
     return looks

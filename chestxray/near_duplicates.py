@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from chestxray import files, radiographs
 from chestxray.config import Study
+from chestxray.threads import in_threads
 
 HASH_SIDE = 16
 """A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""
@@ -108,10 +108,9 @@ def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
         (n, 256) bool.
     """
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
     hashes: list[np.ndarray] = []
     with tqdm(total=len(paths), desc="Hashing radiographs", unit="image", disable=None) as bar:
-        for batch in parallel(joblib.delayed(_hash_batch)(batch) for batch in batches):
+        for batch in in_threads(_hash_batch, batches, workers):
             hashes += batch
             bar.update(len(batch))
     return np.array(hashes)

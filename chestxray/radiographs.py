@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import pandas as pd
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
 from chestxray.files import atomic_write
 from chestxray.metadata import Rejection
 from chestxray.pixels import decode, decode_bytes, prepare_pixels, square
+from chestxray.threads import in_threads
 
 __all__ = [
     "MANIFEST_COLUMNS",
@@ -116,18 +116,8 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
     return data if f"{_NOTE}\0{note}".encode() in data[:256] else None
 
 
-def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int, failed: list[StudyError]) -> list[_Stored]:
-    """Store some images; an error that ends the run is put into `failed`.
-
-    Raised here, it would be told while other threads are still writing.
-    """
-    if failed:
-        return []
-    try:
-        return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
-    except StudyError as error:
-        failed.append(error)
-        return []
+def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int) -> list[_Stored]:
+    return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
 
 
 def store_path(store: Path, image: str) -> Path:
@@ -156,21 +146,15 @@ def store_images(
         StudyError: the disk is full or read-only.
     """
     files.make_folder(store)
-    # Threads, not processes: Pillow lets go of Python's lock while it decodes, resizes and encodes, and threads start
-    # at once and need no second copy of anything.
     jobs = sorted(paths.items())
     threads = workers or os.cpu_count() or 1
     each = min(_BATCH, 1 + len(jobs) // (threads * _SHARES))
     batches = (jobs[start : start + each] for start in range(0, len(jobs), each))
-    parallel = joblib.Parallel(n_jobs=threads, prefer="threads", return_as="generator")
     done: list[_Stored] = []
-    failed: list[StudyError] = []
     with tqdm(total=len(jobs), desc="Preparing radiographs", unit="image", disable=None) as bar:
-        for results in parallel(joblib.delayed(_store_batch)(batch, store, size, failed) for batch in batches):
+        for results in in_threads(lambda batch: _store_batch(batch, store, size), batches, threads):
             done += results
             bar.update(len(results))
-    if failed:
-        raise failed[0]
     good = [one for one in done if not one.error]
     files.keep_only(store, {store_path(store, one.image).name for one in good})
     hashes = pd.Series({one.image: one.sha256 for one in good}, name="sha256", dtype="str")
