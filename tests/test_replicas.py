@@ -179,7 +179,7 @@ def test_a_killed_fit_ends_as_an_unbroken_one_on_two_devices(prepared_study):
 
     def fit(moment):
         code = CHILD.split("sys.path")[0] + "del sys.argv[1]" + FITTED
-        command = [sys.executable, "-c", code, "2", prepared_study.paths.dataset, moment]
+        command = [sys.executable, "-c", code, "2", "small", prepared_study.paths.dataset, moment]
         return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
 
     unbroken = fit("never")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,19 +12,20 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray import augmentation, config, fitting, inputs, models, training
+from chestxray import augmentation, config, files, fitting, inputs, models, training
 from chestxray.config import CLASSES, StudyError, open_study
 
 FITTED = """
 import os, signal, sys
 from chestxray import fitting
-from tests.test_training import fit_small
+from tests.test_training import fit_pooled, fit_small
 
-dataset, moment = sys.argv[1:]
+network, where, moment = sys.argv[1:]
 go_on, predict = fitting.Fit.after_steps, fitting.predict_batches
 
 def dying_step(self, epoch, before, step, *rest):
-    if (epoch, step) == (1, 5):  # a checkpoint was written after step 3
+    # A checkpoint was written after step 3 of the small one, after each step of the pooled one.
+    if (epoch, step) == (1, 5 if network == "small" else 2):
         os.kill(os.getpid(), signal.SIGKILL)
     return go_on(self, epoch, before, step, *rest)
 
@@ -37,37 +39,17 @@ if moment == "step":
     fitting.Fit.after_steps = dying_step
 if moment == "evaluation":
     fitting.predict_batches = dying_evaluation
-fit_small(dataset, checkpoint_steps=1000 if moment == "evaluation" else 3)
+if network == "small":
+    fit_small(where, checkpoint_steps=1000 if moment == "evaluation" else 3)
+else:
+    fit_pooled(where)
 """
 
-POOLED = """
-import os, signal, sys
-from pathlib import Path
-import keras
-import numpy as np
-from chestxray import augmentation, fitting, inputs, models
 
-folder, moment = Path(sys.argv[1]), sys.argv[2]
-go_on = fitting.Fit.after_steps
-
-def dying_step(self, epoch, before, step, *rest):
-    if (epoch, step) == (1, 2):  # a checkpoint was written after step 1
-        os.kill(os.getpid(), signal.SIGKILL)
-    return go_on(self, epoch, before, step, *rest)
-
-if moment == "step":
-    fitting.Fit.after_steps = dying_step
-keras.utils.set_random_seed(7)
-rng = np.random.default_rng(7)
-x, y = rng.integers(0, 256, (128, 80, 80, 1), "uint8"), rng.integers(0, 2, (128, 15)).astype("float32")
-samples = inputs.Samples(x, np.arange(128), y, None)
-layers = augmentation.layers(2.0, 7, flip=True)
-net = models.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
-recipe = fitting.Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
-places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
-fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
-np.savez(folder / "weights.npz", *net.findings.get_weights())
-"""
+def fit_apart(network, where, moment):
+    """Fit the `small` or the `pooled` network in a process of its own, which dies at the moment."""
+    command = [sys.executable, "-c", FITTED, network, str(where), moment]
+    return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
 
 
 def small_net(size):
@@ -91,6 +73,21 @@ def fit_small(dataset, name="small", epochs=4, checkpoint_steps=None, **changes)
     recipe = training.Recipe("fit", epochs, **settings)
     history = run.fit(model, recipe, inputs.load_augmented(study), inputs.load_split(study, "valid"))
     return run, history, run.finish(model)
+
+
+def fit_pooled(folder):
+    """Two epochs of four steps of a network as the study's, on noise; a checkpoint after each step."""
+    folder = files.make_folder(Path(folder))
+    keras.utils.set_random_seed(7)
+    rng = np.random.default_rng(7)
+    x, y = rng.integers(0, 256, (128, 80, 80, 1), "uint8"), rng.integers(0, 2, (128, 15)).astype("float32")
+    samples = inputs.Samples(x, np.arange(128), y, None)
+    layers = augmentation.layers(2.0, 7, flip=True)
+    net = models.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
+    recipe = training.Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
+    places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
+    fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
+    np.savez(folder / "weights.npz", *net.findings.get_weights())
 
 
 def test_a_folder_is_complete(prepared_study):
@@ -178,8 +175,7 @@ def test_a_killed_fit_ends_as_an_unbroken_one(prepared_study):
     folder = prepared_study.paths.saved("small")
 
     def fit(moment):
-        command = [sys.executable, "-c", FITTED, prepared_study.paths.dataset, moment]
-        return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+        return fit_apart("small", prepared_study.paths.dataset, moment)
 
     unbroken = fit("never")
     assert unbroken.returncode == 0 and "going on" not in unbroken.stdout, unbroken.stderr
@@ -203,9 +199,7 @@ def test_a_killed_fit_of_the_studys_network_ends_as_an_unbroken_one(tmp_path):
     """Large enough that the memory which is free depends on the moment: the gradients of one map may not."""
 
     def fit(name, moment):
-        (tmp_path / name).mkdir(exist_ok=True)
-        command = [sys.executable, "-c", POOLED, str(tmp_path / name), moment]
-        return subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+        return fit_apart("pooled", tmp_path / name, moment)
 
     assert fit("unbroken", "never").returncode == 0
     assert fit("killed", "step").returncode == -9 and not (tmp_path / "killed" / "weights.npz").exists()
