@@ -52,6 +52,15 @@ class Change:
     then: int = 0
 
 
+PRESENT = Change(
+    "3a as it is: both, no mixup, epochs go on",
+    idea=True,
+    seeds=SEEDS,
+    network={"pooling": "blocks"},
+    recipe={"mixup": 0.0, "ema_restart": False},
+    taught=0.7,
+    begun=True,
+)
 RECIPES = {
     "reference": Change("the reference", seeds=SEEDS),
     "classes_only": Change("without the preliminary stage: seven classes only", seeds=SEEDS, preliminary=False),
@@ -86,23 +95,9 @@ RECIPES = {
         network={"pooling": "blocks"},
         begun=True,
     ),
-    "present": Change(
-        "3a as it is: both, no mixup, epochs go on",
-        idea=True,
-        seeds=SEEDS,
-        network={"pooling": "blocks"},
-        recipe={"mixup": 0.0, "ema_restart": False},
-        taught=0.7,
-        begun=True,
-    ),
-    "classes_after": Change(
-        "3a as it is, then an epoch of all layers on seven classes",
-        seeds=SEEDS,
-        network={"pooling": "blocks"},
-        recipe={"mixup": 0.0, "ema_restart": False},
-        taught=0.7,
-        begun=True,
-        then=1,
+    "present": PRESENT,
+    "classes_after": dataclasses.replace(
+        PRESENT, text="3a, then an epoch of all layers on seven classes", idea=False, then=1
     ),
     "no_dropping": Change(
         "no dropout, no stochastic depth", idea=True, network={"dropout": 0.0, "drop_connect_rate": 0.0}
