@@ -348,7 +348,6 @@ class Fit:
         # an epoch that was broken off could not go on with their values.
         some = self.train.y[:1]
         self.model.compute_metrics(None, some, some)
-        self.model.reset_metrics()
 
     def _loss(self, **reduction: str | None) -> keras.Loss:
         recipe = self.recipe

@@ -249,6 +249,7 @@ def _pooled_within(net: keras.Model, images: keras.KerasTensor, ends: str) -> di
     last = {found[0]: layer for layer in net.layers if (found := re.match(ends, layer.name))}
     *inner, deepest = last.values()
     made = {}
+    # Of maps that are pooled and go on, each way has a branch of its own: no map may have more than two readers.
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         maps = made[layer] = layer(*args, **kwargs)
