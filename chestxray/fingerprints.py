@@ -49,16 +49,22 @@ def of_notebook(notebook: NotebookNode) -> str:
 
 
 class Modules:
-    """Fingerprints of modules of the package, each with all that it imports from the package."""
+    """Fingerprints of modules of the package, each with all that it imports from the package.
+
+    Modules are named from the package on: `config`, `data.manifest`; a sub-package by its folder, `data`.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._trees: dict[str, ast.Module] = {}
+        self._files: dict[str, Path] = {}
+        for path in folder.rglob("*.py"):
+            place = path.relative_to(folder).with_suffix("").parts
+            self._files[".".join(place[:-1] if place[-1] == "__init__" else place)] = path
 
     def of_notebook(self, notebook: NotebookNode) -> str:
         """Of what the notebook's cells import."""
         code = "\n".join(_python(cell.source) for cell in notebook.cells if cell.cell_type == "code")
-        return self.of(_imported(ast.parse(code), self._names()))
+        return self.of(self._imported(ast.parse(code), ""))
 
     def of(self, names: Iterable[str]) -> str:
         """Of these modules and what they import."""
@@ -67,30 +73,61 @@ class Modules:
         while waiting:
             name = waiting.pop()
             reached.add(name)
-            waiting |= _imported(self._tree(name), self._names()) - reached
+            waiting |= self._imported(self._tree(name), name) - reached
         return of_text(*(f"{name}\n{ast.dump(self._tree(name))}" for name in sorted(reached)))
-
-    def _names(self) -> set[str]:
-        return {path.stem for path in self._folder.glob("*.py")}
 
     def _tree(self, name: str) -> ast.Module:
         if name not in self._trees:
-            tree = ast.parse((self._folder / f"{name}.py").read_text("utf-8"))
-            self._trees[name] = _without_docstrings(tree)
+            self._trees[name] = _without_docstrings(ast.parse(self._files[name].read_text("utf-8")))
         return self._trees[name]
 
+    def _imported(self, tree: ast.Module, importer: str) -> set[str]:
+        """The modules that the code imports, at its top or inside functions, with the sub-packages above them."""
+        found = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith(f"{PACKAGE}.")}
+            elif isinstance(node, ast.ImportFrom):
+                base = self._base(node, importer)
+                for alias in node.names if base is not None else ():
+                    found |= self._named(base, alias, tree)
+        above = {name.rpartition(".")[0] for name in found} | {name.partition(".")[0] for name in found}
+        return (found | above) & self._files.keys() - {""}
 
-def _imported(tree: ast.Module, known: set[str]) -> set[str]:
-    """The modules of the package that the code imports, at its top or inside functions."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith(f"{PACKAGE}.")}
-        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE}."):
-            found.add(node.module.partition(".")[2])
-    return found & known
+    def _base(self, node: ast.ImportFrom, importer: str) -> str | None:
+        """The module named after `from`; None if it isn't of the package."""
+        if node.level:
+            is_package = self._files.get(importer, Path()).stem == "__init__"
+            parts = importer.split(".")
+            parts = parts[: len(parts) - node.level + is_package]
+            return ".".join([*parts, *filter(None, [node.module])])
+        head, _, rest = (node.module or "").partition(".")
+        return rest if head == PACKAGE else None
+
+    def _named(self, base: str, alias: ast.alias, tree: ast.Module) -> set[str]:
+        """The modules that `from base import alias` reaches in this code."""
+        name = f"{base}.{alias.name}".lstrip(".")
+        if name not in self._files:
+            return {base, self._owner(base, alias.name)}
+        if self._files[name].stem != "__init__":
+            return {name}
+        # A whole sub-package: what is taken from it by name, or all of it where it is passed on as it is.
+        bound = alias.asname or alias.name
+        taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, bound)]
+        if len(taken) < sum(_is_name(node, bound) for node in ast.walk(tree)):
+            return {name, *(other for other in self._files if other.startswith(f"{name}."))}
+        return {name}.union(*(self._named(name, ast.alias(node.attr), tree) for node in taken))
+
+    def _owner(self, base: str, name: str) -> str:
+        """The module that defines what a sub-package hands on under this name by its `_OWNERS`."""
+        for node in ast.walk(self._tree(base)) if base in self._files else ():
+            if isinstance(node, ast.Assign) and _is_name(node.targets[0], "_OWNERS"):
+                return f"{base}.{ast.literal_eval(node.value).get(name, '')}".lstrip(".")
+        return base
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

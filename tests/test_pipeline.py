@@ -332,3 +332,48 @@ def test_code_fingerprint_follows_imports_and_ignores_words(tmp_path):
     assert fingerprint('"""New."""\n' + lazy, "A = 1") == base
     assert fingerprint(lazy, "A = 2") != base
     assert fingerprint("def f(): pass", "A = 1") != base
+
+
+ROOMS = {
+    "data/__init__.py": 'from chestxray import lazy\n_OWNERS = {"read": "tables"}\n__getattr__ = lazy(__name__, _OWNERS)',
+    "data/tables.py": "from chestxray.data import units\ndef read(): return units.MM",
+    "data/units.py": "MM = 1",
+    "data/other.py": "B = 1",
+    "data/phantom/__init__.py": "",
+    "data/phantom/anatomy.py": "from ..units import MM",
+    "plots/__init__.py": "",
+    "plots/style.py": "WIDTH = 9",
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "depends_on"),
+    [
+        ("from chestxray.data import tables", {"data/__init__.py", "data/tables.py", "data/units.py"}),
+        ("from chestxray.data.tables import read", {"data/__init__.py", "data/tables.py", "data/units.py"}),
+        ("import chestxray.data.tables", {"data/__init__.py", "data/tables.py", "data/units.py"}),
+        ("from chestxray.data import read", {"data/__init__.py", "data/tables.py", "data/units.py"}),
+        ("from chestxray import data\ndata.read()", {"data/__init__.py", "data/tables.py", "data/units.py"}),
+        ("from chestxray import data\ndata.other.B", {"data/__init__.py", "data/other.py"}),
+        ("from chestxray import data\nf(data)", {name for name in ROOMS if name.startswith("data/")}),
+        (
+            "from chestxray.data.phantom import anatomy",
+            {"data/__init__.py", "data/phantom/__init__.py", "data/phantom/anatomy.py", "data/units.py"},
+        ),
+        ("from chestxray.plots import style as s", {"plots/__init__.py", "plots/style.py"}),
+    ],
+)
+def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):
+    """An edit to a file of a room changes the fingerprint of just those notebooks whose imports reach the file."""
+    for name, code in ROOMS.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+    top = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    base = fingerprints.Modules(tmp_path).of_notebook(top)
+    changing = set()
+    for name, code in ROOMS.items():
+        (tmp_path / name).write_text(code + "\nADDED = 1")
+        if fingerprints.Modules(tmp_path).of_notebook(top) != base:
+            changing.add(name)
+        (tmp_path / name).write_text(code)
+    assert changing == depends_on
