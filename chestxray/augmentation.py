@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from chestxray import cohort
 from chestxray.config import CLASSES, Study, StudyError
-from chestxray.files import atomic_write, keep_only, make_folder
-from chestxray.threads import in_threads
+from chestxray.files import atomic_write, in_threads, keep_only, make_folder
 
 if TYPE_CHECKING:
     import keras

@@ -25,9 +25,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm
 
-from chestxray import files, input_check, pixels, radiographs, resampling
+from chestxray import files, radiographs, resampling
 from chestxray.config import Study, StudyError
-from chestxray.input_check import SIDE, Check
+from chestxray.images import input_check, pixels
+from chestxray.images.input_check import SIDE, Check
 from chestxray.resampling import Draws
 
 FALSE_ALARMS = 0.01

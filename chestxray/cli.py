@@ -618,7 +618,8 @@ def run_fit_check(chosen: argparse.Namespace) -> int:
     """`chestxray fit-check`."""
     _set_root(chosen)
     _check_seed(chosen.seed)
-    from chestxray import check_fitting, input_check
+    from chestxray import check_fitting
+    from chestxray.images import input_check
 
     measured = check_fitting.write(open_study(_known(chosen.dataset), "cpu", chosen.seed), chosen.seed)
     shown = measured.assign(fitted=measured["fitted"].map({True: "yes", False: "no"}))

@@ -10,9 +10,11 @@ import contextlib
 import filecmp
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import joblib
 
 from chestxray.config import StudyError
 
@@ -166,3 +168,41 @@ def keep_only(folder: Path, names: set[str]) -> int:
     for stranger in strangers:
         remove(stranger)
     return len(strangers)
+
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    work: Callable[[Batch], Result], batches: Iterable[Batch], workers: int, ordered: bool = True
+) -> Iterator[Result]:
+    """What `work` gives for each batch, as it is done.
+
+    Args:
+        work: called with a batch, in a thread.
+        batches: taken as threads become free.
+        workers: threads; -1 takes all cores.
+        ordered: give the results in the order of the batches; else whichever is done first.
+
+    Raises:
+        Exception: the first error of `work`. No batch is begun after it, and those that had begun are done: joblib
+            itself would tell of it while other threads are still writing.
+    """
+    failed: list[Exception] = []
+
+    def attempt(batch: Batch) -> Result | None:
+        if not failed:
+            try:
+                return work(batch)
+            except Exception as error:
+                failed.append(error)
+        return None
+
+    order = "generator" if ordered else "generator_unordered"
+    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as=order)
+    for result in parallel(joblib.delayed(attempt)(batch) for batch in batches):
+        if not failed:
+            yield result
+    if failed:
+        raise failed[0]

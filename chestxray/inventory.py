@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from chestxray import downloads, metadata, published, radiographs, sources
 from chestxray.config import NIH_FINDINGS, NO_FINDING_NIH, SPLITS, Paths, StudyError
+from chestxray.files import in_threads
 from chestxray.metadata import Rejection
 from chestxray.published import Published
-from chestxray.threads import in_threads
 
 SAMPLE = 200
 """Images that are decoded unless all are."""

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from chestxray import files, radiographs
 from chestxray.config import Study
-from chestxray.threads import in_threads
+from chestxray.files import in_threads
 
 HASH_SIDE = 16
 """A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from chestxray import files, reading, wording
+from chestxray import files, wording
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.images import load
 from chestxray.interpretation import DECIMALS
 from chestxray.reader import BATCH, Answer, Reader
 
@@ -191,7 +192,7 @@ class _Pictures:
     def _name(self, source: Path, finding: str) -> str:
         """A name after the file's, with a number where another folder's file has the same."""
         # "1.2.840.113619" is a usual name of a DICOM file, and no suffix.
-        stem = source.stem if source.suffix.lower() in reading.PREDICTABLE_SUFFIXES else source.name
+        stem = source.stem if source.suffix.lower() in load.PREDICTABLE_SUFFIXES else source.name
         name, number = f"{stem}_{finding}.png", 1
         while name.casefold() in self._taken:
             number += 1
@@ -223,11 +224,11 @@ def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> I
         for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if not name.startswith(".") and reading.is_predictable(Path(place, name)):
+                if not name.startswith(".") and load.is_predictable(Path(place, name)):
                     empty = False
                     yield Path(place, name)
         if empty:
-            suffixes = ", ".join(reading.PREDICTABLE_SUFFIXES)
+            suffixes = ", ".join(load.PREDICTABLE_SUFFIXES)
             report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))
 
 

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from chestxray import files, metadata, sources, splits
 from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
-from chestxray.files import atomic_write
+from chestxray.files import atomic_write, in_threads
+from chestxray.images.pixels import decode, decode_bytes, prepare_pixels, square
 from chestxray.metadata import Rejection
-from chestxray.pixels import decode, decode_bytes, prepare_pixels, square
-from chestxray.threads import in_threads
 
 __all__ = [
     "MANIFEST_COLUMNS",

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from chestxray import class_maps, engines, input_check, interpretation, reading
-from chestxray import pixels as grey
+from chestxray import class_maps, engines, interpretation
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.engines import Engine, Scores
-from chestxray.input_check import Check
+from chestxray.images import input_check
+from chestxray.images import pixels as grey
+from chestxray.images.input_check import Check
+from chestxray.images.load import read
 from chestxray.interpretation import Interpretation, OperatingPoint
 
 if TYPE_CHECKING:
@@ -263,7 +265,7 @@ def _usable(
 
 
 def _read(source: str | os.PathLike) -> tuple[np.ndarray, grey.Facts]:
-    found = reading.read(Path(source))
+    found = read(Path(source))
     return found.pixels, found.facts
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray import reading
 from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.images import load
 
 
 @dataclass
@@ -56,7 +56,7 @@ class FakeReader:
             self.hold.wait(60)
         if self.error:
             raise self.error
-        pixels = source if isinstance(source, np.ndarray) else reading.read(source).pixels
+        pixels = source if isinstance(source, np.ndarray) else load.read(source).pixels
         grey = float(pixels.mean()) / 255
         scores = {name: round((0.1 * number + grey) % 1, 4) for number, name in enumerate(CLASSES)}
         return Answer(

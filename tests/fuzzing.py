@@ -20,8 +20,8 @@ import numpy as np
 from conftest import tiny_pixels
 from PIL import Image
 
-from chestxray import reading
 from chestxray.config import StudyError
+from chestxray.images import load
 
 SECONDS = 30
 """No file may take longer, on a machine that is busy besides."""
@@ -113,7 +113,7 @@ def main(folder: Path, first: int, last: int) -> None:
     path = folder / "file"
     for data in whole().values():  # libraries are loaded, and their memory taken
         path.write_bytes(data)
-        reading.read(path)
+        load.read(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, last):
         kind, data = mutated(number)
@@ -121,7 +121,7 @@ def main(folder: Path, first: int, last: int) -> None:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         started = time.perf_counter()
         try:
-            found = reading.read(path).pixels
+            found = load.read(path).pixels
         except StudyError as error:
             message = str(error)
             if "\n" in message or not message.startswith(f"{path}: "):

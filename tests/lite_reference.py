@@ -1,6 +1,6 @@
 """PyTorch's logits of EfficientNet-Lite, to hold `chestxray.backbones` against.
 
-`python tests/lite_reference.py` writes `tests/data/lite_logits.npz` where torch, efficientnet-lite-pytorch 0.1.0 and
+`python tests/lite_reference.py` writes `fixtures/lite_logits.npz` where torch, efficientnet-lite-pytorch 0.1.0 and
 the three weight packages are installed. The committed file was made with PyTorch 2.13.0 on a CPU.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-LOGITS = Path(__file__).parent / "data" / "lite_logits.npz"
+LOGITS = Path(__file__).parent / "fixtures" / "lite_logits.npz"
 SIZES = (128, 224)
 
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import tiny_pixels
 from keras import layers
 
-from chestxray import config, engines, ensemble, explain, exporting, models, onnx_export, pixels
+from chestxray import config, engines, ensemble, explain, exporting, models, onnx_export
 from chestxray.config import CLASSES, StudyError
+from chestxray.images import pixels
 
 SIDE = 32
 LOG_ODDS = np.linspace(-2, 0, 7).astype(np.float32)

@@ -18,8 +18,9 @@ from faults import note
 from killing import killed
 from PIL import Image
 
-from chestxray import files, pixels, radiographs, sources
+from chestxray import files, radiographs, sources
 from chestxray.config import CLASSES, SPLITS, Paths, StageMissing, StudyError
+from chestxray.images import pixels
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

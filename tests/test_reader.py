@@ -14,9 +14,10 @@ from conftest import tiny_pixels
 from PIL import Image
 
 import chestxray
-from chestxray import engines, input_check, interpretation, phantom, pixels, prediction, reader
+from chestxray import engines, interpretation, phantom, prediction, reader
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.engines import Scores
+from chestxray.images import input_check, pixels
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from chestxray.config import StudyError
-from chestxray.threads import in_threads
+from chestxray.files import in_threads
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray import engines, exporting, pixels, prediction, reader
+from chestxray import engines, exporting, prediction, reader
+from chestxray.images import pixels
 
 STARTS = 5
 IMAGES = 96

@@ -20,12 +20,13 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
-from chestxray import phantom, pixels, radiographs, reading, sources
+from chestxray import phantom, radiographs, sources
 from chestxray.config import StudyError
+from chestxray.images import load, pixels
 
 
 def read(path: Path) -> np.ndarray:
-    return reading.read(path).pixels
+    return load.read(path).pixels
 
 
 def lut(first: int, entries: np.ndarray, bits: int, signed: bool = False) -> Dataset:
@@ -213,7 +214,7 @@ def test_padding_of_signed_pixels_written_as_unsigned(tmp_path, drawn):
 def test_colour_goes_to_luma(tmp_path, syntax):
     rng = np.random.default_rng(1)
     colour = rng.integers(0, 256, (40, 36, 3)).astype(np.uint8)
-    found = reading.read(write(tmp_path / "a.dcm", colour, 8, syntax))
+    found = load.read(write(tmp_path / "a.dcm", colour, 8, syntax))
     assert np.abs(found.pixels - colour @ [0.299, 0.587, 0.114]).max() <= 0.51
     assert found.facts.colour > 10
 
@@ -369,7 +370,7 @@ def test_nothing_of_a_patient_is_said_logged_or_returned(tmp_path, small, caplog
             assert not any(_secret(text) for text in chain), fault
         data = of(BodyPartExamined=dicom_files.NUMBER, ViewPosition="CANARY", Modality="CANARY")
         path.write_bytes(data.replace(b"19010203", b"1901\xff-03").replace(b"DX", b"D\xff"))
-        facts = reading.read(path).facts
+        facts = load.read(path).facts
     assert dataclasses.astuple(facts) == ("DICOM", 0.0, "", "", "", False)
     out = capfd.readouterr()
     for text in (caplog.text, out.out, out.err, *(str(one.message) for one in warned)):
@@ -381,9 +382,9 @@ def _secret(text: str) -> bool:
 
 
 def test_what_the_header_says_of_the_image(tmp_path):
-    facts = reading.read(write(tmp_path / "a.dcm", np.zeros((32, 32), np.uint8), 8)).facts
+    facts = load.read(write(tmp_path / "a.dcm", np.zeros((32, 32), np.uint8), 8)).facts
     assert (facts.format, facts.view, facts.body_part) == ("DICOM", "PA", "CHEST")
     assert (facts.modality, facts.raw) == ("DX", False)
     elements = {"ViewPosition": "LL", "BodyPartExamined": "HAND", "PresentationIntentType": "FOR PROCESSING"}
-    facts = reading.read(write(tmp_path / "a.dcm", np.zeros((32, 32), np.uint8), 8, **elements)).facts
+    facts = load.read(write(tmp_path / "a.dcm", np.zeros((32, 32), np.uint8), 8, **elements)).facts
     assert (facts.view, facts.body_part, facts.raw) == ("LL", "HAND", True)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray import pixels as grey
 from chestxray.config import REPOSITORY, StudyError
-from chestxray.pixels import Facts
+from chestxray.images import pixels as grey
+from chestxray.images.pixels import Facts
 
 FOLDER = REPOSITORY / "5_results" / "input_check"
 """Where the committed check lies, with what was measured of it."""

@@ -14,9 +14,9 @@ from conftest import tiny_pixels
 from dicom_files import write
 from PIL import Image
 
-from chestxray import pixels, reading
 from chestxray.config import IMAGE_SUFFIXES, StudyError
-from chestxray.reading import PREDICTABLE_SUFFIXES
+from chestxray.images import load, pixels
+from chestxray.images.load import PREDICTABLE_SUFFIXES
 
 
 def raw_tiff(
@@ -62,7 +62,7 @@ TIFFS = {
 def test_every_tiff_gives_the_same_grey_values(tmp_path, form):
     path = tmp_path / "a.png"  # the content tells, not the name
     path.write_bytes(TIFFS[form]())
-    found = reading.read(path)
+    found = load.read(path)
     assert np.array_equal(found.pixels, GREY) and found.pixels.dtype == np.uint8
     assert found.facts == pixels.Facts("TIFF")
 
@@ -73,7 +73,7 @@ def test_a_compressed_photo_is_near_and_its_colour_told(tmp_path):
     image = Image.fromarray(colour)
     for kind, options in (("TIFF", {"compression": "jpeg", "quality": 95}), ("JPEG", {"quality": 95}), ("PNG", {})):
         (tmp_path / "a").write_bytes(saved(image, kind, **options))
-        found = reading.read(tmp_path / "a")
+        found = load.read(tmp_path / "a")
         assert np.abs(found.pixels - colour @ [0.299, 0.587, 0.114]).mean() < 3
         spread = np.mean(colour.max(axis=2).astype(int) - colour.min(axis=2))
         # JPEG halves the resolution of colour, and each version of its library smooths it differently.
@@ -84,14 +84,14 @@ def test_a_compressed_photo_is_near_and_its_colour_told(tmp_path):
 def test_png_and_jpeg_are_read_as_datasets_are(tmp_path, kind):
     path = tmp_path / "a.dcm"
     path.write_bytes(saved(Image.fromarray(GREY), kind))
-    assert np.array_equal(reading.read(path).pixels, pixels.decode(path))
+    assert np.array_equal(load.read(path).pixels, pixels.decode(path))
 
 
 def test_datasets_stay_png_and_jpeg(tmp_path):
     (tmp_path / "a.png").write_bytes(TIFFS["grey"]())
     write(tmp_path / "b.png", GREY, 8)
     for name in ("a.png", "b.png"):
-        assert np.array_equal(reading.read(tmp_path / name).pixels, GREY)
+        assert np.array_equal(load.read(tmp_path / name).pixels, GREY)
         with pytest.raises(StudyError, match="no PNG or JPEG"):
             pixels.decode(tmp_path / name)
 
@@ -124,7 +124,7 @@ def test_what_is_refused_is_one_line_with_file_value_and_remedy(tmp_path, fault)
     path = tmp_path / "a.tif"
     path.write_bytes(make())
     with pytest.raises(StudyError) as error:
-        reading.read(path)
+        load.read(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ") and words in message and "; " in message and "\n" not in message
 
@@ -132,7 +132,7 @@ def test_what_is_refused_is_one_line_with_file_value_and_remedy(tmp_path, fault)
 def test_files_and_folders_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "absent.tif"):
         with pytest.raises(StudyError, match="cannot be read"):
-            reading.read(path)
+            load.read(path)
 
 
 def test_a_large_file_is_not_read(tmp_path):
@@ -140,7 +140,7 @@ def test_a_large_file_is_not_read(tmp_path):
     with path.open("wb") as file:
         os.truncate(file.fileno(), pixels.MOST_BYTES + 1)
     with pytest.raises(StudyError, match="400,000,001 bytes, more than 400,000,000; save it smaller"):
-        reading.read(path)
+        load.read(path)
 
 
 def test_which_files_of_a_folder_are_taken(tmp_path):
@@ -150,14 +150,12 @@ def test_which_files_of_a_folder_are_taken(tmp_path):
     (tmp_path / "note").write_text("no image")
     (tmp_path / "scan.TIFF").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    taken = {path.name for path in tmp_path.iterdir() if reading.is_predictable(path)}
+    taken = {path.name for path in tmp_path.iterdir() if load.is_predictable(path)}
     assert taken == {"a", "b.7", "1.2.840.4711", "c.DCM", "scan.TIFF"}
-    assert not reading.is_predictable(tmp_path / "absent")
+    assert not load.is_predictable(tmp_path / "absent")
 
 
 def test_reading_needs_neither_tensorflow_nor_tables():
-    code = (
-        "import sys; from chestxray import reading; print(sorted({'tensorflow', 'pandas', 'pydicom'} & {*sys.modules}))"
-    )
+    code = "import sys; from chestxray.images import load; print(sorted({'tensorflow', 'pandas', 'pydicom'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from chestxray import pixels
 from chestxray.config import StudyError
-from chestxray.pixels import Facts
+from chestxray.images import pixels
+from chestxray.images.pixels import Facts
 
 if TYPE_CHECKING:
     import pydicom
@@ -130,7 +130,7 @@ def _hush() -> None:
     Not `warnings.catch_warnings`, which threads undo for each other; the filter stays.
     """
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg|rle\b|chestxray\.dicom")
+    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg|rle\b|chestxray\.images\.dicom")
 
 
 def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:

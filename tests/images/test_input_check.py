@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestxray import check_fitting, input_check, phantom, pixels
+from chestxray import check_fitting, phantom
 from chestxray.config import StudyError
-from chestxray.pixels import Facts
+from chestxray.images import input_check, pixels
+from chestxray.images.pixels import Facts
 
 
 @pytest.fixture(scope="module")

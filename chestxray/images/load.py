@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray import pixels
 from chestxray.config import IMAGE_SUFFIXES, StudyError
-from chestxray.pixels import Facts
+from chestxray.images import pixels
+from chestxray.images.pixels import Facts
 
 PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".dcm", ".dicom")
 """Suffixes, in small letters, of files that `read` takes. DICOM files often have none: see `is_predictable`."""
@@ -70,7 +70,7 @@ def read(path: Path) -> Radiograph:
     """
     data = _read_bytes(path)
     if _is_dicom(data):
-        from chestxray import dicom  # pydicom takes a tenth of a second to import
+        from chestxray.images import dicom  # pydicom takes a tenth of a second to import
 
         return Radiograph(*dicom.decode(data, path))
     decoded = pixels.decode_any(data, path, _FORMATS, _KNOWN)
