@@ -25,8 +25,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm
 
-from chestxray import files, radiographs, resampling
+from chestxray import files, resampling
 from chestxray.config import Study, StudyError
+from chestxray.data.manifest import read_manifest, store_path
 from chestxray.images import input_check, pixels
 from chestxray.images.input_check import SIDE, Check
 from chestxray.resampling import Draws
@@ -206,11 +207,11 @@ def read_split(study: Study, split: str) -> Split:
         StageMissing: stage 2.1 has not been run.
         StudyError: the split has no image.
     """
-    manifest = radiographs.read_manifest(study)
+    manifest = read_manifest(study)
     table = manifest[manifest["split"] == split]
     if table.empty:
         raise StudyError(f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; prepare it again")
-    images = [pixels.decode(radiographs.store_path(study.paths.store, image)) for image in table["image"]]
+    images = [pixels.decode(store_path(study.paths.store, image)) for image in table["image"]]
     return Split(np.stack(images), table["patient"].to_numpy())
 
 

@@ -359,18 +359,18 @@ def run_serve(chosen: argparse.Namespace) -> int:
 def run_fetch(chosen: argparse.Namespace) -> int:
     """`chestxray fetch`."""
     _set_root(chosen)
-    from chestxray import inventory, published
+    from chestxray.data import integrity, kaggle
 
-    dataset, paths = published.DATASETS[chosen.dataset], Paths(chosen.dataset)
+    dataset, paths = kaggle.DATASETS[chosen.dataset], Paths(chosen.dataset)
     failed: list[str] = []
     if chosen.urls:
-        failed += published.fetch_urls(paths, published.read_list(chosen.urls))
+        failed += kaggle.fetch_urls(paths, kaggle.read_list(chosen.urls))
     if chosen.mend:
-        broken, listed = inventory.to_mend(paths.raw, dataset, chosen.verify == "full")
+        broken, listed = integrity.to_mend(paths.raw, dataset, chosen.verify == "full")
         print(f"{len(broken):,} files to mend")
-        failed += published.mend(dataset, paths, broken, listed)
+        failed += kaggle.mend(dataset, paths, broken, listed)
     elif not chosen.urls:
-        print(published.provide(dataset, paths))
+        print(kaggle.provide(dataset, paths))
     for line in failed:
         print(line, file=sys.stderr)
     if failed:
@@ -382,21 +382,22 @@ def run_fetch(chosen: argparse.Namespace) -> int:
 def run_verify(chosen: argparse.Namespace) -> int:
     """`chestxray verify`."""
     _set_root(chosen)
-    from chestxray import published
+    from chestxray.data import kaggle
 
     raw, _ = _raw_of(chosen.dataset)
-    whole = None if Path(chosen.dataset).is_dir() else published.DATASETS.get(chosen.dataset)
+    whole = None if Path(chosen.dataset).is_dir() else kaggle.DATASETS.get(chosen.dataset)
     return _verify(raw, whole, chosen.verify == "full", chosen.report)
 
 
 def _verify(raw: Path, dataset: Any, full: bool, target: Path | None) -> int:
-    from chestxray import files, inventory, metadata
+    from chestxray import files
+    from chestxray.data import integrity, nih_tables
 
-    report = inventory.verify(raw, dataset, full)
-    for line in inventory.describe(report, dataset):
+    report = integrity.verify(raw, dataset, full)
+    for line in integrity.describe(report, dataset):
         print(line)
     if target:
-        table = metadata.rejections_frame(report.faults)
+        table = nih_tables.rejections_frame(report.faults)
         files.atomic_write(target, table.to_csv(index=False, lineterminator="\n").encode())
         print(f"{target}: {len(table):,} lines")
     return 1 if report.faults else 0
@@ -405,10 +406,10 @@ def _verify(raw: Path, dataset: Any, full: bool, target: Path | None) -> int:
 def run_show(chosen: argparse.Namespace) -> int:
     """`chestxray show`."""
     _set_root(chosen)
-    from chestxray import inventory
+    from chestxray.data import integrity
 
     raw, paths = _raw_of(chosen.dataset)
-    for title, table in inventory.contents(raw, paths):
+    for title, table in integrity.contents(raw, paths):
         _print_table(title, table)
     return 0
 
@@ -426,10 +427,11 @@ def run_plan(chosen: argparse.Namespace) -> int:
         raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
-    from chestxray import files, metadata, splits
+    from chestxray import files
+    from chestxray.data import nih_tables, splits
 
-    entries = metadata.read_entries(chosen.metadata)
-    lists = metadata.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
+    entries = nih_tables.read_entries(chosen.metadata)
+    lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
     planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
     for line in _plan_lines(entries, planned, lists):
         print(line)
@@ -460,7 +462,7 @@ def _plan_lines(entries: Any, planned: Any, lists: Any) -> list[str]:
 
 def _plan_tables(planned: Any) -> list[tuple[str, Any]]:
     """Titles and tables of numbers: single-label images, the selection, validation's departures, and both tests."""
-    from chestxray import splits
+    from chestxray.data import splits
 
     departures = splits.departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
     departures["share"] = departures["share"].map("{:.2%}".format)
@@ -500,10 +502,10 @@ def _check_seed(seed: int) -> None:
 def run_pack(chosen: argparse.Namespace) -> int:
     """`chestxray pack`."""
     _set_root(chosen)
-    from chestxray import downloads, packing
+    from chestxray.data import archive, downloads
     from chestxray.pipeline import shown
 
-    done = packing.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
+    done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
     print(f"{shown(done.path)}: {downloads.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
     print(f"SHA-256 {done.sha256}")
     return 0
@@ -512,10 +514,10 @@ def run_pack(chosen: argparse.Namespace) -> int:
 def run_unpack(chosen: argparse.Namespace) -> int:
     """`chestxray unpack`."""
     _set_root(chosen)
-    from chestxray import packing
+    from chestxray.data import archive
     from chestxray.pipeline import shown
 
-    done = packing.unpack(chosen.archive)
+    done = archive.unpack(chosen.archive)
     kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
     print(f"{shown(done.folder)}: {_held(done.index)}{kept}")
     fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.index.image_size]

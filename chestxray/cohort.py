@@ -22,8 +22,7 @@ from chestxray.config import NIH_FINDINGS
 FEWEST_PATIENTS = 10
 """A finding in fewer patients than this gets no estimate: its interval would be fiction."""
 
-NIH_SIDE = 1024
-"""Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
+
 _COUNTED = ["factor", "finding", "images", "patients"]
 _EFFECT = ["effect", "effect_low", "effect_high", "p"]
 
@@ -268,23 +267,6 @@ def told_by(features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: 
     numbers = features.astype(float)
     told = cross_val_predict(trees, numbers, target, groups=groups, cv=parts, method="predict_proba")
     return pd.Series({name: roc_auc_score(target == name, told[:, place]) for place, name in enumerate(names)})
-
-
-def box_side(boxes: pd.DataFrame, image_side: int) -> int:
-    """Say in pixels of which image the lesion boxes are.
-
-    The NIH's are in pixels of its 1024-px images, whatever size the images here have been brought to; those of other
-    sources are in pixels of the images they came with.
-
-    Args:
-        boxes: `x`, `y`, `width`, `height`.
-        image_side: side of the raw images here, in pixels.
-
-    Returns:
-        `image_side` where all boxes lie inside such an image, else NIH_SIDE.
-    """
-    ends = max((boxes["x"] + boxes["width"]).max(), (boxes["y"] + boxes["height"]).max())
-    return NIH_SIDE if ends > image_side + 1 else image_side
 
 
 def pixel_summary(stack: np.ndarray) -> pd.DataFrame:

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chestxray import files, radiographs
+from chestxray import files
 from chestxray.config import CLASSES, NIH_FINDINGS, QUESTIONS, Paths, Study, StudyError
+from chestxray.data.manifest import read_manifest, store_path
+from chestxray.images.pixels import decode
 
 
 @dataclass(frozen=True)
@@ -115,17 +117,6 @@ def log_odds(samples: Samples) -> np.ndarray:
     return np.log(shown / (len(samples) - shown)).astype("float32")
 
 
-def fingerprint(study: Study) -> str:
-    """Twelve hexadecimal digits that change when any image, split or augmented file changes.
-
-    It is the SHA-256 of the manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
-    """
-    digest = hashlib.sha256(study.paths.manifest.read_bytes())
-    if study.paths.augmented_rows.exists():
-        digest.update(study.paths.augmented_rows.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def load_split(study: Study, split: str, selected: bool = True) -> Samples:
     """The prepared radiographs of one split, with one-hot class targets.
 
@@ -138,7 +129,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
         StageMissing: stage 2.1 has not been run.
         StudyError: the split has no image.
     """
-    manifest = radiographs.read_manifest(study)
+    manifest = read_manifest(study)
     keep = (manifest["split"] == split).to_numpy()
     if selected:
         keep = keep & manifest["selected"].to_numpy()
@@ -146,7 +137,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
         raise StudyError(
             f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; run stage 2.1 again"
         )
-    sources = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    sources = [store_path(study.paths.store, image) for image in manifest["image"]]
     pixels = _pixel_cache(study.paths, "images", sources, study.paths.manifest)
     table = manifest[keep].reset_index(drop=True)
     return Samples(pixels, np.flatnonzero(keep), class_targets(table["label"]), table)
@@ -268,12 +259,12 @@ def _pixel_cache(paths: Paths, name: str, sources: list[Path], table: Path) -> n
     stamp = hashlib.sha256(table.read_bytes()).hexdigest()[:12]
     target = paths.cache / f"{name}-{stamp}.npy"
     if not target.exists():
-        height, width = radiographs.decode(sources[0]).shape
+        height, width = decode(sources[0]).shape
         with files.atomic_path(target) as beside:
             shape = (len(sources), height, width, 1)
             pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
             for row, source in enumerate(sources):
-                pixels[row, :, :, 0] = radiographs.decode(source)
+                pixels[row, :, :, 0] = decode(source)
             pixels.flush()
             del pixels
         for old in paths.cache.glob(f"{name}-*.npy"):

@@ -26,8 +26,9 @@ from doit.reporter import ZeroReporter
 from doit.runner import MThreadRunner
 from doit.task import Task
 
-from chestxray import files, fingerprints, notebooks, sources
+from chestxray import files, fingerprints, notebooks
 from chestxray.config import PROFILES, REPOSITORY, StageMissing, Study, StudyError
+from chestxray.data import sources
 from chestxray.progress import Progress
 from chestxray.stages import STAGES, Stage
 
@@ -167,7 +168,7 @@ class Pipeline:
         described = {"parameters": fingerprints.of_text(self.study.paths.dataset, profile, str(self.study.seed))}
         if not stage.notebook:
             place = str(Path(self.source).resolve()) if Path(self.source).is_dir() else self.source
-            return described | {"source": fingerprints.of_text(place), "code": self._modules.of(["sources"])}
+            return described | {"source": fingerprints.of_text(place), "code": self._modules.of(["data.sources"])}
         if stage.reads_raw:
             described["raw data"] = fingerprints.of_raw(self.study.paths.raw)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())

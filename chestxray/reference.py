@@ -16,6 +16,7 @@ import numpy as np
 
 from chestxray import files, inputs, training
 from chestxray.config import REFERENCE, Study, StudyError
+from chestxray.data import manifest
 from chestxray.evaluation import MODELS
 
 LARGEST = 40_000_000
@@ -102,7 +103,7 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         StudyError: the data are others than the reference's, or a model of another fit is there.
     """
     study.require(study.paths.manifest, "stages 1 and 2")
-    data, copies = inputs.fingerprint(study), {}
+    data, copies = manifest.fingerprint(study), {}
     for model in MODELS:
         run, there = json.loads((source / model / "run.json").read_text()), study.paths.saved(model) / "run.json"
         if run["data_fingerprint"] != data:

@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from chestxray import branching, files, inputs, normalization
 from chestxray.config import CLASSES, Study, StudyError
+from chestxray.data import manifest
 from chestxray.files import atomic_write
 from chestxray.fitting import (
     HISTORY_COLUMNS,
@@ -99,7 +100,7 @@ def describe_run(study: Study) -> str:
         device = f"CPU, {os.cpu_count()} cores; no GPU is needed for the {study.profile.name} profile"
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"data     {study.data_note}, fingerprint {inputs.fingerprint(study)}\n"
+        f"data     {study.data_note}, fingerprint {manifest.fingerprint(study)}\n"
         f"profile  {study.profile.name}, seed {study.seed}\n"
         f"device   {device}\n"
         f"versions {listed}"
@@ -129,7 +130,7 @@ class Run:
         self.folder = study.paths.saved(name)
         self.checkpoint_steps = checkpoint_steps
         self.parameters = {"profile": study.profile.name, **parameters}
-        self.data = inputs.fingerprint(study)
+        self.data = manifest.fingerprint(study)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, tuple[int, float]] = {}

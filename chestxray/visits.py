@@ -22,8 +22,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from chestxray import kept, linear, metadata, radiographs, sources
+from chestxray import kept, linear
 from chestxray.config import Study, StudyError
+from chestxray.data import nih_tables, sources
+from chestxray.data.manifest import read_manifest
 from chestxray.inputs import Samples, finding_targets
 
 REACH: tuple[float, ...] = (1.0, 4.0, 1000.0)
@@ -85,7 +87,7 @@ def fingerprint(study: Study) -> str:
     """Twelve hexadecimal digits that change when the image table or the official lists do, or who is in which split."""
     digest = hashlib.sha256()
     raw = study.paths.raw
-    lists = [raw / name for name in metadata.LIST_NAMES]
+    lists = [raw / name for name in nih_tables.LIST_NAMES]
     for path in (sources.find_table(raw), *(path for path in lists if path.is_file()), study.paths.manifest):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -108,8 +110,8 @@ def expect(study: Study, samples: Samples) -> np.ndarray:
         StageMissing: stage 2.1 has not been run.
         StudyError: a sample is of a patient in validation or test, or the table lacks its row.
     """
-    manifest = radiographs.read_manifest(study)
-    entries, lists = metadata.read_entries(study.paths.raw), metadata.read_lists(study.paths.raw)
+    manifest = read_manifest(study)
+    entries, lists = nih_tables.read_entries(study.paths.raw), nih_tables.read_lists(study.paths.raw)
     tested = entries.table["patient"][entries.table["image"].isin(lists[1] if lists else set())]
     elsewhere = {*manifest["patient"][manifest["split"].isin(("valid", "test"))], *tested}
     lent = entries.table[~entries.table["patient"].isin(elsewhere)]

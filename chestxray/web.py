@@ -395,10 +395,10 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
 @functools.cache
 def example_pixels(name: str) -> np.ndarray:
     """The phantom of one key of `EXAMPLES`, (512, 512) uint8, the same in every run."""
-    from chestxray import phantom
+    from chestxray.data.phantom import radiograph
 
     index, findings = EXAMPLES[name]
-    return phantom.render(phantom.compose(index, seed=0, findings=findings, view="PA"), 512)
+    return radiograph.render(radiograph.compose(index, seed=0, findings=findings, view="PA"), 512)
 
 
 class Server:

@@ -107,7 +107,7 @@ def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path / "root"))
 
     def of(raw: Path, seed: int = 2024, **overrides: object) -> Study:
-        from chestxray import sources
+        from chestxray.data import sources
 
         settings = {"image_size": 32, "no_finding": 8} | overrides
         study = open_study(str(raw), "quick", seed, settings)
@@ -135,19 +135,19 @@ def nih() -> Path:
 @pytest.fixture(scope="session")
 def nih_plan(nih: Path, tmp_path_factory: pytest.TempPathFactory):
     """The plan of stage 2.1 for the real radiographs in the `cpu` profile."""
-    from chestxray import radiographs
     from chestxray.config import PROFILES
+    from chestxray.data import preparation
 
     paths = Paths(nih.name, tmp_path_factory.mktemp("nih"))
     paths.data.mkdir(parents=True)
     paths.raw.symlink_to(nih)
-    return radiographs.make_plan(Study(paths, PROFILES["cpu"], 2024))
+    return preparation.make_plan(Study(paths, PROFILES["cpu"], 2024))
 
 
 @pytest.fixture(scope="session")
 def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root where stages 2.1 and 2.2 are done for 240 tiny images; `prepared_study` copies it."""
-    from chestxray import augmentation, radiographs, sources
+    from chestxray.data import augmentation, preparation, sources
 
     folder = tmp_path_factory.mktemp("prepared")
     raw = write_raw(folder / "tiny", images=240)
@@ -155,7 +155,7 @@ def prepared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("CHESTXRAY_ROOT", str(folder / "root"))
         study = open_study(str(raw), "quick", 2024, PREPARED)
         sources.prepare_raw(str(raw), study)
-        augmentation.write(study, augmentation.plan(radiographs.prepare(study).manifest, study.seed))
+        augmentation.write(study, augmentation.plan(preparation.prepare(study).manifest, study.seed))
     return folder / "root"
 
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("faults.md")
 SECTIONS = {
-    "test_downloads": "Downloads",
-    "test_published": "Datasets from Kaggle and from lists of archives",
-    "test_archives": "Archives of images",
-    "test_inventory": "Images, as chestxray verify tells of them",
-    "test_radiographs": "Images, as stage 2.1 tells of them in rejected.csv",
-    "test_packing": "Packed datasets",
+    "data/test_downloads": "Downloads",
+    "data/test_kaggle": "Datasets from Kaggle and from lists of archives",
+    "data/test_archives": "Archives of images",
+    "data/test_integrity": "Images, as chestxray verify tells of them",
+    "data/test_preparation": "Images, as stage 2.1 tells of them in rejected.csv",
+    "data/test_archive": "Packed datasets",
 }
 """Test module → heading, in the order of the table."""
 
@@ -66,7 +66,9 @@ def note(name: str, said: object, folder: Path) -> None:
     left = [f"{path.name} ({path.stat().st_size:,} B)" for path in paths]
     left += [f"{len(images)} images"] if len(images) > 3 else []
     text = re.sub(r"http://127\.0\.0\.1:\d+", "http://…", str(said)).replace(str(folder), "…")
-    module = Path(os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]).stem
+    module = (
+        Path(os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]).with_suffix("").as_posix().removeprefix("tests/")
+    )
     fault = Fault(SECTIONS[module], name, text, ", ".join(left) or "nothing")
     assert "pytest-of" not in text, "a place on this machine: give the folder that it lies in"
     SEEN.append(fault)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from chestxray import __main__, cli, pipeline, radiographs
+from chestxray import __main__, cli, pipeline
 from chestxray.config import CLASSES, REPOSITORY, StudyError
+from chestxray.data import preparation
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def printed_table(said: str, title: str) -> pd.DataFrame:
 
 
 def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study, tmp_path, capsys):
-    manifest = radiographs.prepare(tiny_study, workers=1).manifest
+    manifest = preparation.prepare(tiny_study, workers=1).manifest
     shutil.rmtree(tiny_study.paths.raw.resolve() / "images")
     share = str(tiny_study.profile.valid_share)
     assert plan_of("--no-finding", "8", "--valid-share", share, "--seed", str(tiny_study.seed)) == 0

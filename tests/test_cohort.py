@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from chestxray import cohort, metadata
+from chestxray import cohort
+from chestxray.data import nih_tables
 
 
 def made(images: int, per_patient: int, seed: int) -> pd.DataFrame:
@@ -128,9 +129,9 @@ def test_empty_values_leave_images_out_and_rare_findings_get_no_estimate() -> No
 
 def test_boxes_are_in_pixels_of_the_raw_image_or_of_the_nihs() -> None:
     boxes = pd.DataFrame({"x": [10.0, 225.1], "y": [20.0, 547.0], "width": [30.0, 86.8], "height": [40.0, 79.2]})
-    assert cohort.box_side(boxes, 128) == 1024
-    assert cohort.box_side(boxes, 1024) == 1024
-    assert cohort.box_side(boxes.head(1), 128) == 128
+    assert nih_tables.box_side(boxes, 128) == 1024
+    assert nih_tables.box_side(boxes, 1024) == 1024
+    assert nih_tables.box_side(boxes.head(1), 128) == 128
 
 
 def test_corrections_on_a_worked_example() -> None:
@@ -169,7 +170,7 @@ def test_pixel_summary_by_hand() -> None:
 
 def test_sex_and_pneumothorax_in_the_whole_nih_table(nih) -> None:
     """The published prevalences (3.20 % in women, 2.09 % in men), and an interval that says they differ."""
-    table = metadata.read_entries(nih).table
+    table = nih_tables.read_entries(nih).table
     if len(table) < 112_000:
         pytest.skip("needs the whole image table")
     single = table[table["label"] != ""].reset_index(drop=True)

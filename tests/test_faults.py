@@ -7,7 +7,7 @@ import pytest
 
 
 def test_every_fault_of_the_table_is_caused_by_a_test_of_its_section():
-    modules = {heading: Path(__file__).with_name(f"{module}.py") for module, heading in faults.SECTIONS.items()}
+    modules = {heading: Path(__file__).parent / f"{module}.py" for module, heading in faults.SECTIONS.items()}
     rows = faults.read()
     assert len(rows) > 100 and {row.section for row in rows} == set(modules)
     for row in rows:
@@ -37,7 +37,7 @@ def test_a_fault_that_reads_otherwise_is_noticed(tmp_path, monkeypatch):
     monkeypatch.delenv("CHESTXRAY_FAULTS", raising=False)
     monkeypatch.setattr(faults, "SEEN", [])
     row = next(row for row in faults.read() if row.section == "Downloads" and row.left == "nothing")
-    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/test_downloads.py::test_x (call)")
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "tests/data/test_downloads.py::test_x (call)")
     faults.note(row.name, row.said, tmp_path)
     for name, said in ((row.name, "other words"), ("another fault", row.said)):
         with pytest.raises(AssertionError, match="write it anew"):

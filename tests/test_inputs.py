@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestxray import inputs, radiographs
+from chestxray import inputs
 from chestxray.config import CLASSES, QUESTIONS, StageMissing
+from chestxray.data.manifest import fingerprint, read_manifest
 
 
 def test_targets_by_hand():
@@ -66,7 +67,7 @@ def test_a_split_holds_its_own_images(prepared_study):
 
 def test_every_image_of_a_split_teaches_findings(prepared_study):
     samples = inputs.load_findings(prepared_study, "train")
-    manifest = radiographs.read_manifest(prepared_study)
+    manifest = read_manifest(prepared_study)
     assert len(samples) == (manifest["split"] == "train").sum() > manifest["selected"].sum() / 3
     several = samples.table["findings"].eq("Effusion|Infiltration").to_numpy()
     assert several.any() and (samples.y[several].sum(axis=1) == 2).all()
@@ -116,10 +117,10 @@ def test_mixup_mixes_a_batch_with_itself_reversed(prepared_study):
 
 
 def test_the_fingerprint_follows_the_data(prepared_study):
-    before = inputs.fingerprint(prepared_study)
+    before = fingerprint(prepared_study)
     manifest = prepared_study.paths.manifest
     manifest.write_text(manifest.read_text().replace("valid", "train", 1))
-    assert inputs.fingerprint(prepared_study) != before
+    assert fingerprint(prepared_study) != before
 
 
 def test_missing_stages_are_named(tiny_study):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chestxray import augmentation, models, training
+from chestxray import models, training
 from chestxray.config import CLASSES, QUESTIONS, StudyError
+from chestxray.data import augmentation
 
 
 def radiographs(count=3, size=32):

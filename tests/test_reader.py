@@ -14,8 +14,9 @@ from conftest import tiny_pixels
 from PIL import Image
 
 import chestxray
-from chestxray import engines, interpretation, phantom, prediction, reader
+from chestxray import engines, interpretation, prediction, reader
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.data.phantom import radiograph
 from chestxray.engines import Scores
 from chestxray.images import input_check, pixels
 
@@ -36,7 +37,7 @@ def reference(cache) -> reader.Reader:
 @pytest.fixture(scope="module")
 def drawn() -> np.ndarray:
     """A phantom, wider than high."""
-    return phantom.render(phantom.compose(2, seed=0, findings=("Effusion",), view="PA"), 256)[20:-20]
+    return radiograph.render(radiograph.compose(2, seed=0, findings=("Effusion",), view="PA"), 256)[20:-20]
 
 
 class Sums:

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import ensemble, evaluation, inputs, models, reference, training
+from chestxray import ensemble, evaluation, models, reference, training
 from chestxray.config import CLASSES, REFERENCE, StageMissing, StudyError, open_study
+from chestxray.data import manifest
 from chestxray.evaluation import MODELS
 
 
@@ -57,7 +58,7 @@ def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
 def made_from(study, folder, fingerprint=None):
     """A reference that says which data it comes from."""
     run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k", "members": []}
-    run["data_fingerprint"] = fingerprint or inputs.fingerprint(study)
+    run["data_fingerprint"] = fingerprint or manifest.fingerprint(study)
     for model in MODELS:
         (folder / model).mkdir(parents=True)
         for name in reference.MODEL_FILES:

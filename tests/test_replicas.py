@@ -120,8 +120,9 @@ def whole_study(dataset, backbone, size, policy, moment):
     import keras
     import tensorflow as tf
 
-    from chestxray import augmentation, fitting, inputs, linear, models, training, visits
+    from chestxray import fitting, inputs, linear, models, training, visits
     from chestxray.config import open_study
+    from chestxray.data import augmentation
 
     size = int(size)
     study = open_study(dataset, "quick", 2024, {"image_size": size, "no_finding": 8, "batch_size": 8})
@@ -208,10 +209,10 @@ def test_all_stages_go_on_on_two_devices(prepared_study, policy):
     [("EfficientNetB6", "mixed_float16"), ("EfficientNetB7", "float32")],
 )
 def test_the_gpu_profiles_backbones_on_two_devices(study_of, make_raw, backbone, policy):
-    from chestxray import augmentation, radiographs
+    from chestxray.data import augmentation, preparation
 
     study = study_of(make_raw(images=240), image_size=64)
-    manifest = radiographs.prepare(study).manifest
+    manifest = preparation.prepare(study).manifest
     augmentation.write(study, augmentation.plan(manifest, study.seed))
     on_devices(2, "whole_study", study.paths.dataset, backbone, "64", policy, "not")
     assert (study.paths.saved("whole") / "run.json").exists()

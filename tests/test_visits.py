@@ -6,8 +6,9 @@ import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
 
-from chestxray import inputs, metadata, visits
+from chestxray import inputs, visits
 from chestxray.config import QUESTIONS, StudyError
+from chestxray.data import nih_tables
 
 EFFUSION, NONE = QUESTIONS.index("Effusion"), QUESTIONS.index("No_finding")
 
@@ -21,7 +22,7 @@ def table(patients=120, most=6, seed=0):
             findings = "Effusion" if rng.random() < share else "No Finding"
             name = f"{patient:08d}_{visit:03d}.png"
             rows.append([name, str(patient), visit, 50 + patient % 9, "MF"[patient % 2], "PA", findings, ""])
-    frame = pd.DataFrame(rows, columns=list(metadata.TABLE_COLUMNS)).astype({"age": "Int64"})
+    frame = pd.DataFrame(rows, columns=list(nih_tables.TABLE_COLUMNS)).astype({"age": "Int64"})
     return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
@@ -78,7 +79,7 @@ def test_validation_and_test_lend_nothing(prepared_study):
     train = inputs.load_findings(prepared_study, "train")
     expected = visits.expect(prepared_study, train)
     assert expected.shape == (len(train), 15) and expected.dtype == np.float32
-    raw = metadata.read_entries(prepared_study.paths.raw).source
+    raw = nih_tables.read_entries(prepared_study.paths.raw).source
     before = raw.read_text().splitlines()
     mine = set(train.table["image"])
     # The labels of all others are exchanged; those who teach stay as they were.

@@ -44,7 +44,8 @@ def measure(size: int) -> dict[str, float]:
     """Images a second of a training step, and of a pass of the backbone."""
     import keras
 
-    from chestxray import augmentation, fitting, models
+    from chestxray import fitting, models
+    from chestxray.data import augmentation
     from chestxray.inputs import Samples
 
     rng = np.random.default_rng(0)

@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from chestxray import near_duplicates, radiographs
 from chestxray.config import open_study
+from chestxray.data import near_duplicates
+from chestxray.data.manifest import read_manifest, store_path
+from chestxray.images.pixels import decode
 
 WHOLE_SET = 112_120
 COPIES = 400
@@ -77,8 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="phantom")
     study = open_study(parser.parse_args().dataset, "cpu", 2024)
-    manifest = radiographs.read_manifest(study)
-    paths = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    manifest = read_manifest(study)
+    paths = [store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]
     started, cpu = time.perf_counter(), time.process_time()
     hashes = near_duplicates.perceptual_hashes(paths)
@@ -90,7 +92,7 @@ def main() -> None:
 
     different, same = (counts.cumsum() for counts in all_distances(hashes, patients))
     chosen = np.random.default_rng(0).choice(len(paths), min(COPIES, len(paths)), replace=False)
-    originals = [radiographs.decode(paths[place]) for place in chosen]
+    originals = [decode(paths[place]) for place in chosen]
     rows = {
         f"different patients, {different[-1]:,} pairs": [different[limit] for limit in LIMITS],
         f"one patient, {same[-1]:,} pairs": [same[limit] for limit in LIMITS],
@@ -123,7 +125,7 @@ def main() -> None:
         cpu = time.process_time()
         like[f"{name}: {len(pairs):,}"] = [
             near_duplicates.likeness(
-                *(near_duplicates.detail(radiographs.decode(paths[place])) for place in (pair.first, pair.second))
+                *(near_duplicates.detail(decode(paths[place])) for place in (pair.first, pair.second))
             )
             for pair in pairs.itertuples()
         ]

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from chestxray import explain, models, phantom
+from chestxray import explain, models
 from chestxray.config import CLASSES
+from chestxray.data.phantom import radiograph
 
 TRAIN, TEST = 1500, 900
 EPOCHS = 14
@@ -27,7 +28,9 @@ ASKED = ("Mass", "Nodule", "Effusion", "Pneumothorax", "Infiltration", "Atelecta
 
 def _drawn(indices: range, px: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[list[tuple[float, ...]]]]:
     """Grey values, class indices and boxes (in shares of the side) of the phantoms with exactly one class."""
-    found = joblib.Parallel(n_jobs=2, batch_size=32)(joblib.delayed(phantom.draw)(index, px, seed) for index in indices)
+    found = joblib.Parallel(n_jobs=2, batch_size=32)(
+        joblib.delayed(radiograph.draw)(index, px, seed) for index in indices
+    )
     kept = [one for one in found if len(one.findings) <= 1 and set(one.findings) <= set(CLASSES)]
     labels = [CLASSES.index(one.findings[0] if one.findings else "No_finding") for one in kept]
     boxes = [

@@ -27,7 +27,10 @@ from pathlib import Path
 import joblib
 from PIL import Image
 
-from chestxray import files, phantom, radiographs, sources
+from chestxray import files
+from chestxray.data import preparation, sources
+from chestxray.data.phantom import dataset
+from chestxray.images import pixels
 
 SIZE = 128
 COUNTS = (100, 1_000, 10_000)
@@ -52,7 +55,7 @@ def plain_loop(paths: list[Path], folder: Path) -> None:
 def decode_alone(paths: list[Path], cores: int) -> None:
     """The part that nobody can leave out, on all cores in the same way."""
     batches = [paths[start : start + 4] for start in range(0, len(paths), 4)]
-    jobs = (joblib.delayed(lambda batch: [radiographs.decode(path) for path in batch])(batch) for batch in batches)
+    jobs = (joblib.delayed(lambda batch: [pixels.decode(path) for path in batch])(batch) for batch in batches)
     joblib.Parallel(n_jobs=cores, prefer="threads")(jobs)
 
 
@@ -62,7 +65,7 @@ def compare(paths: list[Path], turns: int, cores: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         store, loop = Path(place, "store"), Path(place, "loop")
         ways: dict[str, Callable[[], object]] = {
-            "store_images": lambda: radiographs.store_images(named, store, SIZE, cores),
+            "store_images": lambda: preparation.store_images(named, store, SIZE, cores),
             "plain loop": lambda: plain_loop(paths, loop),
             "decode alone": lambda: decode_alone(paths, cores),
         }
@@ -91,7 +94,7 @@ def grow() -> None:
     """Print memory and time against the number of images, each in a process of its own."""
     print(f"\n{'images':>7} {'s':>7} {'s/1,000':>8} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as place:
-        phantom.write_dataset(Path(place, "drawn"), DRAWN, 64, 0)
+        dataset.write_dataset(Path(place, "drawn"), DRAWN, 64, 0)
         drawn = list(sources.find_images(Path(place, "drawn")).values())
         for count in COUNTS:
             folder = files.make_folder(Path(place, str(count)))
@@ -106,11 +109,11 @@ def prepare_alone(folder: Path) -> None:
     paths = {path.name: path for path in folder.iterdir()}
     store = folder.with_name(f"{folder.name} store")
     some = dict(list(paths.items())[:50])
-    radiographs.store_images(some, store, 32)  # what is loaded at the first image is no cost of an image
+    preparation.store_images(some, store, 32)  # what is loaded at the first image is no cost of an image
     taken = []
     for _ in range(3):
         files.remove(store)
-        taken.append(seconds(lambda: radiographs.store_images(paths, store, 32)))
+        taken.append(seconds(lambda: preparation.store_images(paths, store, 32)))
     spent = statistics.median(taken)
     print(f"{len(paths):>7,} {spent:>7.2f} {spent / len(paths) * 1000:>8.2f} {peak():>8.1f}")
 

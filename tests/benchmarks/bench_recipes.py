@@ -15,7 +15,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from chestxray import augmentation, config, evaluation, fitting, inputs, linear, models, training, visits
+from chestxray import config, evaluation, fitting, inputs, linear, models, training, visits
+from chestxray.data import augmentation
 
 SIZE, EPOCHS, HEAD_EPOCHS, PENALTY, SEEDS = 80, 3, 20, 8000, (2024, 2025)
 

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray import metadata, splits
 from chestxray.config import CLASSES
+from chestxray.data import nih_tables, splits
 
 FOLDS = 10
 SEEDS = 5
@@ -50,8 +50,8 @@ def departures(table: pd.DataFrame, draws: list[np.ndarray]) -> pd.DataFrame:
 def main() -> None:
     """Print departures and seconds of both."""
     raw = Path(sys.argv[1])
-    table = metadata.read_entries(raw).table
-    table = table[table["image"].isin(metadata.read_lists(raw)[0])].reset_index(drop=True)
+    table = nih_tables.read_entries(raw).table
+    table = table[table["image"].isin(nih_tables.read_lists(raw)[0])].reset_index(drop=True)
     print(f"{len(table):,} images of {table['patient'].nunique():,} patients, a tenth held out")
     columns = {}
     for name, method in (("hold_out", ours), ("StratifiedGroupKFold", theirs)):

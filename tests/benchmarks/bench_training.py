@@ -26,8 +26,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from chestxray import augmentation, ensemble, fitting, inputs, linear, models, training
+from chestxray import ensemble, fitting, inputs, linear, models, training
 from chestxray.config import CLASSES, Paths, Study, open_study
+from chestxray.data import augmentation
 from chestxray.fitting import Fit, Places, Recipe
 from chestxray.inputs import Samples
 from chestxray.normalization import BatchNormalization

@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
-from chestxray import phantom, radiographs, sources
 from chestxray.config import StudyError
+from chestxray.data import sources
+from chestxray.data.phantom.dataset import write_dataset
 from chestxray.images import load, pixels
 
 
@@ -101,16 +102,16 @@ FORMS = {
 def originals(folder: Path) -> list[np.ndarray]:
     """Real radiographs, three of them."""
     paths = list(sources.find_images(folder).values())
-    return [radiographs.decode(path) for path in paths[:: len(paths) // 3][:3]]
+    return [pixels.decode(path) for path in paths[:: len(paths) // 3][:3]]
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> np.ndarray:
     """A phantom, cut so that height and width differ."""
     folder = tmp_path_factory.mktemp("phantom")
-    phantom.write_dataset(folder, 1, 128, 3)
+    write_dataset(folder, 1, 128, 3)
     (path,) = sources.find_images(folder).values()
-    return radiographs.decode(path)[:, 4:-5]
+    return pixels.decode(path)[:, 4:-5]
 
 
 @pytest.mark.parametrize("form", FORMS)

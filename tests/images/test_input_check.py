@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestxray import check_fitting, phantom
+from chestxray import check_fitting
 from chestxray.config import StudyError
+from chestxray.data.phantom import radiograph
 from chestxray.images import input_check, pixels
 from chestxray.images.pixels import Facts
 
@@ -24,7 +25,7 @@ def real(nih) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def drawn() -> np.ndarray:
-    return phantom.render(phantom.compose(1, seed=0, findings=(), view="PA"), 256)
+    return radiograph.render(radiograph.compose(1, seed=0, findings=(), view="PA"), 256)
 
 
 def test_real_radiographs_pass_and_made_images_do_not(real):
@@ -81,7 +82,7 @@ def test_tiny_and_blank_images_are_flagged(drawn):
 
 
 def test_a_check_is_fitted_and_stored_as_it_is_read_again(tmp_path):
-    images = np.stack([phantom.draw(number, 64, seed=1).image for number in range(60)])
+    images = np.stack([radiograph.draw(number, 64, seed=1).image for number in range(60)])
     check = check_fitting.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
     again = check_fitting.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
     small = np.stack([input_check.reduced(image) for image in images])

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from conftest import HEADER_2020, tiny_rows, write_table
 
-from chestxray import metadata, sources
 from chestxray.config import NIH_FINDINGS, StudyError
+from chestxray.data import nih_tables, sources
 
 HEADER_2017 = HEADER_2020 + ","
 HEADER_SAMPLE = HEADER_2020.replace("[Width,Height]", "Width,OriginalImageHeight").replace(
@@ -24,17 +24,17 @@ def edit(raw, **changes):
 
 @pytest.mark.parametrize("header", [HEADER_2020, HEADER_2017, HEADER_SAMPLE, HEADER_2020.replace("Gender", "Sex")])
 def test_every_edition_reads_the_same(tiny_raw, header):
-    expected = metadata.read_entries(tiny_raw).table
+    expected = nih_tables.read_entries(tiny_raw).table
     rows = [[*row, ""] if header is HEADER_2017 else row for row in tiny_rows()]
     for row in rows:
         row[4] = f"{int(row[4]):03d}Y"
     write_table(tiny_raw, rows, header)
-    pd.testing.assert_frame_equal(metadata.read_entries(tiny_raw).table, expected)
+    pd.testing.assert_frame_equal(nih_tables.read_entries(tiny_raw).table, expected)
 
 
 def test_rows_with_a_comma_that_the_header_lacks_are_not_shifted(tiny_raw):
     write_table(tiny_raw, [[*row, ""] for row in tiny_rows()])
-    assert metadata.read_entries(tiny_raw).table["patient"].iloc[0] == "1"
+    assert nih_tables.read_entries(tiny_raw).table["patient"].iloc[0] == "1"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_rows_with_a_comma_that_the_header_lacks_are_not_shifted(tiny_raw):
 )
 def test_ages(tiny_raw, text, years):
     edit(tiny_raw, age=text)
-    entries = metadata.read_entries(tiny_raw)
+    entries = nih_tables.read_entries(tiny_raw)
     age = entries.table["age"].iloc[0]
     assert (age is pd.NA) if years is None else (age == years)
     assert entries.rejected == ()
@@ -64,7 +64,7 @@ def test_ages(tiny_raw, text, years):
 )
 def test_an_implausible_value_is_emptied_and_the_image_kept(tiny_raw, column, value):
     edit(tiny_raw, **{column: value})
-    entries = metadata.read_entries(tiny_raw)
+    entries = nih_tables.read_entries(tiny_raw)
     assert len(entries.table) == 60
     assert entries.table[column].iloc[0] in ("", pd.NA) if column != "age" else pd.isna(entries.table["age"].iloc[0])
     (line,) = entries.rejected
@@ -87,7 +87,7 @@ def test_an_implausible_value_is_emptied_and_the_image_kept(tiny_raw, column, va
 )
 def test_a_row_that_cannot_be_trusted_is_left_out(tiny_raw, column, value):
     edit(tiny_raw, **{column: value})
-    entries = metadata.read_entries(tiny_raw)
+    entries = nih_tables.read_entries(tiny_raw)
     assert len(entries.table) == 59 and entries.rows == 60
     (line,) = entries.rejected
     assert line.file and repr(value) in line.value and "left out" in line.remedy
@@ -97,7 +97,7 @@ def test_equal_rows_count_once_and_contradicting_rows_not_at_all(tiny_raw):
     rows = tiny_rows()
     other = [rows[5][0], "Mass", *rows[5][2:]] if rows[5][1] != "Mass" else [rows[5][0], "Nodule", *rows[5][2:]]
     write_table(tiny_raw, [*rows, rows[3], other])
-    entries = metadata.read_entries(tiny_raw)
+    entries = nih_tables.read_entries(tiny_raw)
     assert entries.table["image"].is_unique
     assert {row[0] for row in rows} - set(entries.table["image"]) == {rows[5][0]}
     kept, dropped = entries.rejected
@@ -109,19 +109,19 @@ def test_equal_rows_count_once_and_contradicting_rows_not_at_all(tiny_raw):
 def test_a_missing_column_is_named(tiny_raw, column):
     write_table(tiny_raw, tiny_rows(), HEADER_2020.replace(column, "Something"))
     with pytest.raises(StudyError, match=rf"Data_Entry_2017_v2020\.csv: column '{column}' is missing.*; restore"):
-        metadata.read_entries(tiny_raw)
+        nih_tables.read_entries(tiny_raw)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00bad", b'Image Index,Finding Labels\n"broken', b"\x89PNG\r\n"])
 def test_what_is_no_table_is_one_line(tiny_raw, content):
     (tiny_raw / "Data_Entry_2017_v2020.csv").write_bytes(content)
     with pytest.raises(StudyError) as error:
-        metadata.read_entries(tiny_raw)
+        nih_tables.read_entries(tiny_raw)
     assert "Data_Entry_2017_v2020.csv" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_labels_are_single_findings_of_the_seven_classes(tiny_raw):
-    table = metadata.read_entries(tiny_raw).table.set_index("findings")["label"].groupby(level=0).first()
+    table = nih_tables.read_entries(tiny_raw).table.set_index("findings")["label"].groupby(level=0).first()
     assert table["No Finding"] == "No_finding" and table["Mass"] == "Mass"
     assert table["Cardiomegaly"] == "" and table["Effusion|Infiltration"] == ""
 
@@ -131,40 +131,40 @@ def test_absent_images_are_counted_and_images_without_a_row_listed(tiny_raw):
         (tiny_raw / "images" / name).unlink()
     (tiny_raw / "images" / "00000003_000.png").rename(tiny_raw / "images" / "99.png")
     edit(tiny_raw, age="414")  # of an image that is not there: nobody's concern
-    present = metadata.match_images(metadata.read_entries(tiny_raw), sources.find_images(tiny_raw))
+    present = nih_tables.match_images(nih_tables.read_entries(tiny_raw), sources.find_images(tiny_raw))
     assert present.absent == 3 and len(present.table) == len(present.paths) == 57
     assert [(line.file, line.value) for line in present.rejected] == [("99.png", "without a row")]
 
 
 def test_an_image_is_found_under_another_suffix(tiny_raw):
     (tiny_raw / "images" / "00000001_000.png").rename(tiny_raw / "images" / "00000001_000.JPG")
-    present = metadata.match_images(metadata.read_entries(tiny_raw), sources.find_images(tiny_raw))
+    present = nih_tables.match_images(nih_tables.read_entries(tiny_raw), sources.find_images(tiny_raw))
     assert present.paths["00000001_000.png"].name == "00000001_000.JPG"
     assert present.rejected == () and present.absent == 0
 
 
 def test_a_table_of_other_images_is_one_line(tiny_raw):
     with pytest.raises(StudyError, match="no row for any of the 1 images"):
-        metadata.match_images(metadata.read_entries(tiny_raw), {"elsewhere.png": tiny_raw / "elsewhere.png"})
+        nih_tables.match_images(nih_tables.read_entries(tiny_raw), {"elsewhere.png": tiny_raw / "elsewhere.png"})
 
 
 def test_boxes(tmp_path):
-    (tmp_path / metadata.BOXES_NAME).write_text(
+    (tmp_path / nih_tables.BOXES_NAME).write_text(
         "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
         "b.png,Infiltrate,10.5,20,30,40,,,\n"
         "a.png,Mass,1,2,3,4,,,\n"
         "a.png,Mass,1,2,-3,4,,,\n"
         "a.png,Unheard of,1,2,3,4,,,\n"
     )
-    boxes = metadata.read_boxes(tmp_path)
+    boxes = nih_tables.read_boxes(tmp_path)
     assert boxes.values.tolist() == [["a.png", "Mass", 1, 2, 3, 4], ["b.png", "Infiltration", 10.5, 20, 30, 40]]
     assert list(boxes) == ["image", "finding", "x", "y", "width", "height"]
-    (tmp_path / metadata.BOXES_NAME).unlink()
-    assert metadata.read_boxes(tmp_path).empty
+    (tmp_path / nih_tables.BOXES_NAME).unlink()
+    assert nih_tables.read_boxes(tmp_path).empty
 
 
 def test_oddities_of_both_editions_are_counted(tiny_raw):
-    none = metadata.oddities(tiny_raw)
+    none = nih_tables.oddities(tiny_raw)
     assert none["file"].unique().tolist() == ["Data_Entry_2017_v2020.csv"] and (none["count"] == 0).all()
     rows = [[*row, ""] for row in tiny_rows()]
     for row, age in zip(rows, ("060Y", "411Y", "013M", "414", "old", "", "58.0"), strict=False):
@@ -172,13 +172,13 @@ def test_oddities_of_both_editions_are_counted(tiny_raw):
     rows[0][5], rows[1][5], rows[2][5] = "Male", "f", "X"
     rows[0][6], rows[1][6] = "pa", "LL"
     write_table(tiny_raw, [*rows, rows[7]], HEADER_2017.replace("Patient Gender", "Patient Sex"))
-    (tiny_raw / metadata.BOXES_NAME).write_text(
+    (tiny_raw / nih_tables.BOXES_NAME).write_text(
         "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
         "b.png,Infiltrate,10.5,20,30,40,,,\n"
         "c.png, Infiltrate ,10.5,20,30,40,,,\n"
         "a.png,Mass,1,2,-3,4,,,\n"
     )
-    counts = metadata.oddities(tiny_raw).set_index(["file", "oddity"])["count"]
+    counts = nih_tables.oddities(tiny_raw).set_index(["file", "oddity"])["count"]
     assert counts.loc["Data_Entry_2017_v2020.csv"].to_dict() == {
         "columns without a name": 1,
         "columns under another edition's name": 1,
@@ -189,34 +189,34 @@ def test_oddities_of_both_editions_are_counted(tiny_raw):
         "views but PA and AP": 2,
         "rows of an image that has another row": 1,
     }
-    assert counts.loc[metadata.BOXES_NAME].to_dict() == {
+    assert counts.loc[nih_tables.BOXES_NAME].to_dict() == {
         "columns without a name": 3,
         "boxes of an Infiltrate": 2,
         "rows without a usable box": 1,
     }
-    read = metadata.read_entries(tiny_raw)
+    read = nih_tables.read_entries(tiny_raw)
     assert read.table["age"].isna().sum() == 2 + 1 + 1, "too old, no number, empty"
     assert read.table["age"].iloc[0] == 60 and read.table["sex"].iloc[:3].tolist() == ["M", "F", ""]
     write_table(tiny_raw, rows, HEADER_2020)  # commas in the rows that the header lacks
-    assert metadata.oddities(tiny_raw)["count"].iloc[0] == 1
+    assert nih_tables.oddities(tiny_raw)["count"].iloc[0] == 1
 
 
 def test_lists(tiny_raw):
-    train_val, test = metadata.read_lists(tiny_raw)
+    train_val, test = nih_tables.read_lists(tiny_raw)
     assert len(train_val) == 45 and len(test) == 15
     (tiny_raw / "test_list.txt").write_text("00000001_000.png\r\n\r\n00000001_001.png\r\n")
     with pytest.raises(StudyError, match=r"test_list\.txt: 00000001_000\.png and 1 more"):
-        metadata.read_lists(tiny_raw)
+        nih_tables.read_lists(tiny_raw)
     (tiny_raw / "test_list.txt").unlink()
     with pytest.raises(StudyError, match=r"test_list\.txt: missing"):
-        metadata.read_lists(tiny_raw)
+        nih_tables.read_lists(tiny_raw)
     (tiny_raw / "train_val_list.txt").unlink()
-    assert metadata.read_lists(tiny_raw) is None
+    assert nih_tables.read_lists(tiny_raw) is None
 
 
 def test_the_whole_table_of_chestxray14(nih):
     """Published counts of the dataset: Wang et al., CVPR 2017, and the NIH's README."""
-    entries = metadata.read_entries(nih)
+    entries = nih_tables.read_entries(nih)
     table = entries.table
     assert (len(table), table["patient"].nunique(), len(entries.rejected)) == (112_120, 30_805, 0)
     assert table["label"].value_counts().to_dict() == {
@@ -230,10 +230,10 @@ def test_the_whole_table_of_chestxray14(nih):
         "Mass": 2_139,
     }
     assert set(table["findings"].str.split("|").explode()) == {*NIH_FINDINGS, "No Finding"}
-    train_val, test = metadata.read_lists(nih)
+    train_val, test = nih_tables.read_lists(nih)
     assert (len(train_val), len(test)) == (86_524, 25_596)
-    odd = metadata.oddities(nih).set_index("oddity")["count"]
+    odd = nih_tables.oddities(nih).set_index("oddity")["count"]
     assert odd[odd > 0].to_dict() == {"columns without a name": 3, "boxes of an Infiltrate": 123}
-    boxes = metadata.read_boxes(nih)
+    boxes = nih_tables.read_boxes(nih)
     assert len(boxes) == 984 and boxes["finding"].nunique() == 8
     assert ((boxes["x"] + boxes["width"]).max() <= 1024 + 1) and boxes["image"].isin(table["image"]).all()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray import phantom
 from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.data.phantom import dataset, patients, radiograph
 
 # Copied from the files that the NIH distributes.
 NIH_DATA_ENTRY = (
@@ -41,7 +41,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def write(raw: Path, images: int = 40, size: int = 64, seed: int = SEED, workers: int = 1) -> Path:
-    phantom.write_dataset(raw, images, size, seed, workers)
+    dataset.write_dataset(raw, images, size, seed, workers)
     return raw
 
 
@@ -50,11 +50,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("phantom") / "raw")
 
 
-def quiet_pair(index: int, finding: str, size: int = 256) -> tuple[np.ndarray, phantom.Scene]:
+def quiet_pair(index: int, finding: str, size: int = 256) -> tuple[np.ndarray, radiograph.Scene]:
     """Difference in grey, without noise, that the finding's own shadow makes; volume loss is in both images."""
-    scene = phantom.compose(index, SEED, findings=[finding])
+    scene = radiograph.compose(index, SEED, findings=[finding])
     sound = dataclasses.replace(scene, lesions=())
-    change = phantom.render(scene, size, noise=False).astype(int) - phantom.render(sound, size, noise=False)
+    change = radiograph.render(scene, size, noise=False).astype(int) - radiograph.render(sound, size, noise=False)
     return change, scene
 
 
@@ -100,7 +100,7 @@ def test_no_patient_is_in_both_lists(raw):
 
 
 def test_sixteen_hundred_images_are_balanced():
-    slots = [phantom.slot(index, SEED) for index in range(1600)]
+    slots = [patients.slot(index, SEED) for index in range(1600)]
     assert len({place.file for place in slots}) == 1600
     assert {p.patient for p in slots if p.test}.isdisjoint(p.patient for p in slots if not p.test)
     assert 0.23 <= np.mean([p.test for p in slots]) <= 0.27
@@ -117,7 +117,7 @@ def test_findings_are_independent_of_view_sex_and_age():
     """A chi-squared test for each of view, sex and old age against the label, at p = .001."""
     from scipy.stats import chi2_contingency
 
-    scenes = [phantom.compose(index, 1) for index in range(700)]
+    scenes = [radiograph.compose(index, 1) for index in range(700)]
     label = ["|".join(s.slot.findings) if len(s.slot.findings) < 2 else "two" for s in scenes]
     for trait in ([s.view for s in scenes], [s.sex for s in scenes], [s.age > 48 for s in scenes]):
         table = np.zeros((len(set(label)), 2))
@@ -132,11 +132,11 @@ def test_the_same_images_whatever_the_workers(raw, tmp_path):
 
 
 def test_another_seed_draws_other_images():
-    assert not np.array_equal(phantom.draw(3, 64, 1).image, phantom.draw(3, 64, 2).image)
+    assert not np.array_equal(radiograph.draw(3, 64, 1).image, radiograph.draw(3, 64, 2).image)
 
 
 def test_draw_gives_what_write_dataset_wrote(raw):
-    drawn = phantom.draw(7, 64, SEED)
+    drawn = radiograph.draw(7, 64, SEED)
     with Image.open(raw / "images" / drawn.file) as image:
         np.testing.assert_array_equal(np.asarray(image), drawn.image)
     assert drawn.image.shape == (64, 64) and drawn.image.dtype == np.uint8
@@ -145,7 +145,7 @@ def test_draw_gives_what_write_dataset_wrote(raw):
 def test_a_killed_run_continues_to_the_same_data_set(raw, tmp_path):
     """Kill -9 once some images are there; the next run keeps those and ends as an unbroken run does."""
     broken = tmp_path / "raw"
-    code = "import sys; from pathlib import Path; from chestxray import phantom; "
+    code = "import sys; from pathlib import Path; from chestxray.data.phantom import dataset as phantom; "
     code += f"phantom.write_dataset(Path(sys.argv[1]), 40, 64, {SEED}, 1)"
     run = subprocess.Popen(
         [sys.executable, "-c", code, str(broken)], stderr=subprocess.DEVNULL, env={**os.environ, "TQDM_DISABLE": "1"}
@@ -203,7 +203,7 @@ def test_no_images_are_refused(tmp_path):
 @pytest.mark.parametrize("size", [63, 1025])
 def test_a_size_out_of_range_is_refused(size):
     with pytest.raises(StudyError, match=str(size)):
-        phantom.draw(0, size, 0)
+        radiograph.draw(0, size, 0)
 
 
 @pytest.mark.parametrize("finding", SIX_FINDINGS)
@@ -212,7 +212,7 @@ def test_the_box_holds_the_changed_pixels(finding, index):
     """Draw with and without: what changes clearly is in the boxes (scatter changes all else by a grey or two)."""
     change, scene = quiet_pair(index, finding)
     inside = np.zeros(change.shape, dtype=bool)
-    for box in phantom.boxes(scene, 256):
+    for box in radiograph.boxes(scene, 256):
         inside[int(box.y) : int(box.y + box.height) + 1, int(box.x) : int(box.x + box.width) + 1] = True
     clear = np.abs(change) > 12
     assert clear.sum() > 30
@@ -223,7 +223,7 @@ def test_a_box_is_tight():
     """On every side, a tenth of the box's width away from its edge something has changed."""
     for finding in ("Mass", "Nodule"):
         change, scene = quiet_pair(4, finding, 512)
-        (box,) = phantom.boxes(scene, 512)
+        (box,) = radiograph.boxes(scene, 512)
         rows_, columns = np.nonzero(np.abs(change) > 6)
         assert abs(np.ptp(columns) + 1 - box.width) < 0.2 * box.width
         assert abs(np.ptp(rows_) + 1 - box.height) < 0.2 * box.height
@@ -233,8 +233,8 @@ def test_nodules_are_at_most_thirty_millimetres_and_masses_more():
     """The Fleischner Society's border between a nodule and a mass is 30 mm."""
     for index in range(60):
         for finding in ("Nodule", "Mass"):
-            scene = phantom.compose(index, SEED, findings=[finding])
-            (box,) = phantom.boxes(scene, 128)
+            scene = radiograph.compose(index, SEED, findings=[finding])
+            (box,) = radiograph.boxes(scene, 128)
             sides = np.array([box.width, box.height]) * scene.width / 128
             assert (sides <= 30).all() if finding == "Nodule" else (sides > 30).all()
 
@@ -244,13 +244,13 @@ def test_an_ap_heart_is_wider_and_the_diaphragm_higher_than_pa():
     for index in (0, 9, 30):
         widths, domes = [], []
         for view in ("PA", "AP"):
-            scene = phantom.compose(index, SEED, findings=(), view=view)
+            scene = radiograph.compose(index, SEED, findings=(), view=view)
             bare = dataclasses.replace(scene.anatomy, heart=1.0)
-            change = phantom.render(scene, 256, noise=False).astype(int) - phantom.render(
+            change = radiograph.render(scene, 256, noise=False).astype(int) - radiograph.render(
                 dataclasses.replace(scene, anatomy=bare), 256, noise=False
             )
             widths.append(np.ptp(np.nonzero(change > 10)[1]))
-            lung = phantom.render(scene, 256, noise=False)[
+            lung = radiograph.render(scene, 256, noise=False)[
                 128:230, 256 // 2 - round(0.55 * scene.anatomy.lung * 256 / scene.width)
             ]
             domes.append(int(np.argmax(np.diff(lung.astype(int)))))
@@ -261,7 +261,7 @@ def test_an_ap_heart_is_wider_and_the_diaphragm_higher_than_pa():
 def test_a_pneumothorax_is_darker_and_has_no_markings():
     change, scene = quiet_pair(6, "Pneumothorax")
     (lesion,) = scene.lesions
-    (box,) = phantom.boxes(scene, 256)
+    (box,) = radiograph.boxes(scene, 256)
     assert (change < -12).sum() > 200
     assert (change > 4).sum() > 20  # the pleural line, and the denser lung beside it
     rows_, columns = np.nonzero(change < -12)
@@ -283,8 +283,8 @@ def test_an_effusion_is_highest_at_the_chest_wall():
 
 def test_atelectasis_raises_the_dome_of_its_side():
     for index in range(20):
-        sound = phantom.compose(index, SEED, findings=())
-        ill = phantom.compose(index, SEED, findings=["Atelectasis"])
+        sound = radiograph.compose(index, SEED, findings=())
+        ill = radiograph.compose(index, SEED, findings=["Atelectasis"])
         side = ill.lesions[0].side
         assert ill.anatomy.dome(side) < sound.anatomy.dome(side) - 10  # y grows downwards
         assert ill.anatomy.dome(-side) == sound.anatomy.dome(-side)
@@ -293,16 +293,16 @@ def test_atelectasis_raises_the_dome_of_its_side():
 
 def test_attenuation_follows_beer_and_lambert():
     """Twice the quanta leave the picture as it is, and make its noise smaller by the square root of two."""
-    scene = phantom.compose(0, SEED, findings=())
+    scene = radiograph.compose(0, SEED, findings=())
     double = dataclasses.replace(scene, quanta=2 * scene.quanta)
-    quiet = phantom.render(scene, 256, noise=False).astype(float)
-    assert np.abs(quiet - phantom.render(double, 256, noise=False)).max() <= 1
+    quiet = radiograph.render(scene, 256, noise=False).astype(float)
+    assert np.abs(quiet - radiograph.render(double, 256, noise=False)).max() <= 1
     lung = np.s_[90:160, 60:200]
-    rough = [np.std((phantom.render(s, 256) - quiet)[lung]) for s in (scene, double)]
+    rough = [np.std((radiograph.render(s, 256) - quiet)[lung]) for s in (scene, double)]
     assert rough[0] / rough[1] == pytest.approx(np.sqrt(2), rel=0.12)
 
 
 def test_anatomy_does_not_depend_on_the_size():
-    scene = phantom.compose(3, SEED)
-    large, small = (phantom.render(scene, size, noise=False).astype(float) for size in (512, 64))
+    scene = radiograph.compose(3, SEED)
+    large, small = (radiograph.render(scene, size, noise=False).astype(float) for size in (512, 64))
     assert np.abs(large.reshape(64, 8, 64, 8).mean(axis=(1, 3)) - small).mean() < 4

@@ -15,9 +15,11 @@ from conftest import write_raw
 from faults import note
 from loopback import Resource, serve
 
-from chestxray import __main__, published, sources
+from chestxray import __main__
 from chestxray.config import Paths, StudyError, open_study
-from chestxray.downloads import Patience
+from chestxray.data import kaggle as data_kaggle
+from chestxray.data import sources
+from chestxray.data.downloads import Patience
 
 QUICK = Patience(connect=2, stall=0.5, slowest=10, attempts=2, pause=0.01)
 IMAGES = 20
@@ -29,14 +31,15 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("CHESTXRAY_MOUNTS", str(tmp_path / "mounts"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "SIDE", 48)
-    monkeypatch.setattr("chestxray.published.PATIENCE", QUICK)
+    monkeypatch.setattr(data_kaggle, "SIDE", 48)
+    monkeypatch.setattr("chestxray.data.kaggle.PATIENCE", QUICK)
     for name in ("fetch_urls", "mend"):
-        monkeypatch.setattr(published, name, with_patience(getattr(published, name)))
+        monkeypatch.setattr(data_kaggle, name, with_patience(getattr(data_kaggle, name)))
     small = {
-        name: dataclasses.replace(dataset, images=IMAGES, size=100_000) for name, dataset in published.DATASETS.items()
+        name: dataclasses.replace(dataset, images=IMAGES, size=100_000)
+        for name, dataset in data_kaggle.DATASETS.items()
     }
-    monkeypatch.setattr(published, "DATASETS", small)
+    monkeypatch.setattr(data_kaggle, "DATASETS", small)
 
 
 def with_patience(function):
@@ -103,28 +106,28 @@ def test_the_sample_as_kaggle_lays_it_out(tmp_path, nested, capsys):
 
 
 def test_the_sample_is_prepared(tmp_path):
-    from chestxray import radiographs
+    from chestxray.data import preparation
 
     lay_out(tmp_path / "mounts" / "sample", "nih-sample")
     study = open_study("nih-sample", "quick", 1, {"image_size": 32, "no_finding": 8})
     sources.prepare_raw("nih-sample", study)
-    manifest = radiographs.prepare(study, workers=1).manifest
+    manifest = preparation.prepare(study, workers=1).manifest
     assert len(manifest) == IMAGES and manifest["age"].between(20, 80).all()
 
 
 def test_the_two_datasets_and_parts_are_told_apart(tmp_path):
     lay_out(tmp_path / "mounts" / "sample", "nih-sample")
-    assert published.find_copy(published.DATASETS["nih"]) is None
+    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None
     part = lay_out(tmp_path / "mounts" / "data", "nih")
     shutil.rmtree(part / "images_001")
-    assert published.find_copy(published.DATASETS["nih"]) is None
+    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None
 
 
 def test_kagglehubs_cache_is_used(tmp_path):
     folder = tmp_path / "cache" / "datasets" / "nih-chest-xrays" / "data"
     lay_out(folder / "versions" / "3", "nih")
     lay_out(folder / "versions" / "4", "nih")
-    assert published.find_copy(published.DATASETS["nih"]) is None  # neither is complete
+    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None  # neither is complete
     (folder / "3.complete").touch()
     study = open_study("nih", "quick", 1)
     sources.prepare_raw("nih", study)
@@ -192,13 +195,13 @@ def test_space_is_checked_before_kaggle_is_asked(kaggle, monkeypatch):
 
 
 def test_the_folder_of_a_missing_image_follows_the_nihs_counts(tmp_path, monkeypatch):
-    monkeypatch.setitem(published.DATASETS, "nih", dataclasses.replace(published.DATASETS["nih"], images=112_120))
+    monkeypatch.setitem(data_kaggle.DATASETS, "nih", dataclasses.replace(data_kaggle.DATASETS["nih"], images=112_120))
     names = [f"{number:08d}_000.png" for number in range(112_120)]
     places = {name: number for number, name in enumerate(names)}
-    nih = published.DATASETS["nih"]
+    nih = data_kaggle.DATASETS["nih"]
 
     def folder(number: int) -> str:
-        return published._kaggle_place(nih, tmp_path, names[number - 1], places).parent.parent.name
+        return data_kaggle._kaggle_place(nih, tmp_path, names[number - 1], places).parent.parent.name
 
     assert [folder(number) for number in (1, 4_999, 5_000, 14_999, 15_000)] == [
         *["images_001"] * 2,
@@ -298,10 +301,10 @@ def test_pages_instead_of_files_are_refused(tmp_path, nihs, monkeypatch, capsys)
 
 def test_space_for_all_archives_is_checked_first(tmp_path, nihs, monkeypatch):
     resources, _ = nihs
-    monkeypatch.setattr("chestxray.downloads.RESERVE", 0)
+    monkeypatch.setattr("chestxray.data.downloads.RESERVE", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=20_000))
     with pytest.raises(StudyError, match=r"needs \d+ kB, 20 kB are free.*CHESTXRAY_ROOT"):
-        published.fetch_urls(Paths("nih"), published.read_list(tmp_path / "urls.txt"))
+        data_kaggle.fetch_urls(Paths("nih"), data_kaggle.read_list(tmp_path / "urls.txt"))
     assert not (tmp_path / "root").exists() and not resources["/static/1.gz"].asked
 
 
@@ -309,9 +312,9 @@ def test_a_mounted_copy_is_never_written(tmp_path, nihs, monkeypatch):
     lay_out(tmp_path / "mounts" / "data", "nih")
     sources.prepare_raw("nih", open_study("nih", "quick", 1))
     with pytest.raises(StudyError, match="is a link to"):
-        published.fetch_urls(Paths("nih"), published.read_list(tmp_path / "urls.txt"))
+        data_kaggle.fetch_urls(Paths("nih"), data_kaggle.read_list(tmp_path / "urls.txt"))
     with pytest.raises(StudyError, match="not written from here"):
-        published.mend(published.DATASETS["nih"], Paths("nih"), {"a.png"})
+        data_kaggle.mend(data_kaggle.DATASETS["nih"], Paths("nih"), {"a.png"})
 
 
 @pytest.mark.parametrize(
@@ -327,14 +330,14 @@ def test_a_mounted_copy_is_never_written(tmp_path, nihs, monkeypatch):
 def test_lists_of_urls_that_are_none(tmp_path, text, said):
     (tmp_path / "urls.txt").write_text(text)
     with pytest.raises(StudyError) as error:
-        published.read_list(tmp_path / "urls.txt")
+        data_kaggle.read_list(tmp_path / "urls.txt")
     assert said in str(error.value) and "urls.txt" in str(error.value)
     with pytest.raises(StudyError, match="cannot be read"):
-        published.read_list(tmp_path / "none.txt")
+        data_kaggle.read_list(tmp_path / "none.txt")
 
 
 def test_a_line_of_a_list(tmp_path):
     (tmp_path / "urls.txt").write_text(f"https://x/a%20b.gz\nhttps://y/z images_02.tar.gz {'AB' * 32}\n")
-    first, second = published.read_list(tmp_path / "urls.txt")
+    first, second = data_kaggle.read_list(tmp_path / "urls.txt")
     assert first["name"] == "a b.gz" and first["sha256"] == ""
     assert second["name"] == "images_02.tar.gz" and second["sha256"] == "ab" * 32

@@ -25,9 +25,11 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from chestxray import files, radiographs
+from chestxray import files
 from chestxray.config import Study
+from chestxray.data.manifest import store_path
 from chestxray.files import in_threads
+from chestxray.images.pixels import decode, prepare_pixels
 
 HASH_SIDE = 16
 """A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""
@@ -98,7 +100,7 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
 
 
 def _hash_batch(paths: Sequence[Path]) -> list[np.ndarray]:
-    return [perceptual_hash(radiographs.decode(path)) for path in paths]
+    return [perceptual_hash(decode(path)) for path in paths]
 
 
 def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
@@ -160,7 +162,7 @@ def detail(pixels: np.ndarray) -> np.ndarray:
     Returns:
         (128, 128) float32.
     """
-    grey = radiographs.prepare_pixels(pixels, _SIDE).astype(np.float32)
+    grey = prepare_pixels(pixels, _SIDE).astype(np.float32)
     return grey - gaussian_filter(grey, _BLUR)
 
 
@@ -197,7 +199,7 @@ def _window_sums(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _all_alike(paths: Sequence[Path], positions: pd.DataFrame) -> pd.Series:
     """The likeness of each pair of positions, on its index."""
-    details = functools.lru_cache(maxsize=1024)(lambda place: detail(radiographs.decode(paths[place])))
+    details = functools.lru_cache(maxsize=1024)(lambda place: detail(decode(paths[place])))
     ordered = positions.sort_values(["first", "second"])  # so that few images are decoded twice
     pairs = zip(ordered["first"], ordered["second"], strict=True)
     bar = tqdm(pairs, total=len(ordered), desc="Comparing pairs", unit="pair", disable=None)
@@ -217,7 +219,7 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
         StudyError: a prepared image cannot be read.
     """
     started = time.perf_counter()
-    paths = [radiographs.store_path(study.paths.store, image) for image in manifest["image"]]
+    paths = [store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]
     strict = study.profile.image_size < _SIDE or study.is_phantom
     most_bits, threshold = (STRICT_DISTANCE, STRICT_LIKENESS) if strict else (DISTANCE, LIKENESS)

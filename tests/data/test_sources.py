@@ -5,8 +5,8 @@ import csv
 import pytest
 from PIL import Image
 
-from chestxray import sources
 from chestxray.config import StudyError, open_study
+from chestxray.data import sources
 
 
 def test_a_folder_is_linked_and_not_written(tiny_raw, study_of):

@@ -19,50 +19,24 @@ import pandas as pd
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from chestxray import files, metadata, sources, splits
-from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
+from chestxray import files
+from chestxray.config import CLASSES, SPLITS, Study, StudyError
+from chestxray.data import nih_tables, sources, splits
+from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
+from chestxray.data.nih_tables import Rejection
 from chestxray.files import atomic_write, in_threads
-from chestxray.images.pixels import decode, decode_bytes, prepare_pixels, square
-from chestxray.metadata import Rejection
+from chestxray.images.pixels import decode_bytes, square
 
-__all__ = [
-    "MANIFEST_COLUMNS",
-    "Plan",
-    "Preparation",
-    "atomic_write",
-    "decode",
-    "link_trees",
-    "make_plan",
-    "prepare",
-    "prepare_pixels",
-    "raw_side",
-    "read_manifest",
-    "store_images",
-]
-
-MANIFEST_COLUMNS = (*splits.PLAN_COLUMNS, "sha256")
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 
-_BOOLEANS = ("selected", "natural_test", "balanced_test")
+
 _NOTE = "Prepared"
 _COMPRESSION = 3
 """zlib level: half the time of Pillow's 6 for files an eighth larger."""
 _BATCH = 32
 _SHARES = 16
 """Batches a thread, at least: fewer leave threads idle at the end of a small dataset."""
-
-
-def raw_side(paths: Paths) -> int:
-    """Side in pixels of a dataset's raw radiographs: of the first one, or as told by the archive that it came in.
-
-    Raises:
-        StudyError: there is no raw radiograph and no archive, or it cannot be read.
-    """
-    record = sources.unpacked(paths)
-    if record is not None:
-        return record["raw_side"]
-    return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)
 
 
 def _note(source: Path, size: int) -> str:
@@ -117,11 +91,6 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
 
 def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int) -> list[_Stored]:
     return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
-
-
-def store_path(store: Path, image: str) -> Path:
-    """Where the prepared PNG of an image lies."""
-    return store / f"{Path(image).stem}.png"
 
 
 def store_images(
@@ -236,10 +205,10 @@ def make_plan(study: Study) -> Plan:
         StudyError: the tables or lists cannot be used.
     """
     raw = study.require(study.paths.raw, "stage 1")
-    entries = metadata.read_entries(raw)
-    present = metadata.match_images(entries, sources.find_images(raw))
+    entries = nih_tables.read_entries(raw)
+    present = nih_tables.match_images(entries, sources.find_images(raw))
     present, twins = _one_stem_each(present)
-    lists = metadata.read_lists(raw)
+    lists = nih_tables.read_lists(raw)
     profile = study.profile
     table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
     listed = splits.uses_lists(table, lists)
@@ -255,7 +224,7 @@ def make_plan(study: Study) -> Plan:
     return Plan(table, present.paths, (*present.rejected, *twins, *thin), tuple(notes))
 
 
-def _one_stem_each(present: metadata.Present) -> tuple[metadata.Present, list[Rejection]]:
+def _one_stem_each(present: nih_tables.Present) -> tuple[nih_tables.Present, list[Rejection]]:
     """Leave out images that would be stored under the name of another (`a.jpg` beside `a.png`)."""
     stem = present.table["image"].str.rsplit(".", n=1).str[0]
     twins = present.table.loc[stem.duplicated(), "image"]
@@ -299,22 +268,7 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
         for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.near_duplicates, paths.cache):
             files.remove(outdated)
     link_trees(study, manifest)
-    rejected = metadata.rejections_frame([*plan.rejected, *unreadable])
+    rejected = nih_tables.rejections_frame([*plan.rejected, *unreadable])
     atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
     atomic_write(paths.manifest, after)
     return Preparation(manifest, rejected, plan.notes, made, time.perf_counter() - started)
-
-
-def read_manifest(study: Study) -> pd.DataFrame:
-    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` and the tests as bool.
-
-    Raises:
-        StageMissing: stage 2.1 has not been run.
-    """
-    path = study.require(study.paths.manifest, "stage 2.1")
-    types = dict.fromkeys(MANIFEST_COLUMNS, "str") | {"follow_up": "int64", "age": "Int64"}
-    types |= dict.fromkeys(_BOOLEANS, "bool")
-    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"age": [""]})
-    if "balanced_test" not in table:  # of a dataset prepared before the manifest told the tests
-        table = table.join(splits.test_sets(table, study.seed))
-    return table[list(MANIFEST_COLUMNS)]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from chestxray import near_duplicates, phantom, radiographs
+from chestxray.data import near_duplicates, preparation
+from chestxray.data.phantom import radiograph
 
 BITS = near_duplicates.HASH_SIDE**2
 
@@ -18,7 +19,7 @@ BITS = near_duplicates.HASH_SIDE**2
 @pytest.fixture(scope="module")
 def chests() -> list[np.ndarray]:
     """Twelve phantoms of 128 px, each of another patient."""
-    drawn = {(one := phantom.draw(index, 128, 5)).patient: one.image for index in range(40)}
+    drawn = {(one := radiograph.draw(index, 128, 5)).patient: one.image for index in range(40)}
     return list(drawn.values())[:12]
 
 
@@ -113,7 +114,7 @@ def test_the_check_finds_what_was_copied_across_splits(study_of, make_raw, chest
     for (source, target), alter in copied.items():
         Image.fromarray(alter(np.asarray(Image.open(raw / "images" / source)))).save(raw / "images" / target)
     study = study_of(raw, image_size=128)
-    manifest = radiographs.prepare(study, workers=1).manifest
+    manifest = preparation.prepare(study, workers=1).manifest
     found = near_duplicates.check(study, manifest, workers=1)
     duplicates = found.pairs[found.pairs["near_duplicate"]]
     assert (duplicates["patient"] != duplicates["other_patient"]).all()
@@ -138,7 +139,7 @@ def test_the_check_finds_what_was_copied_across_splits(study_of, make_raw, chest
 
 def test_small_images_must_be_more_alike(study_of, make_raw):
     study = study_of(make_raw(images=36))
-    manifest = radiographs.prepare(study, workers=1).manifest
+    manifest = preparation.prepare(study, workers=1).manifest
     found = near_duplicates.check(study, manifest, workers=1)
     assert found.threshold == near_duplicates.STRICT_LIKENESS > near_duplicates.LIKENESS
     assert found.most_bits == near_duplicates.STRICT_DISTANCE < near_duplicates.DISTANCE
@@ -147,18 +148,18 @@ def test_small_images_must_be_more_alike(study_of, make_raw):
 
 def test_another_preparation_removes_the_old_report(tiny_raw, study_of):
     study = study_of(tiny_raw)
-    radiographs.prepare(study, workers=1)
+    preparation.prepare(study, workers=1)
     study.paths.near_duplicates.write_text("old")
-    radiographs.prepare(study, workers=1)
+    preparation.prepare(study, workers=1)
     assert study.paths.near_duplicates.exists()
     changed = study_of(tiny_raw, image_size=24)
-    radiographs.prepare(changed, workers=1)
+    preparation.prepare(changed, workers=1)
     assert not changed.paths.near_duplicates.exists()
 
 
 def test_real_radiographs_have_no_near_duplicate_among_other_patients(nih, study_of):
     study = study_of(nih, image_size=128)
-    manifest = radiographs.prepare(study).manifest
+    manifest = preparation.prepare(study).manifest
     if len(manifest) != 8011:
         pytest.skip("CHESTXRAY_NIH is not the sample of 8,011 radiographs")
     found = near_duplicates.check(study, manifest)

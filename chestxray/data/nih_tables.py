@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from chestxray import sources
 from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+from chestxray.data import sources
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera
+
 
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
@@ -449,3 +450,24 @@ def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
     """Rejections as a table: `file`, `value`, `remedy`, sorted by file."""
     table = pd.DataFrame(list(lines), columns=list(Rejection._fields))
     return table.sort_values(list(Rejection._fields), ignore_index=True)
+
+
+NIH_SIDE = 1024
+"""Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
+
+
+def box_side(boxes: pd.DataFrame, image_side: int) -> int:
+    """Say in pixels of which image the lesion boxes are.
+
+    The NIH's are in pixels of its 1024-px images, whatever size the images here have been brought to; those of other
+    sources are in pixels of the images they came with.
+
+    Args:
+        boxes: `x`, `y`, `width`, `height`.
+        image_side: side of the raw images here, in pixels.
+
+    Returns:
+        `image_side` where all boxes lie inside such an image, else NIH_SIDE.
+    """
+    ends = max((boxes["x"] + boxes["width"]).max(), (boxes["y"] + boxes["height"]).max())
+    return NIH_SIDE if ends > image_side + 1 else image_side

@@ -13,9 +13,9 @@ import pytest
 from faults import note
 from loopback import Resource, serve
 
-from chestxray import downloads
 from chestxray.config import StudyError
-from chestxray.downloads import Patience
+from chestxray.data import downloads
+from chestxray.data.downloads import Patience
 
 QUICK = Patience(connect=2, stall=0.25, slowest=1000, attempts=3, pause=0.01)
 DATA = np.random.default_rng(0).bytes(300_000)
@@ -131,7 +131,7 @@ def test_a_length_too_short_that_nothing_contradicts(server, tmp_path):
     """A client reads as many bytes as it was told of; that they are not all is found by who unpacks them."""
     from test_archives import GOOD, tar
 
-    from chestxray import archives
+    from chestxray.data import archives
 
     data = tar(*GOOD)
     target = get(server, Resource(data, claims=len(data) // 2), tmp_path / "file")

@@ -14,8 +14,8 @@ import pytest
 from faults import note
 from tarballs import tar
 
-from chestxray import archives
 from chestxray.config import StudyError
+from chestxray.data import archives
 
 NOISE = np.random.default_rng(1).bytes(30_000)
 

@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from chestxray import archives, downloads, files
+from chestxray import files
 from chestxray.config import IMAGE_SUFFIXES, Paths, StudyError
-from chestxray.downloads import PATIENCE, Patience
+from chestxray.data import archives, downloads
+from chestxray.data.downloads import PATIENCE, Patience
 
 SIDE = 1024
 """Side in pixels of every image that the NIH published."""

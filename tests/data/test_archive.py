@@ -20,8 +20,12 @@ from faults import note
 from killing import killed
 from tarballs import tar
 
-from chestxray import __main__, augmentation, config, files, inputs, packing, pipeline, radiographs, sources, stages
+from chestxray import __main__, config, files, inputs, pipeline, stages
 from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
+from chestxray.data import archive as data_archive
+from chestxray.data import augmentation, preparation, sources
+from chestxray.data import manifest as data_manifest
+from chestxray.data.manifest import raw_side, read_manifest, store_path
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -35,7 +39,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def packed(prepared_study, tmp_path):
     """The study, with its archive `tmp_path/tiny.tar`."""
-    return prepared_study, packing.pack(prepared_study.paths, tmp_path / "tiny.tar").path
+    return prepared_study, data_archive.pack(prepared_study.paths, tmp_path / "tiny.tar").path
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,8 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     study = of_tiny(folder / "root")
     sources.prepare_raw(str(write_raw(folder / "tiny")), study)
-    radiographs.prepare(study)
-    return packing.pack(study.paths).path.read_bytes()
+    preparation.prepare(study)
+    return data_archive.pack(study.paths).path.read_bytes()
 
 
 @pytest.fixture
@@ -69,18 +73,18 @@ def of_tiny(root: Path) -> config.Study:
 def test_what_comes_out_is_what_went_in(packed, elsewhere):
     study, archive = packed
     (study.paths.raw / "README.pdf").write_bytes(b"not asked for")
-    done = packing.unpack(archive, elsewhere)
+    done = data_archive.unpack(archive, elsewhere)
     there = of_tiny(elsewhere)
     assert done.folder == there.paths.data and done.kept == 0
     unpacked = hashes(there.paths.data)
     del unpacked[sources.UNPACKED]
     assert unpacked == hashes(study.paths.data)
     assert not (there.paths.raw / "images").exists() and not there.paths.raw.is_symlink()
-    assert inputs.fingerprint(there) == inputs.fingerprint(study) == done.index.fingerprint
-    manifest = radiographs.read_manifest(there)
+    assert data_manifest.fingerprint(there) == data_manifest.fingerprint(study) == done.index.fingerprint
+    manifest = read_manifest(there)
     chosen = manifest[manifest["selected"]]
     for row in chosen.itertuples():
-        stored = radiographs.store_path(there.paths.store, row.image)
+        stored = store_path(there.paths.store, row.image)
         assert (there.paths.tree(row.split) / row.label / stored.name).samefile(stored)
     assert sum(len(list(there.paths.tree(split).rglob("*.png"))) for split in SPLITS) == len(chosen)
     pd.testing.assert_frame_equal(inputs.load_augmented(there).table, inputs.load_augmented(study).table)
@@ -90,11 +94,11 @@ def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
     study, archive = packed
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
-        index = json.loads(tar.extractfile(packing.INDEX).read())
-        sealed = tar.extractfile(packing.SEAL).read().decode().strip()
+        index = json.loads(tar.extractfile(data_archive.INDEX).read())
+        sealed = tar.extractfile(data_archive.SEAL).read().decode().strip()
         content = {member.name: tar.extractfile(member).read() for member in members}
     names = [member.name for member in members]
-    assert names[0] == packing.INDEX and names[-1] == packing.SEAL and len(set(names)) == len(names)
+    assert names[0] == data_archive.INDEX and names[-1] == data_archive.SEAL and len(set(names)) == len(names)
     assert sum(name.startswith("images/") for name in names) == 240
     assert {"raw/Data_Entry_2017_v2020.csv", "raw/test_list.txt", "raw/train_val_list.txt"} <= set(names)
     assert all(member.isreg() and (member.mtime, member.uid, member.gid, member.uname) == (0,) * 3 + ("",)
@@ -104,7 +108,7 @@ def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
     assert all(listed[name] == (len(content[name]), hashlib.sha256(content[name]).hexdigest()) for name in listed)
     data = archive.read_bytes()
     assert sealed == hashlib.sha256(data[:-2048]).hexdigest()
-    assert index["fingerprint"] == inputs.fingerprint(study)
+    assert index["fingerprint"] == data_manifest.fingerprint(study)
 
 
 def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
@@ -112,26 +116,26 @@ def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
     for path in study.paths.store.iterdir():
         os.utime(path, (1, 1))
         path.chmod(0o600)
-    again = packing.pack(study.paths, tmp_path / "again.tar")
+    again = data_archive.pack(study.paths, tmp_path / "again.tar")
     assert again.path.read_bytes() == archive.read_bytes()
     assert again.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
-    packing.unpack(archive, elsewhere)
-    carried = packing.pack(Paths("tiny", elsewhere))
+    data_archive.unpack(archive, elsewhere)
+    carried = data_archive.pack(Paths("tiny", elsewhere))
     assert carried.path == elsewhere / "1_Datasets" / "tiny.tar"
     assert carried.path.read_bytes() == archive.read_bytes()
 
 
 def test_a_dataset_without_augmented_files_lists_or_boxes(make_raw, study_of, elsewhere):
     study = study_of(make_raw(lists=False))
-    radiographs.prepare(study)
-    archive = packing.pack(study.paths).path
-    done = packing.unpack(archive, elsewhere)
+    preparation.prepare(study)
+    archive = data_archive.pack(study.paths).path
+    done = data_archive.unpack(archive, elsewhere)
     assert done.index.augmented == 0
     assert sorted(path.name for path in done.folder.iterdir()) == sorted(
         ["images", "manifest.csv", "raw", "rejected.csv", "unpacked.json", *SPLITS]
     )
     assert [path.name for path in (done.folder / "raw").iterdir()] == ["Data_Entry_2017_v2020.csv"]
-    assert inputs.fingerprint(of_tiny(elsewhere)) == inputs.fingerprint(study)
+    assert data_manifest.fingerprint(of_tiny(elsewhere)) == data_manifest.fingerprint(study)
 
 
 def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, elsewhere):
@@ -143,23 +147,24 @@ def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, else
     boxes = "Image Index,Finding Label,Bbox [x,y,w,h],,,,,,\n00000002_000.png,Infiltrate,1.5,2,3,4,,,\n"
     (raw / "BBox_List_2017.csv").write_text(boxes)
     study = study_of(raw)
-    radiographs.prepare(study)
+    preparation.prepare(study)
     (study.paths.data / "near_duplicates.csv").write_text("image,other\n")
-    packing.unpack(packing.pack(study.paths).path, elsewhere)
+    data_archive.unpack(data_archive.pack(study.paths).path, elsewhere)
     there = Paths("tiny", elsewhere)
     assert (there.raw / "BBox_List_2017.csv").read_text() == boxes
     assert (there.data / "near_duplicates.csv").exists()
     assert (there.store / long).exists()
-    assert radiographs.raw_side(there) == radiographs.raw_side(study.paths) == 48
+    assert raw_side(there) == raw_side(study.paths) == 48
 
 
 PACKS = """
-from chestxray import config, packing
-packing.pack(config.Paths("tiny"), Path(sys.argv[1]))
+from chestxray import config
+from chestxray.data import archive
+archive.pack(config.Paths("tiny"), Path(sys.argv[1]))
 """
 UNPACKS = """
-from chestxray import packing
-packing.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+from chestxray.data import archive
+archive.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -168,8 +173,8 @@ packing.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     """Killed among the images, among the links to them, and before the folder gets its name."""
     study, archive = packed
-    manifest = radiographs.read_manifest(study)
-    entries, links = len(packing._read_index(archive).entries), int(manifest["selected"].sum())
+    manifest = read_manifest(study)
+    entries, links = len(data_archive._read_index(archive).entries), int(manifest["selected"].sum())
     moves = {"images": 100, "links": entries + 20, "folder": entries + links + 2}[point]
     killed(UNPACKS, moves, archive, elsewhere)
     place = elsewhere / "1_Datasets"
@@ -178,7 +183,7 @@ def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     torn.write_bytes(torn.read_bytes()[:-1])
     (place / ".tiny.tmp-unpack" / "images" / "stranger.png").write_bytes(b"of another archive")
     (place / ".tiny.tmp-unpack" / "near_duplicates.csv").write_bytes(b"of another archive")
-    done = packing.unpack(archive, elsewhere)
+    done = data_archive.unpack(archive, elsewhere)
     assert done.kept == min(moves - 1, entries) - 1
     assert [path.name for path in place.iterdir()] == ["tiny"]
     unpacked = hashes(done.folder)
@@ -192,7 +197,7 @@ def test_a_killed_packing_leaves_no_archive(packed, tmp_path):
     target = tmp_path / "new" / "tiny.tar"
     killed(PACKS, 1, target)
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
-    assert packing.pack(study.paths, target).path.read_bytes() == archive.read_bytes()
+    assert data_archive.pack(study.paths, target).path.read_bytes() == archive.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["tiny.tar"]
 
 
@@ -247,9 +252,9 @@ def forge(archive: Path, change) -> None:
         members = [(member.name, old.extractfile(member).read()) for member in old.getmembers()]
     index = json.loads(members[0][1])
     members = members[1:-1]
-    blocks = change(index, members) or b"".join(packing._member(*member) for member in members)
-    body = packing._member(packing.INDEX, json.dumps(index).encode()) + blocks
-    archive.write_bytes(body + packing._seal(hashlib.sha256(body).hexdigest()))
+    blocks = change(index, members) or b"".join(data_archive._member(*member) for member in members)
+    body = data_archive._member(data_archive.INDEX, json.dumps(index).encode()) + blocks
+    archive.write_bytes(body + data_archive._seal(hashlib.sha256(body).hexdigest()))
 
 
 def renamed(name: str):
@@ -263,7 +268,7 @@ def renamed(name: str):
 def as_link(index, members):
     info = tarfile.TarInfo(members[0][0])
     info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    return info.tobuf() + b"".join(packing._member(*member) for member in members[1:])
+    return info.tobuf() + b"".join(data_archive._member(*member) for member in members[1:])
 
 
 def other_pixels(index, members):
@@ -307,8 +312,8 @@ def test_a_forged_archive_is_one_line_and_leaves_nothing(archive, elsewhere, cap
 
 def test_forging_alone_is_no_fault(archive, elsewhere):
     forge(archive, lambda index, members: None)
-    done = packing.unpack(archive, elsewhere)
-    assert inputs.fingerprint(of_tiny(elsewhere)) == done.index.fingerprint
+    done = data_archive.unpack(archive, elsewhere)
+    assert data_manifest.fingerprint(of_tiny(elsewhere)) == done.index.fingerprint
 
 
 def test_no_archive_at_all(tmp_path, elsewhere, capsys):
@@ -322,16 +327,16 @@ def test_no_archive_at_all(tmp_path, elsewhere, capsys):
 def test_space_is_checked_before_the_first_byte(packed, tmp_path, elsewhere, monkeypatch):
     study, archive = packed
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=300 << 20))
-    packing.unpack(archive, elsewhere)
+    data_archive.unpack(archive, elsewhere)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=256 << 20))
     with pytest.raises(StudyError, match=r"to spare, .* are free; free space, or write it to another disk by"):
-        packing.pack(study.paths, tmp_path / "new" / "b.tar")
+        data_archive.pack(study.paths, tmp_path / "new" / "b.tar")
     assert not (tmp_path / "new").exists()
     with pytest.raises(StudyError, match=r"are free; free space, or set CHESTXRAY_ROOT") as error:
-        packing.unpack(archive, tmp_path / "third")
+        data_archive.unpack(archive, tmp_path / "third")
     assert not (tmp_path / "third").exists()
     note("packed dataset: disk too small", error.value, tmp_path / "third")
-    packing.unpack(archive, elsewhere)  # all is there: nothing is needed
+    data_archive.unpack(archive, elsewhere)  # all is there: nothing is needed
 
 
 def test_a_full_disk_keeps_what_is_right_for_the_next_call(packed, elsewhere, monkeypatch):
@@ -346,17 +351,17 @@ def test_a_full_disk_keeps_what_is_right_for_the_next_call(packed, elsewhere, mo
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StudyError, match="No space left on device"):
-        packing.unpack(archive, elsewhere)
+        data_archive.unpack(archive, elsewhere)
     assert not (elsewhere / "1_Datasets" / "tiny").exists()
     monkeypatch.setattr(Path, "replace", replace)
-    assert packing.unpack(archive, elsewhere).kept == 50
-    assert inputs.fingerprint(of_tiny(elsewhere)) == inputs.fingerprint(study)
+    assert data_archive.unpack(archive, elsewhere).kept == 50
+    assert data_manifest.fingerprint(of_tiny(elsewhere)) == data_manifest.fingerprint(study)
 
 
 def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewhere):
     _, archive = packed
     paths = Paths("tiny", elsewhere)
-    packing.unpack(archive, elsewhere)
+    data_archive.unpack(archive, elsewhere)
     before = hashes(paths.data)
     inputs.load_split(of_tiny(elsewhere), "train")
     names = sorted(path.name for path in paths.store.iterdir())
@@ -364,7 +369,7 @@ def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewher
     (paths.store / names[1]).write_bytes(b"damaged")
     (paths.store / "stranger.png").write_bytes(b"left over")
     paths.augmented_rows.write_text("file\n")
-    done = packing.unpack(archive, elsewhere)
+    done = data_archive.unpack(archive, elsewhere)
     assert done.kept == len(done.index.entries) - 3
     after = hashes(paths.data)
     assert {name: sha256 for name, sha256 in after.items() if not name.startswith("cache/")} == before
@@ -391,7 +396,7 @@ def test_what_cannot_be_packed(packed, tmp_path, capsys):
 
     def fails(match):
         with pytest.raises(StudyError, match=match) as error:
-            packing.pack(study.paths, target)
+            data_archive.pack(study.paths, target)
         assert "\n" not in str(error.value) and not target.parent.exists()
 
     stored.write_bytes(data[:-1] + b"?")
@@ -402,21 +407,21 @@ def test_what_cannot_be_packed(packed, tmp_path, capsys):
     augmented.unlink()
     fails(r"cannot be read .*; run stage 2.2 again")
     with pytest.raises(StudyError, match="is a folder"):
-        packing.pack(study.paths, tmp_path)
+        data_archive.pack(study.paths, tmp_path)
     study.paths.manifest.unlink()
     with pytest.raises(StageMissing, match=r"run stage 2\.1"):
-        packing.pack(study.paths, target)
+        data_archive.pack(study.paths, target)
     assert __main__.main(["pack", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(packed, tmp_path, monkeypatch):
     study, _ = packed
-    index = packing._index(study.paths, packing._places(study.paths))
-    monkeypatch.setattr(packing, "_index", lambda *_: index)
+    index = data_archive._index(study.paths, data_archive._places(study.paths))
+    monkeypatch.setattr(data_archive, "_index", lambda *_: index)
     study.paths.rejected.write_text("file,value,remedy\nx,y,z\n")
     with pytest.raises(StudyError, match="changed while it was packed"):
-        packing.pack(study.paths, tmp_path / "new" / "b.tar")
+        data_archive.pack(study.paths, tmp_path / "new" / "b.tar")
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -426,7 +431,7 @@ def line_of(study, source="tiny", **overrides):
 
 
 def test_stages_1_and_2_1_count_as_run_while_the_manifest_is_the_one_unpacked(archive, elsewhere, monkeypatch):
-    packing.unpack(archive, elsewhere)
+    data_archive.unpack(archive, elsewhere)
     before = hashes(elsewhere)
     monkeypatch.setenv("CHESTXRAY_ROOT", str(elsewhere))
     study = of_tiny(elsewhere)
@@ -468,8 +473,8 @@ def test_later_stages_run_from_the_archive_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_ROOT", str(home))
     study = config.open_study("phantom", "quick", 2024, small)
     sources.prepare_raw("phantom", study)
-    augmentation.write(study, augmentation.plan(radiographs.prepare(study).manifest, study.seed))
-    fingerprint = inputs.fingerprint(study)
+    augmentation.write(study, augmentation.plan(preparation.prepare(study).manifest, study.seed))
+    fingerprint = data_manifest.fingerprint(study)
     assert __main__.main(["pack", "phantom", "--out", str(archive)]) == 0
     shutil.rmtree(home)
     assert __main__.main(["unpack", str(archive), "--root", str(away)]) == 0

@@ -34,6 +34,7 @@ from chestxray.files import atomic_write, in_threads, keep_only, make_folder
 if TYPE_CHECKING:
     import keras
 
+
 ROTATION = 7.0
 """Largest rotation, degrees to either side."""
 SHIFT = 0.04

@@ -13,8 +13,8 @@ from killing import killed
 from PIL import Image
 from scipy import ndimage
 
-from chestxray import augmentation
 from chestxray.config import CLASSES, PROFILES, Paths, Study, StudyError
+from chestxray.data import augmentation
 
 SIZES = {
     "Atelectasis": 17,
@@ -219,7 +219,7 @@ def test_write_resumes_and_is_the_same_for_any_number_of_workers(study: Study, m
 
 WRITES = """
 import pandas as pd
-from chestxray import augmentation
+from chestxray.data import augmentation
 from chestxray.config import PROFILES, Paths, Study
 study = Study(Paths("made", Path(sys.argv[1])), PROFILES["quick"], 3)
 augmentation.write(study, pd.read_csv(sys.argv[2], dtype={"patient": str}))

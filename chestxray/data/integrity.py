@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from chestxray import downloads, metadata, published, radiographs, sources
 from chestxray.config import NIH_FINDINGS, NO_FINDING_NIH, SPLITS, Paths, StudyError
+from chestxray.data import downloads, kaggle, nih_tables, sources
+from chestxray.data.kaggle import Published
+from chestxray.data.nih_tables import Rejection
 from chestxray.files import in_threads
-from chestxray.metadata import Rejection
-from chestxray.published import Published
+from chestxray.images.pixels import decode
 
 SAMPLE = 200
 """Images that are decoded unless all are."""
@@ -80,9 +81,9 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     Raises:
         StudyError: there is no table or no image, or the table can't be used.
     """
-    entries = metadata.read_entries(raw)
+    entries = nih_tables.read_entries(raw)
     images = sources.find_images(raw)
-    present = metadata.match_images(entries, images)
+    present = nih_tables.match_images(entries, images)
     listed = tuple(entries.table["image"])
     absent = tuple(sorted(set(listed) - set(present.paths)))
     faults = _list_faults(raw, set(listed), dataset)
@@ -97,7 +98,7 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     rng = np.random.default_rng(seed)
     names = list(images)
     chosen = set(names if full or len(names) <= SAMPLE else rng.choice(names, SAMPLE, replace=False))
-    side = published.SIDE if dataset else None
+    side = kaggle.SIDE if dataset else None
     jobs = [(images[name], name in chosen, side) for name in names]
     seen = _look_at(jobs)
     faults += [
@@ -129,8 +130,8 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
 def _list_faults(raw: Path, listed: set[str], dataset: Published | None) -> list[Rejection]:
     """What is wrong with the official lists and the boxes."""
     try:
-        lists = metadata.read_lists(raw)
-        metadata.read_boxes(raw)
+        lists = nih_tables.read_lists(raw)
+        nih_tables.read_boxes(raw)
     except StudyError as error:
         name, _, value = str(error).removeprefix(f"{raw}{os.sep}").partition(": ")
         value, _, remedy = value.rpartition("; ")
@@ -140,10 +141,12 @@ def _list_faults(raw: Path, listed: set[str], dataset: Published | None) -> list
         unknown = listed - lists[0] - lists[1]
         if nowhere or unknown:
             value = f"{len(nowhere):,} names without a row, {len(unknown):,} rows in no list"
-            return [Rejection(name, value, "fetch the lists that belong to the table") for name in metadata.LIST_NAMES]
+            return [
+                Rejection(name, value, "fetch the lists that belong to the table") for name in nih_tables.LIST_NAMES
+            ]
     elif dataset and dataset.name == "nih":
         remedy = "or test is split by patient and not comparable: fetch it"
-        return [Rejection(name, "is not there", remedy) for name in metadata.LIST_NAMES]
+        return [Rejection(name, "is not there", remedy) for name in nih_tables.LIST_NAMES]
     return []
 
 
@@ -162,7 +165,7 @@ def to_mend(raw: Path, dataset: Published, full: bool = False) -> tuple[set[str]
     except StudyError:
         names = [name for name in dataset.tables if (raw / name).is_file()]
         try:
-            metadata.read_entries(raw)
+            nih_tables.read_entries(raw)
         except StudyError:
             return {(names or dataset.tables)[0]}, ()
         raise
@@ -251,7 +254,7 @@ def look(path: Path, whole: bool, side: int | None = None) -> _Look:
         return _Look(size, None, f"begins with {head[:8]!r}, no PNG or JPEG", _AGAIN)
     if whole:
         try:
-            pixels = radiographs.decode(path)
+            pixels = decode(path)
         except StudyError as error:
             value, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
             return _Look(size, shape, value, remedy)
@@ -284,9 +287,9 @@ def contents(raw: Path, paths: Paths | None = None) -> list[tuple[str, pd.DataFr
     Raises:
         StudyError: there is no table or no image, or the table can't be used.
     """
-    entries = metadata.read_entries(raw)
+    entries = nih_tables.read_entries(raw)
     images = sources.find_images(raw)
-    present = metadata.match_images(entries, images)
+    present = nih_tables.match_images(entries, images)
     here, listed = present.table, entries.table
     return [
         ("", _whole(entries, present, images)),
@@ -297,7 +300,7 @@ def contents(raw: Path, paths: Paths | None = None) -> list[tuple[str, pd.DataFr
     ]
 
 
-def _whole(entries: metadata.Entries, present: metadata.Present, images: dict[str, Path]) -> pd.DataFrame:
+def _whole(entries: nih_tables.Entries, present: nih_tables.Present, images: dict[str, Path]) -> pd.DataFrame:
     here = present.table
     follow_ups = here.groupby("patient").size()
     ages = here["age"].dropna()
@@ -343,9 +346,9 @@ def _splits(raw: Path, here: pd.DataFrame, paths: Paths | None) -> pd.DataFrame:
     def add(name: str, part: pd.DataFrame) -> None:
         rows.append((name, f"{len(part):,}", f"{part['patient'].nunique():,}", f"{part['label'].ne('').sum():,}"))
 
-    lists = metadata.read_lists(raw)
+    lists = nih_tables.read_lists(raw)
     if lists:
-        for name, names in zip(metadata.LIST_NAMES, lists, strict=True):
+        for name, names in zip(nih_tables.LIST_NAMES, lists, strict=True):
             add(name, here[here["image"].isin(names)])
         rest = here[~here["image"].isin(lists[0] | lists[1])]
         if len(rest):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray import metadata, radiographs, splits
 from chestxray.config import CLASSES, StudyError
+from chestxray.data import nih_tables, preparation, splits
 
 
 def made_table(patients: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -204,8 +204,8 @@ def test_counts_and_departures_add_up():
 
 def test_the_whole_table_gives_the_published_counts_and_the_studys_selection(nih):
     """Counts of single-label images per official list: STUDY.md; 28,000+ is what the published study selected."""
-    table = metadata.read_entries(nih).table
-    planned = splits.plan(table, metadata.read_lists(nih), 0.1, 4000, 2024)
+    table = nih_tables.read_entries(nih).table
+    planned = splits.plan(table, nih_tables.read_lists(nih), 0.1, 4000, 2024)
     official = planned["split"].where(planned["split"].eq("test"), "train_val")
     single = pd.crosstab(planned["label"], official).loc[list(CLASSES)]
     assert single["train_val"].tolist() == [3414, 2788, 7327, 1696, 50500, 2248, 1241]
@@ -222,7 +222,7 @@ def test_the_whole_table_gives_the_published_counts_and_the_studys_selection(nih
 def test_the_real_radiographs_keep_their_lists(nih, nih_plan):
     table = nih_plan.table
     assert crossing(table, table["split"]) == 0
-    train_val, test = metadata.read_lists(nih)
+    train_val, test = nih_tables.read_lists(nih)
     assert set(table.loc[table["split"].eq("test"), "image"]) == set(table["image"]) & test
     assert set(table.loc[table["split"].ne("test"), "image"]) == set(table["image"]) & train_val
     departures = splits.departures(table)
@@ -230,7 +230,7 @@ def test_the_real_radiographs_keep_their_lists(nih, nih_plan):
     chosen = table[table["selected"]]
     assert (chosen["label"].eq("No_finding")).sum() == 1000
     assert chosen.loc[chosen["label"].eq("No_finding"), "patient"].is_unique
-    assert isinstance(nih_plan, radiographs.Plan) and not nih_plan.rejected
+    assert isinstance(nih_plan, preparation.Plan) and not nih_plan.rejected
 
 
 def test_the_real_sample_has_the_counts_it_was_published_with(nih_plan):

@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from chestxray import archives, downloads, files, inputs, metadata, radiographs, sources
+from chestxray import files
 from chestxray.config import CLASSES, PROFILES, Paths, Study, StudyError
+from chestxray.data import archives, downloads, nih_tables, preparation, sources
+from chestxray.data import manifest as data_manifest
+from chestxray.images import pixels
 
 INDEX = "chestxray.json"
 """The first file in an archive: what it is, and name, size and SHA-256 of each further file."""
@@ -162,7 +165,7 @@ def unpack(path: Path, root: Path | None = None) -> Unpacked:
             files.remove(here.data)
         raise StudyError(f"{path}: {_words(error)}; nothing was unpacked: pack the dataset again") from error
     study = _study(here)
-    radiographs.link_trees(study, radiographs.read_manifest(study))
+    preparation.link_trees(study, data_manifest.read_manifest(study))
     record = {"archive": seal, "image_size": index.image_size, "raw_side": index.raw_side}
     record["manifest"] = next(entry.sha256 for entry in index.entries if entry.name == "manifest.csv")
     files.atomic_write(here.data / sources.UNPACKED, _as_json(record))
@@ -187,14 +190,14 @@ def _bar(index: Index, doing: str) -> tqdm:
 
 def _places(paths: Paths) -> dict[str, Path]:
     """Name in the archive → file on disk, in the archive's order."""
-    manifest = radiographs.read_manifest(_study(paths))
-    stored = [radiographs.store_path(paths.store, image) for image in manifest["image"]]
+    manifest = data_manifest.read_manifest(_study(paths))
+    stored = [data_manifest.store_path(paths.store, image) for image in manifest["image"]]
     places = {f"images/{path.name}": path for path in sorted(stored)}
     if paths.augmented_rows.exists():
         tree = paths.tree("train_augmented")
         for file in sorted(pd.read_csv(paths.augmented_rows, usecols=["file"])["file"]):
             places[f"train_augmented/{file}"] = tree / file
-    tables = [sources.find_table(paths.raw).name, metadata.BOXES_NAME, *metadata.LIST_NAMES]
+    tables = [sources.find_table(paths.raw).name, nih_tables.BOXES_NAME, *nih_tables.LIST_NAMES]
     places |= {f"raw/{name}": paths.raw / name for name in sorted(tables) if (paths.raw / name).is_file()}
     return places | {name: paths.data / name for name in TABLES if (paths.data / name).is_file()}
 
@@ -206,7 +209,7 @@ def _index(paths: Paths, places: dict[str, Path]) -> Index:
         StudyError: one is missing or has a name that not every system allows; or an image is not the one that the
             manifest tells.
     """
-    manifest = radiographs.read_manifest(_study(paths))
+    manifest = data_manifest.read_manifest(_study(paths))
     told = dict(zip(manifest["image"].map(lambda image: f"{Path(image).stem}.png"), manifest["sha256"], strict=True))
     entries = []
     for name, path in tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None):
@@ -215,9 +218,9 @@ def _index(paths: Paths, places: dict[str, Path]) -> Index:
         folder, _, file = name.rpartition("/")
         if folder == "images" and entries[-1].sha256 != told[file]:
             raise StudyError(f"{path}: is not the image that manifest.csv tells; run stage 2.1 again")
-    side = radiographs.decode(places[entries[0].name]).shape[0]
-    stamp = inputs.fingerprint(_study(paths))
-    index = Index(paths.dataset, side, radiographs.raw_side(paths), len(manifest), stamp, tuple(entries))
+    side = pixels.decode(places[entries[0].name]).shape[0]
+    stamp = data_manifest.fingerprint(_study(paths))
+    index = Index(paths.dataset, side, data_manifest.raw_side(paths), len(manifest), stamp, tuple(entries))
     try:
         _judge(index)
     except archives.Refused as error:

@@ -110,14 +110,14 @@ def prepare_raw(source: str, study: Study) -> None:
             f"{study.paths.relative(study.paths.data)}: was unpacked from an archive, which has no raw images; leave "
             "out stages 1 and 2.1 by --only, or remove that folder to begin with a source"
         )
-    from chestxray import published  # here, because what it downloads with is slow to import and rarely needed
+    from chestxray.data import kaggle  # here, because what it downloads with is slow to import and rarely needed
 
     if study.is_phantom:
         _draw_phantoms(study)
     elif Path(source).is_dir():
         _link_folder(Path(source).resolve(), study.paths.raw)
-    elif source in published.DATASETS:
-        published.provide(published.DATASETS[source], study.paths)
+    elif source in kaggle.DATASETS:
+        kaggle.provide(kaggle.DATASETS[source], study.paths)
     elif not study.paths.raw.exists():
         raise StudyError(f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {LAYOUT}")
     find_table(study.paths.raw)
@@ -125,11 +125,14 @@ def prepare_raw(source: str, study: Study) -> None:
 
 
 def _draw_phantoms(study: Study) -> None:
-    from chestxray import phantom  # here, because it imports SciPy, which no other source needs
+    from chestxray.data.phantom import (
+        anatomy,
+        dataset,  # here, because it imports SciPy, which no other source needs
+    )
 
-    smallest, largest = phantom.SIZES
+    smallest, largest = anatomy.SIZES
     size = min(max(smallest, PHANTOM_OVERSIZE * study.profile.image_size), largest)
-    phantom.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
+    dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
 
 
 def _link_folder(folder: Path, raw: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from faults import note
 from PIL import Image
 
-from chestxray import __main__, inventory, sources
+from chestxray import __main__
+from chestxray.data import integrity, sources
 
 NAME = "00000003_001.png"
 
@@ -64,7 +65,7 @@ BREAKS = {
 
 
 def test_nothing_is_wrong_with_a_good_folder(tiny_raw, capsys):
-    report = inventory.verify(tiny_raw)
+    report = integrity.verify(tiny_raw)
     assert (report.images, report.decoded, report.absent, report.faults) == (60, 60, (), ())
     assert report.sides == {(48, 48): 60}
     assert report.size == sum(path.stat().st_size for path in (tiny_raw / "images").iterdir())
@@ -87,16 +88,16 @@ def test_each_broken_image_is_named(tiny_raw, fault, capsys, tmp_path):
 def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, monkeypatch):
     from dataclasses import replace
 
-    from chestxray import published
+    from chestxray.data import kaggle
 
     (tiny_raw / "images" / NAME).unlink()
-    report = inventory.verify(tiny_raw)
+    report = integrity.verify(tiny_raw)
     assert report.absent == (NAME,) and report.faults == ()
     said = "no fault: it is counted among the images that are not here"
     note("image: missing in a part of the dataset", said, tiny_raw / "images" / NAME)
-    monkeypatch.setattr(published, "SIDE", 48)
-    whole = replace(published.DATASETS["nih"], images=60)
-    (fault,) = inventory.verify(tiny_raw, whole).faults
+    monkeypatch.setattr(kaggle, "SIDE", 48)
+    whole = replace(kaggle.DATASETS["nih"], images=60)
+    (fault,) = integrity.verify(tiny_raw, whole).faults
     assert (fault.file, fault.value) == (NAME, "is not there")
     note(
         "image: missing in the whole dataset",
@@ -106,7 +107,7 @@ def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, m
     (tiny_raw / "test_list.txt").unlink()
     (tiny_raw / "train_val_list.txt").unlink()
     Image.new("L", (50, 48)).save(tiny_raw / "images" / NAME)
-    faults = {fault.file: fault for fault in inventory.verify(tiny_raw, whole).faults}
+    faults = {fault.file: fault for fault in integrity.verify(tiny_raw, whole).faults}
     said = {file: fault.value for file, fault in faults.items()}
     assert said[NAME] == "50 × 48 px, not 48 × 48" and "test_list.txt" in said
     for name, path in (
@@ -115,17 +116,17 @@ def test_a_part_of_the_dataset_is_no_fault_unless_it_has_to_be_whole(tiny_raw, m
     ):
         note(name, f"{path.name}: {faults[path.name].value}; {faults[path.name].remedy}", path)
     more = replace(whole, images=61)
-    assert "60 images listed" in {f.value for f in inventory.verify(tiny_raw, more).faults}
+    assert "60 images listed" in {f.value for f in integrity.verify(tiny_raw, more).faults}
 
 
 def test_a_sample_is_decoded_and_every_file_is_opened(make_raw, monkeypatch):
-    monkeypatch.setattr(inventory, "SAMPLE", 10)
+    monkeypatch.setattr(integrity, "SAMPLE", 10)
     raw = make_raw(images=40)
-    assert inventory.verify(raw).decoded == 10
+    assert integrity.verify(raw).decoded == 10
     path = raw / "images" / NAME
     path.write_bytes(path.read_bytes()[:-1])
     for seed in range(3):
-        assert [fault.file for fault in inventory.verify(raw, seed=seed).faults] == [NAME]
+        assert [fault.file for fault in integrity.verify(raw, seed=seed).faults] == [NAME]
 
 
 def test_no_dataset_is_one_line(tmp_path, capsys, monkeypatch):
@@ -137,7 +138,7 @@ def test_no_dataset_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_contents_agree_with_the_table(tiny_study, tiny_raw):
-    tables = dict(inventory.contents(tiny_raw, tiny_study.paths))
+    tables = dict(integrity.contents(tiny_raw, tiny_study.paths))
     rows = pd.read_csv(tiny_raw / "Data_Entry_2017_v2020.csv")
     findings = tables["Findings"].set_index("finding")
     effusion = rows["Finding Labels"].str.contains("Effusion")
@@ -155,9 +156,9 @@ def test_contents_agree_with_the_table(tiny_study, tiny_raw):
 
 
 def test_contents_of_a_prepared_dataset(tiny_study, tiny_raw, capsys):
-    from chestxray import radiographs
+    from chestxray.data import preparation
 
-    radiographs.prepare(tiny_study, workers=1)
+    preparation.prepare(tiny_study, workers=1)
     assert __main__.main(["show", "tiny"]) == 0
     said = capsys.readouterr().out
     assert "prepared: train" in said and "manifest.csv" in said
@@ -165,5 +166,5 @@ def test_contents_of_a_prepared_dataset(tiny_study, tiny_raw, capsys):
 
 
 def test_real_radiographs(nih):
-    report = inventory.verify(nih)
+    report = integrity.verify(nih)
     assert report.faults == () and report.images == len(sources.find_images(nih))

@@ -18,9 +18,12 @@ from faults import note
 from killing import killed
 from PIL import Image
 
-from chestxray import files, radiographs, sources
+from chestxray import files
 from chestxray.config import CLASSES, SPLITS, Paths, StageMissing, StudyError
+from chestxray.data import preparation, sources
+from chestxray.data.manifest import MANIFEST_COLUMNS, read_manifest, store_path
 from chestxray.images import pixels
+from chestxray.images.pixels import decode, prepare_pixels
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -86,7 +89,7 @@ WRITERS = {
 def test_every_depth_and_colour_gives_the_same_grey_values(tmp_path, name):
     pixels = np.arange(256, dtype=np.uint8).repeat(16).reshape(64, 64)
     WRITERS[name](pixels, tmp_path / name)
-    read = radiographs.decode(tmp_path / name)
+    read = decode(tmp_path / name)
     assert read.dtype == np.uint8 and read.shape == (64, 64)
     assert np.abs(read.astype(int) - pixels).max() <= 1
 
@@ -95,7 +98,7 @@ def test_every_depth_and_colour_gives_the_same_grey_values(tmp_path, name):
 def test_few_grey_values_are_spread_over_the_whole_range(tmp_path, depth):
     values = np.arange(32 * 32).reshape(32, 32) % 2**depth
     (tmp_path / "a.png").write_bytes(raw_png(values, depth, 0))
-    assert np.array_equal(radiographs.decode(tmp_path / "a.png"), values * (255 // (2**depth - 1)))
+    assert np.array_equal(decode(tmp_path / "a.png"), values * (255 // (2**depth - 1)))
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "grey.jpg", "colour.jpg"])
@@ -106,13 +109,13 @@ def test_real_radiographs_have_the_same_grey_values_in_every_form(nih, tmp_path,
     }
     paths = list(sources.find_images(nih).values())
     for source in paths[:: max(1, len(paths) // 20)][:20]:
-        pixels = radiographs.decode(source)
+        pixels = decode(source)
         writers[name](pixels, tmp_path / name)
-        read = radiographs.decode(tmp_path / name)
+        read = decode(tmp_path / name)
         apart = np.abs(read.astype(int) - pixels)
         # The best JPEG is off by 2 in some pixels of a million: that is lost before anybody decodes it.
         assert (apart > 1).mean() <= (1e-5 if name.endswith("jpg") else 0) and apart.max() <= 2
-        prepared = [radiographs.prepare_pixels(one, 64).astype(int) for one in (read, pixels)]
+        prepared = [prepare_pixels(one, 64).astype(int) for one in (read, pixels)]
         assert np.abs(prepared[0] - prepared[1]).max() <= 1
 
 
@@ -121,13 +124,13 @@ def test_a_jpeg_gives_the_same_grey_values_on_the_average(tmp_path, mode):
     # A JPEG itself departs by a few grey values from pixel to pixel; a smooth image shows what decoding adds.
     pixels = np.tile(np.linspace(20, 230, 64), (64, 1)).astype(np.uint8)
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.jpg", quality=100)
-    assert np.abs(radiographs.decode(tmp_path / "a.jpg").astype(int) - pixels).max() <= 1
+    assert np.abs(decode(tmp_path / "a.jpg").astype(int) - pixels).max() <= 1
 
 
 def test_a_true_16_bit_radiograph_keeps_its_range(tmp_path):
     deep = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    assert np.abs(radiographs.decode(tmp_path / "a.png") - deep / 65535 * 255).max() <= 0.5
+    assert np.abs(decode(tmp_path / "a.png") - deep / 65535 * 255).max() <= 0.5
 
 
 def test_transparent_pixels_are_black_and_a_turned_jpeg_stands_upright(tmp_path):
@@ -135,11 +138,11 @@ def test_transparent_pixels_are_black_and_a_turned_jpeg_stands_upright(tmp_path)
     layers[:16, :, 3] = 0
     layers[16:, :, 3] = 255
     Image.fromarray(layers).save(tmp_path / "a.png")
-    assert radiographs.decode(tmp_path / "a.png")[[0, 31], 0].tolist() == [0, 200]
+    assert decode(tmp_path / "a.png")[[0, 31], 0].tolist() == [0, 200]
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((32, 48), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert radiographs.decode(tmp_path / "a.jpg").shape == (48, 32)
+    assert decode(tmp_path / "a.jpg").shape == (48, 32)
 
 
 def broken_files(folder: Path) -> dict[str, str]:
@@ -168,7 +171,7 @@ def broken_files(folder: Path) -> dict[str, str]:
 def test_every_broken_file_is_one_line_with_file_value_and_remedy(tmp_path):
     for name, words in broken_files(tmp_path).items():
         with pytest.raises(StudyError) as error:
-            radiographs.decode(tmp_path / name)
+            decode(tmp_path / name)
         message = str(error.value)
         assert name in message and words in message and "; " in message and "\n" not in message
 
@@ -188,14 +191,14 @@ def test_every_broken_file_is_one_line_with_file_value_and_remedy(tmp_path):
     ],
 )
 def test_a_broken_image_is_left_out_and_the_others_are_stored(tmp_path, fault, name):
-    from test_inventory import bomb
+    from test_integrity import bomb
 
     broken_files(tmp_path)
     (tmp_path / "bomb.png").write_bytes(bomb())
     (tmp_path / "folder.png").mkdir()
     store = tmp_path / "images"
     paths = {one: tmp_path / one for one in ("whole.png", name)}
-    hashes, rejected, made = radiographs.store_images(paths, store, 32)
+    hashes, rejected, made = preparation.store_images(paths, store, 32)
     assert list(hashes.index) == ["whole.png"] and made == 1
     assert [path.name for path in store.iterdir()] == ["whole.png"]
     (line,) = rejected
@@ -221,7 +224,7 @@ def test_an_unusual_image_is_used(tmp_path, fault, form, said):
     }
     writers[form](tiny_pixels(0), tmp_path / form)
     (tmp_path / form).rename(tmp_path / "a.png")
-    hashes, rejected, _ = radiographs.store_images({"a.png": tmp_path / "a.png"}, tmp_path / "images", 32)
+    hashes, rejected, _ = preparation.store_images({"a.png": tmp_path / "a.png"}, tmp_path / "images", 32)
     assert list(hashes.index) == ["a.png"] and rejected == []
     assert Image.open(tmp_path / "images" / "a.png").size == (32, 32)
     note(fault, said, tmp_path / "images")
@@ -229,14 +232,14 @@ def test_an_unusual_image_is_used(tmp_path, fault, form, said):
 
 def test_small_datasets_are_shared_out_evenly(tmp_path, monkeypatch):
     sizes = []
-    store_batch = radiographs._store_batch
+    store_batch = preparation._store_batch
     monkeypatch.setattr(
-        radiographs, "_store_batch", lambda batch, *rest: sizes.append(len(batch)) or store_batch(batch, *rest)
+        preparation, "_store_batch", lambda batch, *rest: sizes.append(len(batch)) or store_batch(batch, *rest)
     )
     Image.fromarray(tiny_pixels(0)).save(tmp_path / "a.png")
     for images in (1, 100, 2000):
         sizes.clear()
-        radiographs.store_images({f"{i}.png": tmp_path / "a.png" for i in range(images)}, tmp_path / "images", 16, 2)
+        preparation.store_images({f"{i}.png": tmp_path / "a.png" for i in range(images)}, tmp_path / "images", 16, 2)
         # The threads' shares differ by one batch at most, and it is small beside a share.
         assert sum(sizes) == images and max(sizes) <= min(32, 1 + images // 32)
 
@@ -245,7 +248,7 @@ def test_a_huge_image_is_refused(tmp_path, monkeypatch):
     Image.new("L", (400, 400)).save(tmp_path / "a.png")
     monkeypatch.setattr(pixels, "MOST_PIXELS", 10_000)
     with pytest.raises(StudyError, match="more than 10,000 pixels"):
-        radiographs.decode(tmp_path / "a.png")
+        decode(tmp_path / "a.png")
 
 
 def test_damaged_bytes_never_raise_anything_else(tmp_path):
@@ -260,7 +263,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path):
                 damaged[place] = rng.integers(256)
             path.write_bytes(bytes(damaged))
             try:
-                assert radiographs.decode(path).dtype == np.uint8
+                assert decode(path).dtype == np.uint8
             except StudyError as error:
                 assert "\n" not in str(error)
 
@@ -268,28 +271,28 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path):
 def test_resizing_is_by_area(tmp_path):
     pixels = tiny_pixels(3, 64)
     blocks = pixels.reshape(16, 4, 16, 4).mean(axis=(1, 3))
-    assert np.abs(radiographs.prepare_pixels(pixels, 16) - blocks).max() <= 1
-    assert np.array_equal(radiographs.prepare_pixels(pixels, 64), pixels)
-    assert radiographs.prepare_pixels(pixels, 100).shape == (100, 100)
+    assert np.abs(prepare_pixels(pixels, 16) - blocks).max() <= 1
+    assert np.array_equal(prepare_pixels(pixels, 64), pixels)
+    assert prepare_pixels(pixels, 100).shape == (100, 100)
 
 
 def test_a_radiograph_is_padded_not_squeezed():
-    prepared = radiographs.prepare_pixels(np.full((40, 80), 100, np.uint8), 20)
+    prepared = prepare_pixels(np.full((40, 80), 100, np.uint8), 20)
     assert prepared.shape == (20, 20)
     assert (prepared[:5] == 0).all() and (prepared[5:15] == 100).all() and (prepared[15:] == 0).all()
 
 
 def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
-    done = radiographs.prepare(tiny_study)
-    paths, manifest = tiny_study.paths, radiographs.read_manifest(tiny_study)
-    assert tuple(manifest) == radiographs.MANIFEST_COLUMNS
+    done = preparation.prepare(tiny_study)
+    paths, manifest = tiny_study.paths, read_manifest(tiny_study)
+    assert tuple(manifest) == MANIFEST_COLUMNS
     assert len(manifest) == 60 and manifest["image"].is_monotonic_increasing and set(manifest["split"]) == set(SPLITS)
     assert manifest.groupby("patient")["split"].nunique().max() == 1
     pd.testing.assert_frame_equal(manifest, done.manifest, check_dtype=False)
     assert manifest["natural_test"].equals(manifest["split"].eq("test").rename("natural_test"))
     assert manifest["balanced_test"].dtype == bool and manifest["balanced_test"].sum() % len(CLASSES) == 0
     for row in manifest.itertuples():
-        stored = radiographs.store_path(paths.store, row.image)
+        stored = store_path(paths.store, row.image)
         assert hashlib.sha256(stored.read_bytes()).hexdigest() == row.sha256
         place = paths.tree(row.split) / row.label / stored.name
         assert place.exists() == row.selected
@@ -297,8 +300,8 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
             assert place.samefile(stored)
     image = Image.open(stored)
     assert image.mode == "L" and image.size == (32, 32)
-    source = radiographs.decode(paths.raw / "images" / row.image)
-    assert np.array_equal(np.asarray(image), radiographs.prepare_pixels(source, 32))
+    source = decode(paths.raw / "images" / row.image)
+    assert np.array_equal(np.asarray(image), prepare_pixels(source, 32))
     files_of_trees = [path for split in SPLITS for path in paths.tree(split).rglob("*.png")]
     assert len(files_of_trees) == manifest["selected"].sum()
     assert all((paths.tree(split) / label).is_dir() for split in SPLITS for label in CLASSES)
@@ -306,40 +309,41 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
 
 
 def test_a_manifest_of_before_the_tests_is_read(prepared_study):
-    path, expected = prepared_study.paths.manifest, radiographs.read_manifest(prepared_study)
+    path, expected = prepared_study.paths.manifest, read_manifest(prepared_study)
     assert expected["balanced_test"].any()
     pd.read_csv(path, dtype=str).drop(columns=["natural_test", "balanced_test"]).to_csv(path, index=False)
-    pd.testing.assert_frame_equal(radiographs.read_manifest(prepared_study), expected)
+    pd.testing.assert_frame_equal(read_manifest(prepared_study), expected)
 
 
 def test_a_second_run_makes_nothing_and_threads_do_not_matter(tiny_study):
-    radiographs.prepare(tiny_study, workers=3)
+    preparation.prepare(tiny_study, workers=3)
     data = tiny_study.paths.data
     first, times = fingerprint(data), {path: path.stat().st_mtime_ns for path in tiny_study.paths.store.iterdir()}
-    again = radiographs.prepare(tiny_study, workers=1)
+    again = preparation.prepare(tiny_study, workers=1)
     assert again.made == 0 and fingerprint(data) == first
     assert {path: path.stat().st_mtime_ns for path in tiny_study.paths.store.iterdir()} == times
     files.remove(tiny_study.paths.store)
-    assert radiographs.prepare(tiny_study, workers=1).made == 60
+    assert preparation.prepare(tiny_study, workers=1).made == 60
     assert fingerprint(data) == first
 
 
 def test_two_runs_in_two_places_give_the_same_bytes(tiny_study, tiny_raw, tmp_path):
-    from chestxray import augmentation
+    from chestxray.data import augmentation
 
     other = dataclasses.replace(tiny_study, paths=Paths("tiny", tmp_path / "other"))
     sources.prepare_raw(str(tiny_raw), other)
     for study, workers in ((tiny_study, 2), (other, 1)):
-        manifest = radiographs.prepare(study, workers=workers).manifest
+        manifest = preparation.prepare(study, workers=workers).manifest
         augmentation.write(study, augmentation.plan(manifest, study.seed), workers)
     found = fingerprint(other.paths.data)
     assert found == fingerprint(tiny_study.paths.data) and any("train_augmented/" in name for name in found)
 
 
 PREPARES = """
-from chestxray import config, radiographs
+from chestxray import config
+from chestxray.data import preparation
 study = config.open_study(sys.argv[1], "quick", 2024, {"image_size": 32, "no_finding": 8})
-radiographs.prepare(study)
+preparation.prepare(study)
 """
 
 
@@ -347,7 +351,7 @@ radiographs.prepare(study)
 @pytest.mark.parametrize("moves", [20, 75, 105])
 def test_a_killed_and_resumed_run_ends_in_the_same_bytes(tiny_study, moves):
     """Killed while storing (60 moves), while linking (after them), and before the manifest."""
-    whole = radiographs.prepare(tiny_study)
+    whole = preparation.prepare(tiny_study)
     expected, data = fingerprint(tiny_study.paths.data), tiny_study.paths.data
     assert 60 + whole.manifest["selected"].sum() + 2 >= moves, "the run must be alive when it is killed"
     for place in list(data.iterdir()):
@@ -356,34 +360,34 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bytes(tiny_study, moves):
     killed(PREPARES, moves, tiny_study.paths.dataset)
     assert not tiny_study.paths.manifest.exists()
     assert any(files.TEMPORARY in path.name for path in data.rglob(".*"))
-    resumed = radiographs.prepare(tiny_study)
+    resumed = preparation.prepare(tiny_study)
     assert 0 < resumed.made < 60 or moves > 60
     assert fingerprint(data) == expected
 
 
 def test_other_parameters_make_the_dataset_anew(tiny_raw, study_of):
-    radiographs.prepare(study_of(tiny_raw))
+    preparation.prepare(study_of(tiny_raw))
     changed = study_of(tiny_raw, seed=7, image_size=24, no_finding=3)
     paths = changed.paths
     for stranger in ("train/Mass/stranger.png", "train/Unknown/a.png", "images/old.png", "train_augmented/Mass/a.png"):
         files.atomic_write(paths.data / stranger, b"left over")
     files.atomic_write(paths.augmented_rows, b"file\n")
-    assert radiographs.prepare(changed).made == 60
+    assert preparation.prepare(changed).made == 60
     reached = fingerprint(paths.data)
     for place in list(paths.data.iterdir()):
         if place.name != "raw":
             files.remove(place)
-    radiographs.prepare(changed)
+    preparation.prepare(changed)
     assert fingerprint(paths.data) == reached
 
 
 def test_a_source_that_changed_is_prepared_again(tiny_study):
-    radiographs.prepare(tiny_study)
+    preparation.prepare(tiny_study)
     source = tiny_study.paths.raw / "images" / "00000001_000.png"
     Image.fromarray(tiny_pixels(99)).save(source)
-    assert radiographs.prepare(tiny_study).made == 1
-    stored = np.asarray(Image.open(radiographs.store_path(tiny_study.paths.store, source.name)))
-    assert np.array_equal(stored, radiographs.prepare_pixels(tiny_pixels(99), 32))
+    assert preparation.prepare(tiny_study).made == 1
+    stored = np.asarray(Image.open(store_path(tiny_study.paths.store, source.name)))
+    assert np.array_equal(stored, prepare_pixels(tiny_pixels(99), 32))
 
 
 def test_one_bad_run_of_everything_keeps_the_good_rest(tiny_raw, study_of):
@@ -399,7 +403,7 @@ def test_one_bad_run_of_everything_keeps_the_good_rest(tiny_raw, study_of):
     rows[6][4], rows[7][5] = "414", "X"
     write_table(tiny_raw, [*rows, rows[8], [rows[9][0], "Hernia", *rows[9][2:]]])
     study = study_of(tiny_raw)
-    done = radiographs.prepare(study)
+    done = preparation.prepare(study)
     assert set(done.manifest["image"]) == set(names) - {names[index] for index in (0, 1, 2, 3, 9)}
     rejected = pd.read_csv(study.paths.rejected)
     assert list(rejected) == ["file", "value", "remedy"] and rejected.notna().all(axis=None)
@@ -408,16 +412,16 @@ def test_one_bad_run_of_everything_keeps_the_good_rest(tiny_raw, study_of):
     assert stored == set(done.manifest["image"])
     table = done.manifest.set_index("image")
     assert pd.isna(table.loc[names[6], "age"]) and table.loc[names[7], "sex"] == ""
-    assert fingerprint(study.paths.data) == fingerprint(radiographs.prepare(study) and study.paths.data)
+    assert fingerprint(study.paths.data) == fingerprint(preparation.prepare(study) and study.paths.data)
 
 
 def test_a_mended_image_moves_nobody_else(tiny_raw, study_of):
     source = tiny_raw / "images" / "00000001_000.png"
     whole = source.read_bytes()
     source.write_bytes(whole[:100])
-    before = radiographs.prepare(study_of(tiny_raw)).manifest
+    before = preparation.prepare(study_of(tiny_raw)).manifest
     source.write_bytes(whole)
-    after = radiographs.prepare(study_of(tiny_raw)).manifest
+    after = preparation.prepare(study_of(tiny_raw)).manifest
     assert len(before) == 59 and len(after) == 60
     pd.testing.assert_frame_equal(after.iloc[1:].reset_index(drop=True), before)
 
@@ -427,20 +431,20 @@ def test_no_readable_image_at_all(tiny_raw, study_of):
         path.write_bytes(b"")
     study = study_of(tiny_raw)
     with pytest.raises(StudyError, match=r"none of the 60 images can be read, e\.g\. 00000001_000\.png: 0 bytes"):
-        radiographs.prepare(study)
+        preparation.prepare(study)
     assert not study.paths.manifest.exists()
 
 
 def test_a_class_with_few_patients_is_told(tiny_raw, study_of):
     rows = [row for row in tiny_rows() if row[1] != "Mass" or int(row[3]) < 8]
     write_table(tiny_raw, rows)
-    done = radiographs.prepare(study_of(tiny_raw))
+    done = preparation.prepare(study_of(tiny_raw))
     assert done.rejected["value"].tolist().count("class Mass: 2 patients") == 1
     assert any(note.startswith("Mass: 2 patients; fewer than 5") for note in done.notes)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_manifest(tiny_study, monkeypatch):
-    radiographs.prepare(tiny_study)
+    preparation.prepare(tiny_study)
     files.remove(tiny_study.paths.store)
     moves, replace = [], Path.replace
 
@@ -452,20 +456,20 @@ def test_a_full_disk_is_one_line_and_leaves_no_manifest(tiny_study, monkeypatch)
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StudyError, match="No space left on device") as error:
-        radiographs.prepare(tiny_study)
+        preparation.prepare(tiny_study)
     assert "\n" not in str(error.value)
     assert not tiny_study.paths.manifest.exists()
     assert not [path for path in tiny_study.paths.data.rglob(".*") if files.TEMPORARY in path.name]
-    assert all(radiographs.decode(path).shape == (32, 32) for path in tiny_study.paths.store.iterdir())
+    assert all(decode(path).shape == (32, 32) for path in tiny_study.paths.store.iterdir())
 
 
 def test_an_error_in_the_tables_leaves_the_prepared_dataset(tiny_study):
-    radiographs.prepare(tiny_study)
+    preparation.prepare(tiny_study)
     before = fingerprint(tiny_study.paths.data)
     table = tiny_study.paths.raw / "Data_Entry_2017_v2020.csv"
     table.write_text(table.read_text().replace("Patient ID", "Person"))
     with pytest.raises(StudyError, match="'Patient ID' is missing"):
-        radiographs.prepare(tiny_study)
+        preparation.prepare(tiny_study)
     assert fingerprint(tiny_study.paths.data) == before
 
 
@@ -473,14 +477,14 @@ def test_two_suffixes_of_one_name(tiny_raw, study_of):
     Image.fromarray(tiny_pixels(70)).save(tiny_raw / "images" / "00000002_000.jpg")
     rows = tiny_rows()
     write_table(tiny_raw, [*rows, ["00000002_000.jpg", "Mass", *rows[3][2:]]])
-    done = radiographs.prepare(study_of(tiny_raw))
+    done = preparation.prepare(study_of(tiny_raw))
     assert len(done.manifest) == 60
     assert done.rejected["value"].tolist() == ["name used twice"]
 
 
 def test_earlier_stages_are_asked_for(tmp_path, monkeypatch, tiny_study):
     with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1 first"):
-        radiographs.read_manifest(tiny_study)
+        read_manifest(tiny_study)
     tiny_study.paths.raw.unlink()
     with pytest.raises(StageMissing, match="run stage 1 first"):
-        radiographs.make_plan(tiny_study)
+        preparation.make_plan(tiny_study)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SPLITS, StudyError
-from chestxray.metadata import LABELS, TABLE_COLUMNS
+from chestxray.data.nih_tables import LABELS, TABLE_COLUMNS
 
 PLAN_COLUMNS = (*TABLE_COLUMNS, "split", "selected", "natural_test", "balanced_test")
 """Columns of a planned image table."""

@@ -1,0 +1,174 @@
+"""The anatomy of a phantom: body, lungs, heart and diaphragm in millimetres, and what a lesion does to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from chestxray.config import SIX_FINDINGS
+
+SIZES = (64, 1024)
+"""Smallest and largest side of an image, in pixels."""
+
+OTHER_FINDINGS = ("Cardiomegaly", "Emphysema")
+"""Findings outside the seven classes that a few images show, as in the NIH set."""
+
+NAMES = (*SIX_FINDINGS, *OTHER_FINDINGS)
+
+
+WATER = 0.02  # linear attenuation of water at a chest tube's mean energy, per mm
+LUNG = 0.27  # density of inflated lung, water = 1
+
+
+PIXEL_SLACK_MM = 1.0  # how far outside its outline a lesion's soft edge may reach
+
+
+DEAL, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # streams of random numbers that never share a seed
+
+
+def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
+    """A generator that follows from the seed, what is drawn (`DEAL`, `PATIENT` …) and a number alone."""
+    return np.random.default_rng([seed, stream, number])
+
+
+# --- anatomy ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient as the beam meets them in one exposure. Lengths in mm; sides are -1 (image left) and 1.
+
+    Attributes:
+        apex: y of the lung apices.
+        domes: y of the top of the right and the left diaphragm dome.
+        lung: half the width of the rib cage, inside, at its widest.
+        drop: how far the costophrenic angle lies below the dome.
+        depth: thickness of the chest from front to back.
+        middle: x of the spine.
+        shift: how far heart and mediastinum are displaced to the image's right.
+        heart: half-width of the heart's shadow.
+        aorta: radius of the aortic knob.
+        fat: soft tissue outside the ribs.
+        pitch: distance from rib to rib.
+        rib_jitter: (24,) offset of each rib.
+        bone: strength of bone, 1 for a young adult.
+        clavicle: y of the inner ends of the clavicles.
+        scapula: how far the shoulder blades overlap the lungs.
+        breast: radius of the breast shadow, 0 for none.
+        bubble: radius of the gas bubble of the stomach.
+        lucency: factor on the aeration of the lungs.
+        tree: seed of the lung vessels.
+    """
+
+    apex: float
+    domes: tuple[float, float]
+    lung: float
+    drop: float
+    depth: float
+    middle: float
+    shift: float
+    heart: float
+    aorta: float
+    fat: float
+    pitch: float
+    rib_jitter: np.ndarray
+    bone: float
+    clavicle: float
+    scapula: float
+    breast: float
+    bubble: float
+    lucency: float
+    tree: tuple[int, int]
+
+    def dome(self, side: int) -> float:
+        return self.domes[0] if side < 0 else self.domes[1]
+
+    @property
+    def hilum(self) -> float:
+        """Height of the lung roots."""
+        return self.apex + 0.47 * (min(self.domes) - self.apex)
+
+    def outer(self, y: np.ndarray) -> np.ndarray:
+        """Distance of the rib cage's inside from the middle at height `y`."""
+        down = np.clip((y - self.apex) / (max(self.domes) + self.drop - self.apex), 0, 1)
+        top = 0.40 * self.lung
+        return top + (self.lung - top) * (1 - (1 - down) ** 2.4) ** 0.54
+
+    def inner(self, y: np.ndarray, side: int) -> np.ndarray:
+        """Distance of the lung's mediastinal border from the middle at height `y`."""
+        down = np.clip((y - self.apex) / (0.30 * (max(self.domes) - self.apex)), 0, 1)
+        top = 0.40 * self.lung
+        return top - (top - 23 - side * self.shift) * np.sqrt(1 - (1 - down) ** 2)
+
+    def diaphragm(self, out: np.ndarray, side: int) -> np.ndarray:
+        """Height of the diaphragm at distance `out` from the middle."""
+        across = (out - 0.42 * self.lung) / (0.58 * self.lung)
+        return self.dome(side) + np.where(across > 0, self.drop * np.abs(across) ** 2.4, 0.35 * self.drop * across**2)
+
+    def air(self, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
+        """Length of the ray inside one lung, without heart or lesion, for x (1, W) on this side and y (H, 1)."""
+        out = side * (x - self.middle)
+        inner, outer = self.inner(y, side), self.outer(y)
+        across = np.abs((out - (inner + outer) / 2) / np.maximum((outer - inner) / 2, 1e-3))
+        depth = 0.74 * self.depth * (0.55 + 0.45 * np.clip((y - self.apex) / 120, 0, 1))
+        chord = np.sqrt(np.maximum(1 - across * across * across, 0)) * depth
+        above = self.diaphragm(out, side) - y
+        edge = PIXEL_SLACK_MM + 0.5
+        chord *= np.clip(above / edge + 0.5, 0, 1) * (0.68 + 0.32 * np.clip(above / 60, 0, 1))
+        return np.where(y > self.apex, chord, 0)
+
+    def hearts(self) -> tuple[tuple[float, float, float, float, float, float], ...]:
+        """Ellipsoids of heart and great vessels: centre x, centre y, half-axes, tilt in radians, depth."""
+        x, low = self.middle + self.shift, self.dome(1)
+        wide = self.heart
+        return (
+            (x + 0.42 * wide, low - 0.44 * wide, 1.06 * wide, 0.66 * wide, 0.66, 130),
+            (x - 0.16 * wide, low - 0.52 * wide, 0.52 * wide, 0.74 * wide, 0.0, 100),
+            (x + 0.26 * wide, low - 0.98 * wide, 0.40 * wide, 0.66 * wide, -0.42, 90),
+            (x + 20, self.hilum - 44, self.aorta, 1.05 * self.aorta, 0.0, 60),
+            (x + 22, self.hilum - 12, 17, 20, 0.4, 70),
+            (x - 16, self.hilum - 30, 14, 46, 0.05, 60),
+        )
+
+
+def expose(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Anatomy:
+    """Return the anatomy as one exposure shows it.
+
+    AP exposures are of lying or sitting patients near the tube: the heart is magnified, the breath is shallower, the
+    clavicles stand higher and the shoulder blades overlap the lungs.
+    """
+    breath, middle, turn = float(rng.normal(0, 4)), float(rng.uniform(-7, 7)), float(rng.normal(0, 2))
+    nearer = float(rng.uniform(14, 24))
+    larger = float(rng.uniform(1.13, 1.22))
+    higher = float(rng.uniform(10, 18))
+    if view == "PA":
+        nearer, larger, higher = 0.0, 1.0, 0.0
+    return dataclasses.replace(
+        anatomy,
+        domes=(anatomy.domes[0] + breath - nearer, anatomy.domes[1] + breath - nearer),
+        middle=middle,
+        shift=anatomy.shift + turn,
+        heart=anatomy.heart * larger,
+        clavicle=anatomy.clavicle - higher,
+        scapula=anatomy.scapula + 2.2 * higher,
+    )
+
+
+def lose_volume(anatomy: Anatomy, side: int, rng: np.random.Generator) -> Anatomy:
+    """Return the anatomy with one lung smaller: its dome is raised, heart and mediastinum are drawn towards it."""
+    raised = float(rng.uniform(18, 30))
+    domes = (anatomy.domes[0] - raised * (side < 0), anatomy.domes[1] - raised * (side > 0))
+    return dataclasses.replace(anatomy, domes=domes, shift=anatomy.shift + side * float(rng.uniform(7, 12)))
+
+
+def remodel(anatomy: Anatomy, finding: str, rng: np.random.Generator) -> Anatomy:
+    """Return the anatomy changed by a finding outside the seven classes."""
+    if finding == "Cardiomegaly":
+        return dataclasses.replace(anatomy, heart=anatomy.heart * float(rng.uniform(1.3, 1.45)))
+    down = float(rng.uniform(12, 20))  # emphysema: dark lungs, low flat domes, a narrow heart
+    domes = (anatomy.domes[0] + down, anatomy.domes[1] + down)
+    return dataclasses.replace(
+        anatomy, domes=domes, drop=0.45 * anatomy.drop, heart=0.85 * anatomy.heart, lucency=1.16 * anatomy.lucency
+    )

@@ -1,0 +1,378 @@
+"""Lesions of phantoms: shapes and densities of the six findings, placed in the lungs."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from chestxray.data.phantom.anatomy import LUNG, PIXEL_SLACK_MM, Anatomy
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Field:
+    """What the rays of half an image meet on one side of the patient; lesions change it in place.
+
+    Attributes:
+        anatomy: the patient.
+        side: -1 for the image's left half, 1 for its right.
+        x: (1, W) mm.
+        y: (H, 1) mm.
+        air: (H, W) mm of lung along the ray, behind and before heart and great vessels.
+        markings: (H, W) factor on the lung vessels, 0 to 1.
+        extra: (H, W) mm of water added.
+    """
+
+    anatomy: Anatomy
+    side: int
+    x: np.ndarray
+    y: np.ndarray
+    air: np.ndarray
+    markings: np.ndarray
+    extra: np.ndarray
+
+    @property
+    def out(self) -> np.ndarray:
+        """Distance from the patient's middle, mm."""
+        return self.side * (self.x - self.anatomy.middle)
+
+    @property
+    def lung(self) -> np.ndarray:
+        """1 inside the lung, falling to 0 at its borders."""
+        return np.clip(self.air / 45, 0, 1)
+
+
+@dataclass(frozen=True)
+class Lesion(abc.ABC):
+    """The sign of one finding on one side.
+
+    Attributes:
+        finding: NIH name.
+        side: -1 or 1.
+    """
+
+    finding: str
+    side: int
+
+    @abc.abstractmethod
+    def apply(self, field: Field) -> None:
+        """Change what the rays meet."""
+
+    @abc.abstractmethod
+    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
+        """Smallest rectangle round the sign: x, y, width, height in mm."""
+
+
+@dataclass(frozen=True)
+class Spread(Lesion):
+    """A sign without an outline of its own, which covers a share of each point of the lung."""
+
+    @abc.abstractmethod
+    def share(self, field: Field) -> np.ndarray:
+        """Where the sign is, (H, W), 0 to 1, for the box."""
+
+    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
+        """As `Lesion.box`, found on a 1.5 mm grid."""
+        field = _survey(anatomy, self.side)
+        seen = self.share(field) * field.lung > 0.04
+        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        xs, ys = field.x[0, columns], field.y[rows, 0]
+        grow = 0.75 + PIXEL_SLACK_MM
+        left, top = float(xs.min()) - grow, float(ys.min()) - grow
+        return left, top, float(xs.max()) + grow - left, float(ys.max()) + grow - top
+
+
+def _survey(anatomy: Anatomy, side: int) -> Field:
+    """Return the field of one lung on a grid that doesn't depend on the image's size."""
+    x = (anatomy.middle + np.sort(side * np.arange(0, 200, 1.5)))[None, :]
+    y = np.arange(0, 400, 1.5)[:, None]
+    return field_of(anatomy, side, x, y)
+
+
+def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) -> tuple[slice, slice] | None:
+    """Rows and columns of a grid that lie within `reach` of a point on either axis; None where there are none."""
+    top, bottom = np.searchsorted(y[:, 0], [cy - reach, cy + reach])
+    left, right = np.searchsorted(x[0], [cx - reach, cx + reach])
+    return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
+
+
+def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field:
+    """Depths of air and organs at positions x (1, W) and y (H, 1) in millimetres, each (H, W)."""
+    air = anatomy.air(x, y, side)
+    organ = np.zeros_like(air)
+    for cx, cy, a, b, tilt, depth in anatomy.hearts():
+        window = _window(x, y, cx, cy, max(a, b))
+        if window is None:
+            continue
+        dx, dy = x[:, window[1]] - cx, y[window[0]] - cy
+        u = (dx * math.cos(tilt) + dy * math.sin(tilt)) / a
+        v = (dy * math.cos(tilt) - dx * math.sin(tilt)) / b
+        chord = depth * np.sqrt(np.maximum(1 - u * u - v * v, 0))
+        np.maximum(organ[window], chord, out=organ[window])
+    air = np.maximum(air - organ, 0)
+    return Field(anatomy, side, x, y, air, np.ones_like(air), np.zeros_like(air))
+
+
+@dataclass(frozen=True)
+class Round(Lesion):
+    """A nodule (at most 30 mm across) or a mass (more than 30 mm): a solid, nearly round body in the lung.
+
+    Attributes:
+        x, y: centre, mm.
+        radius: mean radius, mm.
+        waves: (k, 2) amplitude (share of the radius) and phase of the outline's 2nd, 3rd … wave.
+        density: water = 1.
+    """
+
+    x: float
+    y: float
+    radius: float
+    waves: tuple[tuple[float, float], ...]
+    density: float
+
+    def _outline(self, angle: np.ndarray) -> np.ndarray:
+        return self.radius * (1 + sum(a * np.cos(k * angle + p) for k, (a, p) in enumerate(self.waves, start=2)))
+
+    def apply(self, field: Field) -> None:
+        window = _window(field.x, field.y, self.x, self.y, 1.5 * self.radius)
+        if window is None:
+            return
+        dx, dy = field.x[:, window[1]] - self.x, field.y[window[0]] - self.y
+        outline = self._outline(np.arctan2(dy, dx))
+        inside = np.maximum(1 - (dx * dx + dy * dy) / (outline * outline), 0)
+        field.extra[window] += (self.density - LUNG) * 2 * self.radius * np.sqrt(inside)
+
+    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
+        angle = np.linspace(-np.pi, np.pi, 361)
+        xs = self.x + self._outline(angle) * np.cos(angle)
+        ys = self.y + self._outline(angle) * np.sin(angle)
+        return float(xs.min()), float(ys.min()), float(np.ptp(xs)), float(np.ptp(ys))
+
+
+@dataclass(frozen=True)
+class Effusion(Spread):
+    """Fluid in the pleural space: a white base whose upper border is a meniscus, highest at the chest wall.
+
+    Attributes:
+        level: how far the fluid stands above the dome towards the middle, mm (may be negative).
+        rise: how far the meniscus climbs at the chest wall, mm.
+    """
+
+    level: float
+    rise: float
+
+    def share(self, field: Field) -> np.ndarray:
+        anatomy, out = field.anatomy, field.out
+        across = np.clip((out - 0.2 * anatomy.lung) / (0.8 * anatomy.outer(field.y)), 0, 1)
+        surface = anatomy.dome(self.side) - self.level - self.rise * across**3
+        return np.clip((field.y - surface) / 7 + 0.5, 0, 1)
+
+    def apply(self, field: Field) -> None:
+        field.air *= 1 - 0.97 * self.share(field)
+
+
+@dataclass(frozen=True)
+class Pneumothorax(Spread):
+    """Air outside a partly collapsed lung: a fine pleural line, and beyond it darkness without markings.
+
+    Attributes:
+        scale: size of the collapsed lung, 1 for a full one.
+        line: water in the pleural line, mm.
+    """
+
+    scale: float
+    line: float
+
+    def _depth_inside(self, field: Field) -> np.ndarray:
+        """Distance inside the collapsed lung's border, mm; negative in the air outside it."""
+        anatomy = field.anatomy
+        root_y = anatomy.dome(self.side) + 0.2 * anatomy.drop
+        root_x = float(anatomy.inner(np.array([root_y]), self.side)[0])
+        y = root_y + (field.y - root_y) / self.scale  # heights in the full lung that are now at field.y
+        outer = root_x + self.scale * (anatomy.outer(y) - root_x)
+        inner = root_x + self.scale * (anatomy.inner(y, self.side) - root_x)
+        slope = np.gradient(outer[:, 0], field.y[:, 0])[:, None]
+        wall = (outer - field.out) / np.sqrt(1 + slope * slope)
+        top = root_y + self.scale * (anatomy.apex - root_y)
+        return np.minimum(np.minimum(wall, field.y - top), field.out - inner + 4)
+
+    def share(self, field: Field) -> np.ndarray:
+        return np.clip(0.5 - self._depth_inside(field) / 2, 0, 1)
+
+    def apply(self, field: Field) -> None:
+        inside = self._depth_inside(field)
+        beyond = np.clip(0.5 - inside / 2, 0, 1)
+        field.markings *= 1 - beyond
+        field.extra += field.air * (0.05 * (1 - beyond) - 0.9 * LUNG * beyond)
+        field.extra += self.line * np.clip(1.5 - np.abs(inside) / 1.1, 0, 1) * field.lung
+
+
+@dataclass(frozen=True)
+class Infiltration(Spread):
+    """Patchy, ill-defined shadows of one zone of a lung.
+
+    Attributes:
+        patches: (k, 4) centre x, centre y, spread and weight of each patch, mm.
+        grain: (n, n) coarse random field that breaks the patches up, 0 to 1, stretched over 160 mm.
+        strength: water added where patches are thickest, mm.
+    """
+
+    patches: np.ndarray
+    grain: np.ndarray
+    strength: float
+
+    def share(self, field: Field) -> np.ndarray:
+        total = np.zeros_like(field.air)
+        for x, y, spread, weight in self.patches:
+            across = np.exp(-0.5 * ((field.x - x) / spread) ** 2)
+            total += weight * across * np.exp(-0.5 * ((field.y - y) / spread) ** 2)
+        total = np.minimum(total, 1.2)
+        total[total < 0.12] = 0
+        centre = self.patches[:, :2].mean(axis=0)
+        step = 160 / (len(self.grain) - 1)
+        rows = ((field.y[:, 0] - centre[1]) / step + len(self.grain) / 2).clip(0, len(self.grain) - 1.001)
+        columns = ((field.x[0] - centre[0]) / step + len(self.grain) / 2).clip(0, len(self.grain) - 1.001)
+        return total * _bilinear(self.grain, rows, columns)
+
+    def apply(self, field: Field) -> None:
+        field.extra += self.strength * self.share(field) * field.lung
+
+
+@dataclass(frozen=True)
+class Atelectasis(Spread):
+    """Lung without air: a plate (a band across the lower lung) or a wedge from the hilum to the chest wall.
+
+    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`_lose_volume`).
+
+    Attributes:
+        bands: (k, 5) centre x, centre y, half-length, half-thickness, angle; half-thickness grows with the distance
+            from the hilum where `wedge` is true.
+        wedge: whether the shadow is a wedge.
+        strength: water added, mm.
+    """
+
+    bands: np.ndarray
+    wedge: bool
+    strength: float
+
+    def share(self, field: Field) -> np.ndarray:
+        total = np.zeros_like(field.air)
+        for x, y, length, thickness, angle in self.bands:
+            dx, dy = field.x - x, field.y - y
+            along = (dx * np.cos(angle) + dy * np.sin(angle)) * self.side
+            aside = np.abs(dy * np.cos(angle) - dx * np.sin(angle))
+            half = thickness * (0.15 + 0.85 * np.clip(along / length * 0.5 + 0.5, 0, 1)) if self.wedge else thickness
+            soft = 9 if self.wedge else 3
+            band = np.clip((half - aside) / soft + 0.5, 0, 1) * np.clip((length - np.abs(along)) / 16 + 0.5, 0, 1)
+            np.maximum(total, band, out=total)
+        return total
+
+    def apply(self, field: Field) -> None:
+        field.extra += self.strength * self.share(field) * field.lung
+
+
+def _bilinear(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Read `grid` at fractional `rows` (H,) and `columns` (W,), giving (H, W)."""
+    r, c = rows.astype(int), columns.astype(int)
+    fr, fc = (rows - r)[:, None], (columns - c)[None, :]
+    upper = grid[r][:, c] * (1 - fc) + grid[r][:, c + 1] * fc
+    lower = grid[r + 1][:, c] * (1 - fc) + grid[r + 1][:, c + 1] * fc
+    return upper * (1 - fr) + lower * fr
+
+
+def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float, rng: np.random.Generator) -> tuple:
+    """Choose a point of aerated lung at least `margin` mm from wall and dome.
+
+    Args:
+        anatomy: the patient.
+        side: -1 or 1.
+        margin: mm to the rib cage, the dome and (half of it) the mediastinum.
+        top: highest place allowed, as a share of the way from apex to dome.
+        base: lowest place allowed, likewise.
+        rng: the image's random numbers.
+
+    Returns:
+        x and y in mm.
+    """
+    y = anatomy.apex + (anatomy.dome(side) - anatomy.apex) * rng.uniform(top, base, 400)
+    outer, inner = anatomy.outer(y), anatomy.inner(y, side)
+    out = inner + (outer - inner) * rng.uniform(0, 1, 400)
+    free = (out > inner + 0.5 * margin) & (out < outer - margin) & (y < anatomy.diaphragm(out, side) - margin)
+    free &= y > anatomy.apex + margin + 12
+    x = anatomy.middle + side * out
+    for cx, cy, a, b, _, _ in anatomy.hearts():
+        free &= ((x - cx) / (a + 0.35 * margin)) ** 2 + ((y - cy) / (b + 0.35 * margin)) ** 2 > 0.85
+    chosen = int(np.flatnonzero(free)[0]) if free.any() else int(np.argmax(np.minimum(out - inner, outer - out)))
+    return float(x[chosen]), float(y[chosen])
+
+
+def _make_round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    if finding == "Nodule":
+        radius, waves, density = float(rng.uniform(9.5, 13.5)), 0.035, float(rng.uniform(2.5, 3.3))
+        margin = radius
+    else:
+        radius, waves, density = float(rng.uniform(22, 36)), 0.045, float(rng.uniform(1.1, 1.3))
+        margin = 0.75 * radius
+    x, y = _in_lung(anatomy, side, margin, 0.12, 0.9, rng)
+    outline = tuple((float(rng.uniform(0, waves)), float(rng.uniform(0, 2 * np.pi))) for _ in range(3))
+    return [Round(finding, side, x, y, radius, outline, density)]
+
+
+def _make_effusion(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    return [Effusion("Effusion", side, float(rng.uniform(-10, 34)), float(rng.uniform(40, 75)))]
+
+
+def _make_pneumothorax(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    return [Pneumothorax("Pneumothorax", side, float(rng.uniform(0.66, 0.84)), float(rng.uniform(9, 14)))]
+
+
+def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    lesions: list[Lesion] = []
+    for where in (side, -side) if rng.random() < 0.35 else (side,):
+        x, y = _in_lung(anatomy, where, 22, 0.3, 0.92, rng)
+        count = int(rng.integers(6, 11))
+        patches = np.column_stack(
+            [
+                rng.normal(x, 20, count),
+                rng.normal(y, 30, count),
+                rng.uniform(9, 17, count),
+                rng.uniform(0.5, 0.9, count),
+            ]
+        )
+        grain = np.clip(rng.normal(0.7, 0.4, (14, 14)), 0.1, 1.3)
+        lesions.append(Infiltration("Infiltration", where, patches, grain, float(rng.uniform(52, 68))))
+    return lesions
+
+
+def _make_atelectasis(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    dome, lung = anatomy.dome(side), anatomy.lung
+    if rng.random() < 0.5:
+        count = int(rng.integers(1, 3))
+        up = float(rng.uniform(18, 30)) + np.arange(count) * rng.uniform(20, 34)
+        x = anatomy.middle + side * lung * rng.uniform(0.52, 0.66, count)
+        bands = np.column_stack(
+            [x, dome - up, rng.uniform(38, 52, count), rng.uniform(3.5, 5.5, count), rng.normal(0, 0.2, count)]
+        )
+        return [Atelectasis("Atelectasis", side, bands, False, float(rng.uniform(45, 60)))]
+    tilt = float(rng.uniform(0.15, 0.6))  # the wedge runs outwards and down from the hilum
+    length = 0.42 * lung
+    x = anatomy.middle + side * (0.22 * lung + length * np.cos(tilt))
+    y = anatomy.hilum + float(rng.uniform(0, 22)) + length * np.sin(tilt)
+    bands = np.array([[x, y, length, float(rng.uniform(17, 25)), side * tilt]])
+    return [Atelectasis("Atelectasis", side, bands, True, float(rng.uniform(45, 60)))]
+
+
+MAKERS: dict[str, Callable[[Anatomy, int, np.random.Generator], list[Lesion]]] = {
+    "Atelectasis": _make_atelectasis,
+    "Effusion": _make_effusion,
+    "Infiltration": _make_infiltration,
+    "Mass": functools.partial(_make_round, "Mass"),
+    "Nodule": functools.partial(_make_round, "Nodule"),
+    "Pneumothorax": _make_pneumothorax,
+}

@@ -1,0 +1,128 @@
+"""Patients of phantoms: age, sex, view and findings, dealt so that every class occurs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from chestxray.config import SIX_FINDINGS
+from chestxray.data.phantom.anatomy import DEAL, OTHER_FINDINGS, PATIENT, Anatomy, random_stream
+
+_BLOCK = 100  # images dealt together: every block holds each finding equally often in both lists
+_BLOCK_TEST = 25
+_TRAIN_PATIENTS = (1,) * 18 + (2,) * 9 + (3,) * 6 + (4,) * 4 + (5,)  # images a patient: 75 in 38 patients
+_TEST_PATIENTS = (1,) * 6 + (2,) * 3 + (3,) * 3 + (4,)  # 25 images in 13 patients
+_BLOCK_PATIENTS = len(_TRAIN_PATIENTS) + len(_TEST_PATIENTS)
+
+
+# --- who is in the data set ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One image's place in the data set, before anything is drawn.
+
+    Attributes:
+        index: number of the image, from 0.
+        patient: number of the patient, from 1.
+        follow_up: number of the image among this patient's, from 0.
+        test: whether the patient is in the official test list.
+        findings: NIH names in alphabetical order; empty for No Finding.
+    """
+
+    index: int
+    patient: int
+    follow_up: int
+    test: bool
+    findings: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.patient:08d}_{self.follow_up:03d}.png"
+
+
+@functools.lru_cache(maxsize=64)
+def _deal(block: int, seed: int) -> tuple[Slot, ...]:
+    """Deal the patients and the findings of 100 images.
+
+    Findings are dealt from small shuffled decks (six images with one finding each beside six without), apart for the
+    two lists, so that each class is equally common in both, however few blocks are drawn, and is independent of
+    patient, age, sex and view.
+    """
+    rng = random_stream(seed, DEAL, block)
+    groups: list[tuple[float, bool, int]] = []
+    for test, sizes in ((False, _TRAIN_PATIENTS), (True, _TEST_PATIENTS)):
+        images = rng.permutation(sizes)
+        middle = (np.cumsum(images) - images / 2) / images.sum()  # spreads the test patients over the block
+        groups += [(float(m), test, int(n)) for m, n in zip(middle, images, strict=True)]
+    decks = {False: _deck(rng, _BLOCK - _BLOCK_TEST, block), True: _deck(rng, _BLOCK_TEST, block)}
+
+    slots: list[Slot] = []
+    for rank, (_, test, images) in enumerate(sorted(groups)):
+        for follow_up in range(images):
+            patient = block * _BLOCK_PATIENTS + rank + 1
+            slots.append(Slot(block * _BLOCK + len(slots), patient, follow_up, test, decks[test].pop(0)))
+    return tuple(slots)
+
+
+def _deck(rng: np.random.Generator, cards: int, block: int) -> list[tuple[str, ...]]:
+    single: list[tuple[str, ...]] = [(finding,) for finding in SIX_FINDINGS] + [()] * len(SIX_FINDINGS)
+    deck: list[tuple[str, ...]] = []
+    for _ in range(cards // len(single)):
+        deck += [single[i] for i in rng.permutation(len(single))]
+    for extra in range(cards - len(deck)):
+        if (block + extra) % 4 == 3:
+            card: tuple[str, ...] = (OTHER_FINDINGS[int(rng.integers(len(OTHER_FINDINGS)))],)
+        else:
+            card = tuple(sorted(str(f) for f in rng.choice(SIX_FINDINGS, size=2, replace=False)))
+        deck.insert(int(rng.integers(len(deck) + 1)), card)
+    return deck
+
+
+def slot(index: int, seed: int) -> Slot:
+    """Return the place of image `index` (from 0) in the data set of this seed."""
+    return _deal(index // _BLOCK, seed)[index % _BLOCK]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What belongs to the patient in all their images."""
+
+    number: int
+    sex: str
+    age: int
+    anatomy: Anatomy
+
+
+def patient_of(number: int, seed: int) -> Patient:
+    """Make up one patient; their anatomy is that of a PA exposure in deep inspiration."""
+    rng = random_stream(seed, PATIENT, number)
+    sex = "M" if rng.random() < 0.55 else "F"
+    age = int(np.clip(rng.normal(48, 17), 18, 92))
+    build = float(np.clip(rng.normal(1.0 if sex == "M" else 0.94, 0.05), 0.84, 1.12))
+    apex = float(rng.uniform(42, 58))
+    dome = apex + build * float(rng.uniform(192, 222))
+    anatomy = Anatomy(
+        apex=apex,
+        domes=(dome - float(rng.uniform(5, 13)), dome + float(rng.uniform(-2, 4))),
+        lung=134 * build * float(rng.uniform(0.95, 1.05)),
+        drop=float(rng.uniform(26, 38)),
+        depth=218 * build * float(rng.uniform(0.9, 1.1)),
+        middle=0.0,
+        shift=float(rng.uniform(-2, 3)),
+        heart=60 * build * float(rng.uniform(0.9, 1.1)),
+        aorta=float(rng.uniform(15, 18)) + max(age - 45, 0) * 0.06,
+        fat=float(rng.uniform(20, 38)),
+        pitch=23.5 * build * float(rng.uniform(0.94, 1.06)),
+        rib_jitter=rng.normal(0, 1.6, 24),
+        bone=float(rng.uniform(0.9, 1.1)) * (1 - 0.003 * max(age - 40, 0)),
+        clavicle=apex + float(rng.uniform(24, 34)),
+        scapula=float(rng.uniform(-14, -4)),
+        breast=float(rng.uniform(48, 66)) if sex == "F" else 0.0,
+        bubble=float(rng.uniform(10, 22)) if rng.random() < 0.6 else 0.0,
+        lucency=float(rng.uniform(0.94, 1.04)),
+        tree=(seed, number),
+    )
+    return Patient(number, sex, age, anatomy)
