@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from chestxray import evaluation, plots
-from chestxray.config import ACKNOWLEDGEMENT, CLASSES, SIX_FINDINGS, SPLITS, StudyError
-from chestxray.evaluation import METRICS, MODELS
+from chestxray import plots
+from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, SIX_FINDINGS, SPLITS, StudyError
+from chestxray.evaluation import predictions
+from chestxray.evaluation.comparison import METRICS
 
 TEMPLATES = Path(__file__).parent / "templates"
 DOCUMENTS: dict[str, str] = {"MODEL_CARD.md": "model_card.md.j2", "DATA_SHEET.md": "data_sheet.md.j2"}
@@ -75,7 +76,7 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
             "images": len(rows),
             "patients": int(rows["patient"].nunique()),
             "selected": {name: int((chosen["label"] == name).sum()) for name in CLASSES},
-            "natural": {name: int(evaluation.shows(rows, name).sum()) for name in CLASSES},
+            "natural": {name: int(predictions.shows(rows, name).sum()) for name in CLASSES},
             "views": {name: int((rows["view"] == name).sum()) for name in ("PA", "AP")},
             "sexes": {name: int((rows["sex"] == name).sum()) for name in ("F", "M")},
         }

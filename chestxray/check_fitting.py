@@ -25,12 +25,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from tqdm import tqdm
 
-from chestxray import files, resampling
+from chestxray import files
 from chestxray.config import Study, StudyError
 from chestxray.data.manifest import read_manifest, store_path
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
 from chestxray.images import input_check, pixels
 from chestxray.images.input_check import SIDE, Check
-from chestxray.resampling import Draws
 
 FALSE_ALARMS = 0.01
 """Share of validation's radiographs that are flagged; the threshold is chosen so."""
@@ -278,7 +279,7 @@ def rates(check: Check, valid: Split, test: Split, seed: int, draws: int = 2000)
     rows = []
     for name, split in (("radiographs of validation", valid), ("radiographs of test", test)):
         found = check.looks_foreign(_reduced(split.pixels))
-        low, high, _ = resampling.interval(Draws.of(split.patients, draws, seed).means(found))
+        low, high, _ = bootstrap.interval(Draws.of(split.patients, draws, seed).means(found))
         rows.append((name, True, len(found), int(found.sum()), low, high))
     rng = np.random.default_rng([seed, 1])
     chosen = rng.permutation(len(test.pixels))[:500]

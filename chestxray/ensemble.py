@@ -21,8 +21,9 @@ import tensorflow as tf
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray import evaluation, inputs
+from chestxray import inputs
 from chestxray.config import CLASSES, Study, StudyError
+from chestxray.evaluation import predictions
 
 CANDIDATES: tuple[str, ...] = (
     "dense",
@@ -91,7 +92,7 @@ def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         StudyError: as `evaluation.average`.
     """
     return {
-        " + ".join(names): evaluation.average([tables[name] for name in names])
+        " + ".join(names): predictions.average([tables[name] for name in names])
         for names in itertools.combinations(tables, 3)
     }
 

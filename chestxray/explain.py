@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from chestxray import resampling
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
 
 if TYPE_CHECKING:
     import keras
@@ -454,7 +454,7 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
                 sums[column] = sums.get(column, 0) + values[column]
         for metric in ("pointing", "iou"):
             values[f"{metric}_gain"] = values[metric] - values[f"centre_{metric}"]
-        rows |= {(name, metric): resampling.entry(drawn_values) | size for metric, drawn_values in values.items()}
+        rows |= {(name, metric): bootstrap.entry(drawn_values) | size for metric, drawn_values in values.items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
     return table

@@ -108,10 +108,14 @@ def of_model(path: Path) -> Interpretation:
     table = path.parent / VALIDATION
     if not table.is_file():
         return nothing_known()
-    from chestxray import calibration, evaluation, operating  # pandas and SciPy take a second to import
+    from chestxray.evaluation import (
+        calibration,
+        operating_points,
+        predictions,  # pandas and SciPy take a second to import
+    )
 
-    valid = evaluation.read_predictions(table)
-    fitted, points = calibration.fit_findings(valid), operating.choose(valid)
+    valid = predictions.read_predictions(table)
+    fitted, points = calibration.fit_findings(valid), operating_points.choose(valid)
     return _made(fitted.to_dict("index"), points.to_dict("index"), table)
 
 

@@ -15,9 +15,8 @@ import keras
 import numpy as np
 
 from chestxray import files, inputs, training
-from chestxray.config import REFERENCE, Study, StudyError
+from chestxray.config import MODELS, REFERENCE, Study, StudyError
 from chestxray.data import manifest
-from chestxray.evaluation import MODELS
 
 LARGEST = 40_000_000
 """Bytes that the committed ensemble may have."""

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chestxray import cards, groups, operating, plots
-from chestxray.config import CLASSES
-from chestxray.evaluation import METRICS, MODELS
+from chestxray import cards, plots
+from chestxray.config import CLASSES, MODELS
+from chestxray.evaluation import operating_points, subgroups
+from chestxray.evaluation.comparison import METRICS
 
 TEMPLATE = "report.html.j2"
 
@@ -130,7 +131,7 @@ def _tables(results: dict[str, Any]) -> dict[str, list[tuple[str, pd.DataFrame]]
     )
     target = results["operating_points"]["target"].iloc[0]
     caption = f"Thresholds that catch {target:.0%} on validation, measured on the natural test"
-    add("Operating points", caption, "operating_test", "finding", {}, operating.METRICS)
+    add("Operating points", caption, "operating_test", "finding", {}, operating_points.METRICS)
     add("Where it looks", "Heat-maps against boxes", "localisation", "finding", {}, LOCALISATION)
     if "localisation_networks" in results:
         finer = results["localisation_networks"].xs(("finer", "ensemble"), level=("map", "network"))
@@ -153,7 +154,7 @@ LOCALISATION = {
 def _gaps(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for (column, group, metric), row in table.xs("mean", level="finding").iterrows():
-        cell = rows.setdefault(f"{groups.COLUMNS[column]}: {group}", {"images": f"{row['n_images']:,.0f}"})
+        cell = rows.setdefault(f"{subgroups.COLUMNS[column]}: {group}", {"images": f"{row['n_images']:,.0f}"})
         known = pd.notna(row["gap"])
         cell[metric.upper()] = "too few" if row["too_small"] else plots.interval(row)
         cell[f"{metric.upper()} gap"] = plots.signed(row["gap"]) if known else "–"

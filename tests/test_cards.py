@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from test_evaluation import predictions_table
 
-from chestxray import calibration, cards, cli, evaluation, groups, operating, plots, report
-from chestxray.config import CLASSES, REFERENCE, StudyError
-from chestxray.evaluation import MODELS
+from chestxray import cards, cli, plots, report
+from chestxray.config import CLASSES, MODELS, REFERENCE, StudyError
+from chestxray.evaluation import calibration, comparison, operating_points, subgroups
 
 
 def people(table):
@@ -28,14 +28,14 @@ def results(tmp_path_factory):
     """A results folder with the files that every run leaves, made by the functions that the notebook calls."""
     folder = tmp_path_factory.mktemp("results")
     valid, test = people(predictions_table(seed=1)), people(predictions_table(seed=2))
-    points = operating.choose(valid)
+    points = operating_points.choose(valid)
     tables = {
-        "metrics": evaluation.summary(dict.fromkeys(MODELS, test), draws=10),
-        "per_class": evaluation.per_class(test, draws=10),
+        "metrics": comparison.summary(dict.fromkeys(MODELS, test), draws=10),
+        "per_class": comparison.per_class(test, draws=10),
         "calibration": calibration.findings_table(valid, test, draws=10),
         "operating_points": points,
-        "operating_test": operating.measure(test, points, draws=10),
-        "groups": groups.measure(test, points, draws=10),
+        "operating_test": operating_points.measure(test, points, draws=10),
+        "groups": subgroups.measure(test, points, draws=10),
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", float_format="%.6f")

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from test_notebooks import texts
 
-from chestxray import config, evaluation, execution, notebooks, web
+from chestxray import config, execution, notebooks, web
 from chestxray.config import CLASSES, REPOSITORY, Paths
+from chestxray.evaluation import metrics, predictions
 from chestxray.stages import BESIDE, STAGES
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def test_every_stage_leaves_its_files(study):
 def test_it_ends_with_the_table_and_the_notebooks(study):
     paths, printed = study
     table = re.findall(r"^(\d\w? [\w ]+?)  +0\.\d{3} \(0\.\d{3}–[01]\.\d{3}\)", printed, flags=re.MULTILINE)
-    assert {title for title, _ in evaluation.MODELS.values()} <= set(table)
+    assert {title for title, _ in config.MODELS.values()} <= set(table)
     pages = re.findall(r"^  (\S+\.html)$", printed, flags=re.MULTILINE)
     assert len(pages) == 12 and all((paths.root / page).exists() for page in pages)
 
@@ -82,7 +83,7 @@ def test_no_patient_is_in_two_splits(study):
 def test_predictions_are_probabilities_for_the_images_of_the_split(study):
     paths, _ = study
     manifest = pd.read_csv(paths.manifest)
-    for model in evaluation.MODELS:
+    for model in config.MODELS:
         for split in ("valid", "test"):
             table = pd.read_csv(paths.saved(model) / f"predictions_{split}.csv")
             assert sorted(table["image"]) == sorted(manifest.loc[manifest["split"] == split, "image"])
@@ -97,12 +98,12 @@ def test_predictions_are_probabilities_for_the_images_of_the_split(study):
 
 def test_the_record_of_each_model_agrees_with_its_files(study):
     paths, _ = study
-    for model in evaluation.MODELS:
+    for model in config.MODELS:
         record = json.loads((paths.saved(model) / "run.json").read_text())
         assert record["model"] == model
-        valid = evaluation.read_predictions(paths.saved(model) / "predictions_valid.csv")
+        valid = predictions.read_predictions(paths.saved(model) / "predictions_valid.csv")
         chosen = valid[valid["selected"]]
-        auroc = evaluation.macro_auroc(chosen["label"].map(CLASSES.index), chosen[list(CLASSES)])
+        auroc = metrics.macro_auroc(chosen["label"].map(CLASSES.index), chosen[list(CLASSES)])
         stated = [value for key, value in record.items() if "auroc" in key]
         assert stated and stated[0] == pytest.approx(auroc, abs=2e-3)
 

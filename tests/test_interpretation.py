@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import calibration, config, evaluation, interpretation, operating
+from chestxray import config, interpretation
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.evaluation import calibration, operating_points, predictions
 
 
 @pytest.fixture
 def valid() -> pd.DataFrame:
     """The reference's predictions for validation."""
-    return evaluation.read_predictions(config.REFERENCE / "ensemble" / "predictions_valid.csv")
+    return predictions.read_predictions(config.REFERENCE / "ensemble" / "predictions_valid.csv")
 
 
 def test_probabilities_are_those_of_the_study(valid):
@@ -24,7 +25,7 @@ def test_probabilities_are_those_of_the_study(valid):
     expected = calibration.apply_findings(valid, fitted)[list(CLASSES)].to_numpy()
     np.testing.assert_allclose(meaning.probabilities(valid[list(CLASSES)].to_numpy()), expected, atol=1e-12)
     # Calibrated on validation: there the mean probability is the share that shows the class.
-    shares = [evaluation.shows(valid, name).mean() for name in CLASSES]
+    shares = [predictions.shows(valid, name).mean() for name in CLASSES]
     np.testing.assert_allclose(expected.mean(axis=0), shares, atol=0.005)
     assert meaning.calibrated
 
@@ -41,7 +42,7 @@ def test_operating_points_catch_on_validation_what_they_say(valid):
     above = pd.DataFrame([meaning.above(row) for row in valid[list(CLASSES)].to_numpy()])
     calibrated = meaning.probabilities(valid[list(CLASSES)].to_numpy())
     for name, point in meaning.points.items():
-        shows = evaluation.shows(valid, name)
+        shows = predictions.shows(valid, name)
         assert above[name][shows].mean() == pytest.approx(point.sensitivity, abs=1e-6)
         assert (~above[name][~shows]).mean() == pytest.approx(point.specificity, abs=1e-6)
         assert (len(shows), shows.sum()) == (point.n_images, point.n_positive)
@@ -55,7 +56,7 @@ def test_a_model_is_calibrated_by_the_validation_predictions_beside_it(tmp_path,
     scores = valid[list(CLASSES)].to_numpy()[:50]
     expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(CLASSES)].to_numpy()[:50]
     np.testing.assert_allclose(meaning.probabilities(scores), expected, atol=1e-12)
-    points = operating.choose(valid)
+    points = operating_points.choose(valid)
     assert {name: point.threshold for name, point in meaning.points.items()} == points["threshold"].to_dict()
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import ensemble, evaluation, models, reference, training
-from chestxray.config import CLASSES, REFERENCE, StageMissing, StudyError, open_study
+from chestxray import ensemble, models, reference, training
+from chestxray.config import CLASSES, MODELS, REFERENCE, StageMissing, StudyError, open_study
 from chestxray.data import manifest
-from chestxray.evaluation import MODELS
+from chestxray.evaluation import comparison, predictions
 
 
 def finish(study):
@@ -126,8 +126,8 @@ class TestCommitted:
     def test_metrics_follow_from_the_predictions(self):
         metrics = pd.read_csv(REFERENCE / "metrics.csv", index_col=["model", "metric"])
         for model in MODELS:
-            table = evaluation.read_predictions(REFERENCE / model / "predictions_test.csv")
-            found = evaluation.evaluate(table, draws=2)["estimate"]
+            table = predictions.read_predictions(REFERENCE / model / "predictions_test.csv")
+            found = comparison.evaluate(table, draws=2)["estimate"]
             for metric in ("macro_auroc", "balanced_accuracy", "macro_f1", "six_finding_auroc"):
                 assert found[metric] == pytest.approx(metrics.loc[(model, metric), "estimate"], abs=5e-7)
 

@@ -27,8 +27,8 @@ import pandas as pd
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
-from chestxray import cohort
 from chestxray.config import CLASSES, Study, StudyError
+from chestxray.evaluation import associations
 from chestxray.files import atomic_write, in_threads, keep_only, make_folder
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def class_cue(plan: pd.DataFrame, seed: int, files: int = 6000) -> float:
         Macro one-vs-rest AUROC over 5 folds; .5 means that the transforms tell nothing.
     """
     rows = plan.sample(min(files, len(plan)), random_state=seed)
-    return float(cohort.told_by(rows[list(PARAMETERS)], rows["label"], rows["image"], seed).mean())
+    return float(associations.told_by(rows[list(PARAMETERS)], rows["label"], rows["image"], seed).mean())
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:

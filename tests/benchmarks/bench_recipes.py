@@ -15,8 +15,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from chestxray import config, evaluation, fitting, inputs, linear, models, training, visits
+from chestxray import config, fitting, inputs, linear, models, training, visits
 from chestxray.data import augmentation
+from chestxray.evaluation import comparison
 
 SIZE, EPOCHS, HEAD_EPOCHS, PENALTY, SEEDS = 80, 3, 20, 8000, (2024, 2025)
 
@@ -211,7 +212,7 @@ def scores(model: keras.Model, study: config.Study) -> dict[str, float]:
     """Validation metrics of a classifier."""
     valid = inputs.load_split(study, "valid", selected=False)
     table = training.prediction_table(valid.table, fitting.predict_batches(model, valid))
-    found = evaluation.evaluate(table, draws=200, seed=0)["estimate"]
+    found = comparison.evaluate(table, draws=200, seed=0)["estimate"]
     return {name: round(found[name], 4) for name in ("six_finding_auroc", "macro_auroc", "balanced_accuracy")}
 
 

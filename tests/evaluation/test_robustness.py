@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import evaluation, robustness
 from chestxray.config import CLASSES, StudyError
+from chestxray.evaluation import metrics, robustness
 
 
 def pixels(number=3, side=128, seed=0):
@@ -65,7 +65,7 @@ def test_sweep_measures_what_brightness_costs_a_model_that_reads_brightness():
     found = robustness.sweep(said, table, ["brighter", "blur"], draws=50)
     assert found.loc[("brighter", 0), "estimate"] == pytest.approx(1)
     strong = robustness.degrade(images, "brighter", 0.4)
-    assert found.loc[("brighter", 0.4), "estimate"] == pytest.approx(evaluation.macro_auroc(labels, predict(strong)))
+    assert found.loc[("brighter", 0.4), "estimate"] == pytest.approx(metrics.macro_auroc(labels, predict(strong)))
     assert found.loc[("brighter", 0.4), "loss_high"] < 0
     assert found.loc[("blur", 2.0), "loss"] == pytest.approx(0, abs=0.02)
     with pytest.raises(StudyError, match="images are Pneumothorax"):

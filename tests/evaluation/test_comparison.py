@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from chestxray import evaluation, resampling
+from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StageMissing, StudyError, open_study
+from chestxray.evaluation import bootstrap, comparison, metrics, predictions
 
 NIH_NAMES = {name: "No Finding" if name == "No_finding" else name for name in CLASSES}
 
@@ -62,9 +63,9 @@ def sklearn_metrics(table):
 @pytest.mark.parametrize("decimals", [None, 1])
 def test_estimates_agree_with_scikit_learn_with_and_without_ties(decimals):
     table = predictions_table(decimals=decimals)
-    found = evaluation.evaluate(table, draws=2)
+    found = comparison.evaluate(table, draws=2)
     expected = sklearn_metrics(table)
-    assert list(found.index) == list(evaluation.METRICS)
+    assert list(found.index) == list(comparison.METRICS)
     for metric, value in expected.items():
         assert found.loc[metric, "estimate"] == pytest.approx(value, abs=1e-12), metric
 
@@ -77,8 +78,8 @@ def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
     drawn = np.random.default_rng(seed).integers(len(patients), size=(draws, len(patients)))
     repeated = [np.concatenate([rows[patients[p]] for p in draw]) for draw in drawn]
     slow = pd.DataFrame([sklearn_metrics(table.iloc[taken]) for taken in repeated])
-    fast = evaluation.evaluate(table, draws=draws, seed=seed)
-    for metric in evaluation.METRICS:
+    fast = comparison.evaluate(table, draws=draws, seed=seed)
+    for metric in comparison.METRICS:
         expected = np.percentile(slow[metric], [2.5, 97.5])
         assert fast.loc[metric, ["low", "high"]].to_numpy(dtype=float) == pytest.approx(expected, abs=1e-12), metric
         assert fast.loc[metric, "draws"] == draws
@@ -87,7 +88,7 @@ def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
 def test_interval_of_independent_images_has_the_width_of_delong():
     table = predictions_table(images=700, skill=1.0, seed=3)
     table["patient"] = table["image"]
-    found = evaluation.per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
+    found = comparison.per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
     shown = table["findings"].str.contains("Effusion").to_numpy()
     above = table["Effusion"].to_numpy()[shown][:, None] > table["Effusion"].to_numpy()[~shown][None, :]
     error = np.sqrt(above.mean(axis=1).var(ddof=1) / shown.sum() + above.mean(axis=0).var(ddof=1) / (~shown).sum())
@@ -99,25 +100,25 @@ def test_resampling_patients_widens_the_interval_when_their_images_repeat():
     table = predictions_table(images=200, patients=200)
     copies = [table.assign(image=table["image"] + f"_{copy}") for copy in range(4)]
     repeated = pd.concat(copies, ignore_index=True)
-    by_patient = evaluation.evaluate(repeated, draws=400).loc["accuracy"]
-    by_image = evaluation.evaluate(repeated.assign(patient=repeated["image"]), draws=400).loc["accuracy"]
+    by_patient = comparison.evaluate(repeated, draws=400).loc["accuracy"]
+    by_image = comparison.evaluate(repeated.assign(patient=repeated["image"]), draws=400).loc["accuracy"]
     assert (by_patient["high"] - by_patient["low"]) > 1.6 * (by_image["high"] - by_image["low"])
 
 
 def test_same_seed_gives_the_same_interval_in_any_order_of_rows():
     table = predictions_table()
-    first = evaluation.evaluate(table, draws=50, seed=5)
-    again = evaluation.evaluate(table.sample(frac=1, random_state=0), draws=50, seed=5)
-    other = evaluation.evaluate(table, draws=50, seed=6)
+    first = comparison.evaluate(table, draws=50, seed=5)
+    again = comparison.evaluate(table.sample(frac=1, random_state=0), draws=50, seed=5)
+    other = comparison.evaluate(table, draws=50, seed=6)
     pd.testing.assert_frame_equal(first, again)
     assert not np.allclose(first["low"], other["low"])
 
 
 def test_large_tables_are_computed_in_parts_with_the_same_result(monkeypatch):
     table = predictions_table()
-    whole = evaluation.evaluate(table, draws=40)
-    monkeypatch.setattr(evaluation, "_FLOATS_AT_ONCE", 3000)
-    pd.testing.assert_frame_equal(evaluation.evaluate(table, draws=40), whole)
+    whole = comparison.evaluate(table, draws=40)
+    monkeypatch.setattr(metrics, "_FLOATS_AT_ONCE", 3000)
+    pd.testing.assert_frame_equal(comparison.evaluate(table, draws=40), whole)
 
 
 def labelled(labels):
@@ -134,16 +135,16 @@ def test_hand_count():
     table = labelled([true for true, _ in rows])
     for name in CLASSES:
         table[name] = [1.0 if guess == name else 0.0 for _, guess in rows]
-    counts = evaluation.confusion(table)
+    counts = metrics.confusion(table)
     assert counts.loc["Effusion", "Mass"] == counts.loc["Nodule", "Mass"] == 1
     assert counts.loc["Mass", "Mass"] == 2
     assert counts.to_numpy().sum() == 9
-    assert evaluation.confusion(table, normalize=True).loc["Effusion", "Mass"] == 0.5
-    found = evaluation.evaluate(table, draws=2)["estimate"]
+    assert metrics.confusion(table, normalize=True).loc["Effusion", "Mass"] == 0.5
+    found = comparison.evaluate(table, draws=2)["estimate"]
     assert found["accuracy"] == pytest.approx(7 / 9)
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0 + 4) / 7)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 6 + 0 + 4) / 7)
-    classes = evaluation.per_class(table, draws=2)["estimate"]
+    classes = comparison.per_class(table, draws=2)["estimate"]
     assert classes["Mass", "precision"] == 0.5
     assert classes["Nodule", "precision"] == 0
     # Effusion: 2 positives scored 1 and 0, 7 negatives scored 0: one pair in two is won, the other tied.
@@ -154,7 +155,7 @@ def test_hand_count():
 
 def test_natural_test_counts_images_with_several_findings():
     table = predictions_table()
-    found = evaluation.per_class(table, draws=20)
+    found = comparison.per_class(table, draws=20)
     shown = table["findings"].str.split("|").map(lambda names: "Mass" in names)
     assert found.loc[("Mass", "natural_auroc"), "n_images"] == len(table)
     assert found.loc[("Mass", "natural_auroc"), "n_positive"] == shown.sum()
@@ -176,7 +177,7 @@ def test_a_draw_without_a_class_is_left_out_and_counted():
     mass = table["label"] == "Mass"
     table = table[~table["findings"].str.contains("Mass") | mass].copy()
     table.loc[mass, "patient"] = "one"
-    found = evaluation.evaluate(table, draws=400)
+    found = comparison.evaluate(table, draws=400)
     # One patient in n is missing from a draw with probability (1 - 1/n)^n, about exp(-1).
     assert found.loc["macro_auroc", "draws"] == pytest.approx(400 * (1 - np.exp(-1)), rel=0.12)
     assert found.loc["accuracy", "draws"] == 400
@@ -188,29 +189,29 @@ def test_compare_is_paired_and_antisymmetric():
     worse = good.copy()
     rng = np.random.default_rng(0)
     worse[list(CLASSES)] = (worse[list(CLASSES)] + 0.15 * rng.random((len(worse), len(CLASSES)))) / 2.05
-    one, other = evaluation.evaluate(good, draws=300), evaluation.evaluate(worse, draws=300)
-    found = evaluation.compare(good, worse.sample(frac=1, random_state=1), draws=300)
-    back = evaluation.compare(worse, good, draws=300)
+    one, other = comparison.evaluate(good, draws=300), comparison.evaluate(worse, draws=300)
+    found = comparison.compare(good, worse.sample(frac=1, random_state=1), draws=300)
+    back = comparison.compare(worse, good, draws=300)
     assert found["difference"].to_numpy() == pytest.approx((one["estimate"] - other["estimate"]).to_numpy())
     assert found["difference"].to_numpy() == pytest.approx((found["first"] - found["second"]).to_numpy())
     assert found["low"].to_numpy() == pytest.approx(-back["high"].to_numpy())
     width = (found["high"] - found["low"])["macro_auroc"]
     assert width < 0.7 * (one["high"] - one["low"])["macro_auroc"]
-    same = evaluation.compare(good, good, ["macro_f1"], draws=20).loc["macro_f1"]
+    same = comparison.compare(good, good, ["macro_f1"], draws=20).loc["macro_f1"]
     assert same["difference"] == same["low"] == same["high"] == 0
 
 
 def test_summary_holds_each_models_evaluation():
     tables = {"a": predictions_table(), "b": predictions_table(skill=0.5)}
-    found = evaluation.summary(tables, draws=10, seed=3)
+    found = comparison.summary(tables, draws=10, seed=3)
     assert found.index.names == ["model", "metric"]
-    pd.testing.assert_frame_equal(found.loc["b"], evaluation.evaluate(tables["b"], draws=10, seed=3))
+    pd.testing.assert_frame_equal(found.loc["b"], comparison.evaluate(tables["b"], draws=10, seed=3))
 
 
 def test_roc_points_enclose_the_area():
     table = predictions_table(decimals=2)
-    points = evaluation.roc_points(table)
-    found = evaluation.per_class(table, draws=2)["estimate"].xs("auroc", level="metric")
+    points = metrics.roc_points(table)
+    found = comparison.per_class(table, draws=2)["estimate"].xs("auroc", level="metric")
     for name, curve in points.groupby("class"):
         area = np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"])
         assert area == pytest.approx(found[name], abs=1e-12)
@@ -218,9 +219,9 @@ def test_roc_points_enclose_the_area():
 
 def test_average_and_published():
     first, second = predictions_table(seed=1), predictions_table(seed=1, skill=0.3)
-    mean = evaluation.average([first, second.sample(frac=1, random_state=0)])
+    mean = predictions.average([first, second.sample(frac=1, random_state=0)])
     assert mean["Mass"].to_numpy() == pytest.approx((first["Mass"] + second["Mass"]).to_numpy() / 2)
-    beside = evaluation.beside_published(evaluation.per_class(mean, draws=2), "mean")
+    beside = comparison.beside_published(comparison.per_class(mean, draws=2), "mean")
     for paper, row in beside.drop(index="mean").iterrows():
         assert row["Mean"] == pytest.approx(row[list(SIX_FINDINGS)].mean(), abs=1e-3), paper
     assert beside.loc["mean", "Mean"] == pytest.approx(sklearn_metrics(mean)["six_finding_auroc"])
@@ -230,11 +231,11 @@ def test_macro_auroc_of_arrays():
     rng = np.random.default_rng(4)
     labels, scores = rng.integers(5, size=300), rng.random((300, 5)).round(1)
     expected = np.mean([sk.roc_auc_score(labels == k, scores[:, k]) for k in range(5)])
-    assert evaluation.macro_auroc(labels, scores) == pytest.approx(expected, abs=1e-12)
+    assert metrics.macro_auroc(labels, scores) == pytest.approx(expected, abs=1e-12)
     with pytest.raises(StudyError, match="class 4"):
-        evaluation.macro_auroc(np.minimum(labels, 3), scores)
+        metrics.macro_auroc(np.minimum(labels, 3), scores)
     with pytest.raises(StudyError, match="1 predicted probabilities are not finite"):
-        evaluation.macro_auroc(labels, np.where(np.arange(1500).reshape(300, 5) == 7, np.nan, scores))
+        metrics.macro_auroc(labels, np.where(np.arange(1500).reshape(300, 5) == 7, np.nan, scores))
 
 
 def broken(change):
@@ -267,7 +268,7 @@ BAD_TABLES = {
 @pytest.mark.parametrize("message", BAD_TABLES)
 def test_bad_tables_are_one_line(message):
     with pytest.raises(StudyError) as caught:
-        evaluation.evaluate(broken(BAD_TABLES[message]), draws=2)
+        comparison.evaluate(broken(BAD_TABLES[message]), draws=2)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -275,13 +276,13 @@ def test_bad_tables_are_one_line(message):
 def test_other_bad_requests_are_one_line():
     table = predictions_table()
     with pytest.raises(StudyError, match="metric 'auc' is unknown; there are: macro_auroc"):
-        evaluation.compare(table, table, ["auc"], draws=2)
+        comparison.compare(table, table, ["auc"], draws=2)
     with pytest.raises(StudyError, match=r"different images \(only one has 00000000_000.png\)"):
-        evaluation.compare(table, table[1:], draws=2)
+        comparison.compare(table, table[1:], draws=2)
     with pytest.raises(StudyError, match="predictions has no row"):
-        evaluation.evaluate(table[:0], draws=2)
+        comparison.evaluate(table[:0], draws=2)
     with pytest.raises(StudyError, match="at least one model"):
-        evaluation.average([])
+        predictions.average([])
 
 
 def test_reading_back_what_was_written(tmp_path):
@@ -289,45 +290,45 @@ def test_reading_back_what_was_written(tmp_path):
     path = tmp_path / "cnn" / "predictions_test.csv"
     path.parent.mkdir()
     table.to_csv(path, index=False)
-    read = evaluation.read_predictions(path)
+    read = predictions.read_predictions(path)
     assert read["patient"].tolist() == table["patient"].tolist()
     assert read["label"].tolist() == table["label"].tolist()
-    pd.testing.assert_frame_equal(evaluation.evaluate(read, draws=5), evaluation.evaluate(table, draws=5))
+    pd.testing.assert_frame_equal(comparison.evaluate(read, draws=5), comparison.evaluate(table, draws=5))
     table.assign(Mass=table["Mass"].where(table.index != 3)).to_csv(path, index=False)
     with pytest.raises(StudyError, match=r"cnn/predictions_test.csv, 00000003_000.png: Mass is nan"):
-        evaluation.read_predictions(path)
+        predictions.read_predictions(path)
     path.write_bytes(b"")
     with pytest.raises(StudyError, match=r"cnn/predictions_test.csv can't be read"):
-        evaluation.read_predictions(path)
+        predictions.read_predictions(path)
 
 
 def test_who_is_in_the_balanced_test_is_read_where_the_file_tells_it(tmp_path):
     table, path = predictions_table(), tmp_path / "predictions_test.csv"
     table.to_csv(path, index=False)
-    assert "balanced_test" not in evaluation.read_predictions(path)
+    assert "balanced_test" not in predictions.read_predictions(path)
     balanced = table["selected"] & (table.index % 3 == 0)
     table.assign(balanced_test=balanced).to_csv(path, index=False)
-    read = evaluation.read_predictions(path)
+    read = predictions.read_predictions(path)
     assert read["balanced_test"].dtype == bool and read["balanced_test"].tolist() == balanced.tolist()
     table.assign(balanced_test=balanced.map({True: "True", False: "perhaps"})).to_csv(path, index=False)
     with pytest.raises(StudyError, match="column 'balanced_test' holds something else than True and False"):
-        evaluation.read_predictions(path)
+        predictions.read_predictions(path)
 
 
 def test_models_are_read_together_or_the_missing_notebook_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path))
     study = open_study("phantom", "quick", 1)
     table = predictions_table()
-    for folder in evaluation.MODELS:
+    for folder in config.MODELS:
         if folder == "ensemble":
             with pytest.raises(
                 StageMissing, match=r"ensemble/predictions_test.csv is missing: run 4_models/4_Ensemble"
             ):
-                evaluation.read_models(study, "test")
+                predictions.read_models(study, "test")
         study.paths.saved(folder).mkdir(parents=True)
         table.sample(frac=1, random_state=2).to_csv(study.paths.saved(folder) / "predictions_test.csv", index=False)
-    tables = evaluation.read_models(study, "test")
-    assert list(tables) == list(evaluation.MODELS)
+    tables = predictions.read_models(study, "test")
+    assert list(tables) == list(config.MODELS)
     assert tables["ensemble"]["image"].tolist() == tables["dense"]["image"].tolist()
 
 
@@ -346,87 +347,85 @@ def delong(first, second, truth):
 def test_p_value_of_a_pair_agrees_with_delong():
     one, other = predictions_table(images=600, skill=1.0, seed=3), predictions_table(images=600, skill=0.8, seed=3)
     one["patient"] = other["patient"] = one["image"]
-    truth = evaluation.shows(one, "Effusion")
+    truth = predictions.shows(one, "Effusion")
     areas, error, z = delong(one["Effusion"].to_numpy(), other["Effusion"].to_numpy(), truth)
-    draws = resampling.Draws.of(one["image"], 2000, seed=0)
-    gap = evaluation.auroc_draws(truth, one["Effusion"], draws) - evaluation.auroc_draws(
-        truth, other["Effusion"], draws
-    )
+    draws = bootstrap.Draws.of(one["image"], 2000, seed=0)
+    gap = metrics.auroc_draws(truth, one["Effusion"], draws) - metrics.auroc_draws(truth, other["Effusion"], draws)
     assert gap[0] == pytest.approx(areas[0] - areas[1], abs=1e-12)
     assert gap[1:].std() == pytest.approx(error, rel=0.06)
-    assert resampling.p_value(gap) == pytest.approx(2 * norm.sf(abs(z)), rel=0.35)
+    assert bootstrap.p_value(gap) == pytest.approx(2 * norm.sf(abs(z)), rel=0.35)
 
 
 def test_what_is_resampled_once_answers_every_question_as_tables_do():
     tables = {"ensemble": predictions_table(skill=1.4, seed=2), "weak": predictions_table(skill=0.7, seed=2)}
     how = {"draws": 60, "seed": 4}
-    drawn = evaluation.resample(tables, **how)
-    pd.testing.assert_frame_equal(evaluation.summary(drawn), evaluation.summary(tables, **how))
-    pd.testing.assert_frame_equal(evaluation.summary(drawn).loc["weak"], evaluation.evaluate(tables["weak"], **how))
-    pd.testing.assert_frame_equal(evaluation.compare_all(drawn), evaluation.compare_all(tables, **how))
-    pd.testing.assert_frame_equal(evaluation.ranking(drawn), evaluation.ranking(tables, **how))
-    pd.testing.assert_frame_equal(evaluation.per_class(drawn), evaluation.per_class(tables["ensemble"], **how))
-    alone = evaluation.compare(tables["ensemble"], tables["weak"], **how)
-    pd.testing.assert_frame_equal(evaluation.compare_with(drawn, "ensemble", ["weak"]).loc["weak"], alone)
+    drawn = comparison.resample(tables, **how)
+    pd.testing.assert_frame_equal(comparison.summary(drawn), comparison.summary(tables, **how))
+    pd.testing.assert_frame_equal(comparison.summary(drawn).loc["weak"], comparison.evaluate(tables["weak"], **how))
+    pd.testing.assert_frame_equal(comparison.compare_all(drawn), comparison.compare_all(tables, **how))
+    pd.testing.assert_frame_equal(comparison.ranking(drawn), comparison.ranking(tables, **how))
+    pd.testing.assert_frame_equal(comparison.per_class(drawn), comparison.per_class(tables["ensemble"], **how))
+    alone = comparison.compare(tables["ensemble"], tables["weak"], **how)
+    pd.testing.assert_frame_equal(comparison.compare_with(drawn, "ensemble", ["weak"]).loc["weak"], alone)
     with pytest.raises(StudyError, match="no predictions to evaluate"):
-        evaluation.resample({})
+        comparison.resample({})
 
 
 def test_every_pair_is_compared_once_and_corrected():
     tables = {name: predictions_table(skill=skill, seed=2) for name, skill in (("a", 2.0), ("b", 1.0), ("c", 1.0))}
     tables["c"] = tables["c"].sample(frac=1, random_state=3)
-    found = evaluation.compare_all(tables, ["macro_auroc", "accuracy"], draws=200, seed=1)
+    found = comparison.compare_all(tables, ["macro_auroc", "accuracy"], draws=200, seed=1)
     assert list(found.loc["macro_auroc"].index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    pair = evaluation.compare(tables["a"], tables["b"], ["accuracy"], draws=200, seed=1).loc["accuracy"]
+    pair = comparison.compare(tables["a"], tables["b"], ["accuracy"], draws=200, seed=1).loc["accuracy"]
     assert found.loc[("accuracy", "a", "b"), ["difference", "low", "high"]].tolist() == pytest.approx(
         pair[["difference", "low", "high"]].tolist()
     )
     assert found.loc[("macro_auroc", "b", "c"), "difference"] == 0
     assert found.loc[("macro_auroc", "b", "c"), "p_holm"] == 1
     same = found.loc["macro_auroc"]
-    assert same["p_holm"].to_numpy() == pytest.approx(resampling.holm(same["p"].to_numpy()))
+    assert same["p_holm"].to_numpy() == pytest.approx(bootstrap.holm(same["p"].to_numpy()))
     assert same.loc[("a", "b"), "p_holm"] < 0.05
 
 
 def test_ranking_puts_the_better_model_first_as_often_as_it_wins():
     tables = {"weak": predictions_table(skill=0.6, seed=4), "good": predictions_table(skill=1.0, seed=4)}
-    found = evaluation.ranking(tables, "accuracy", draws=300, seed=2)
+    found = comparison.ranking(tables, "accuracy", draws=300, seed=2)
     assert list(found.index) == ["good", "weak"]
-    wins = evaluation.compare(tables["good"], tables["weak"], ["accuracy"], draws=300, seed=2)
+    wins = comparison.compare(tables["good"], tables["weak"], ["accuracy"], draws=300, seed=2)
     assert found.loc["good", "place_1"] > 0.5 and wins.loc["accuracy", "difference"] > 0
     assert found.loc["good", "rank"] == pytest.approx(found.loc["good", "place_1"] + 2 * found.loc["good", "place_2"])
-    alike = evaluation.ranking({"a": tables["good"], "b": tables["good"]}, "accuracy", draws=20)
+    alike = comparison.ranking({"a": tables["good"], "b": tables["good"]}, "accuracy", draws=20)
     assert alike["place_1"].tolist() == [1, 1]
 
 
 def test_the_balanced_test_is_a_table_of_its_own():
     table = predictions_table()
-    assert evaluation.balanced(table) is None
+    assert predictions.balanced(table) is None
     place = table.loc[table["selected"]].groupby("label").cumcount()
     table["balanced_test"] = place.reindex(table.index, fill_value=99) < 20
-    rows = evaluation.balanced(table)
+    rows = predictions.balanced(table)
     assert rows["label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 20)
-    found = evaluation.evaluate(rows, draws=2)["estimate"]
+    found = comparison.evaluate(rows, draws=2)["estimate"]
     for metric, value in sklearn_metrics(rows).items():
         assert found[metric] == pytest.approx(value, abs=1e-12), metric
     table.loc[table.index[~table["selected"]][0], "balanced_test"] = True
     with pytest.raises(StudyError, match="in the balanced test without being selected"):
-        evaluation.balanced(table)
+        predictions.balanced(table)
 
 
 def test_nothing_depends_on_probabilities_summing_to_one():
     table = predictions_table()
     doubled = table.assign(**{name: table[name] / 2 for name in CLASSES})
-    pd.testing.assert_frame_equal(evaluation.evaluate(doubled, draws=10), evaluation.evaluate(table, draws=10))
+    pd.testing.assert_frame_equal(comparison.evaluate(doubled, draws=10), comparison.evaluate(table, draws=10))
 
 
 def test_one_class_is_a_softmaxs_answer_or_in_proportion_to_odds():
     softmax = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
-    assert evaluation.one_class(softmax) == pytest.approx(softmax, abs=1e-6)
+    assert predictions.one_class(softmax) == pytest.approx(softmax, abs=1e-6)
     alone = np.array([[0.5, 0.5, 0.2], [0.9, 0.1, 0.1]])
     # One class and no other: .5·.5·.8, .5·.5·.8, .5·.5·.2; and .9·.9·.9, .1·.1·.9, .1·.1·.9.
     expected = np.array([[0.2, 0.2, 0.05], [0.729, 0.009, 0.009]])
-    assert evaluation.one_class(alone) == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
+    assert predictions.one_class(alone) == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
 
 
 def test_errors_and_suspects_by_hand():
@@ -435,22 +434,22 @@ def test_errors_and_suspects_by_hand():
     table = labelled([label for label, _ in rows])
     for name in CLASSES:
         table[name] = [scores.get(name, 0.0) for _, scores in rows]
-    errors = evaluation.confident_errors(table)
+    errors = metrics.confident_errors(table)
     assert errors[["label", "predicted"]].to_numpy().tolist() == [["Mass", "Nodule"], ["Effusion", "Mass"]]
     odds = [(0.9 / 0.1, 0.05 / 0.95), (0.3 / 0.7, 0.28 / 0.72)]
     assert errors["probability"].tolist() == pytest.approx([one / (one + two) for one, two in odds], abs=1e-5)
     assert errors["margin"].tolist() == pytest.approx([(one - two) / (one + two) for one, two in odds], abs=1e-5)
     # Nodule's own images are given 1, so .99 is not enough; Mass's are given (1 + 1 + .01) / 3 on average, above .52.
-    assert evaluation.label_suspects(table).empty
+    assert metrics.label_suspects(table).empty
     table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *[0.4 if c == "Nodule" else 0.1 for c in CLASSES]]
-    assert evaluation.label_suspects(table)["suggested"].tolist() == ["Nodule"]
+    assert metrics.label_suspects(table)["suggested"].tolist() == ["Nodule"]
 
 
 def test_all_models_of_the_study_take_less_than_a_minute_of_one_core():
     table = predictions_table(images=1727, patients=900)
     started = time.process_time()
-    drawn = evaluation.resample(dict.fromkeys(range(3), table), draws=2000)
-    for ask in (evaluation.summary, evaluation.compare_all, evaluation.ranking):
+    drawn = comparison.resample(dict.fromkeys(range(3), table), draws=2000)
+    for ask in (comparison.summary, comparison.compare_all, comparison.ranking):
         ask(drawn)
-    evaluation.per_class(drawn, model=0)
+    comparison.per_class(drawn, model=0)
     assert 3 * (time.process_time() - started) < 15

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 from test_evaluation import predictions_table
 
-from chestxray import evaluation, groups, operating
 from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.evaluation import operating_points, predictions, subgroups
 
 
 def table_with_people(images=900, seed=1):
@@ -20,22 +20,22 @@ def table_with_people(images=900, seed=1):
 
 def test_groups_are_named_by_age_and_visit():
     table = table_with_people().head(4).assign(age=[39, 40, 60, np.nan], follow_up=[0, 3, 0, np.nan])
-    found = groups.with_groups(table)
+    found = subgroups.with_groups(table)
     assert found["age_band"].tolist() == ["under 40", "40 to 59", "60 and over", ""]
     assert found["visit"].tolist() == ["first", "follow-up", "first", ""]
     with pytest.raises(StudyError, match="no column 'sex'"):
-        groups.with_groups(table.drop(columns="sex"))
+        subgroups.with_groups(table.drop(columns="sex"))
 
 
 def test_metrics_and_gaps_agree_with_scikit_learn():
     table = table_with_people()
-    points = operating.choose(predictions_table(seed=3))
-    found = groups.measure(table, points, draws=60)
+    points = operating_points.choose(predictions_table(seed=3))
+    found = subgroups.measure(table, points, draws=60)
     scores = {}
     for sex in ("F", "M"):
         part = table[table["sex"] == sex]
         for name in SIX_FINDINGS:
-            truth = evaluation.shows(part, name)
+            truth = predictions.shows(part, name)
             scores[sex, name] = roc_auc_score(truth, part[name])
             assert found.loc[("sex", sex, name, "auroc"), "estimate"] == pytest.approx(scores[sex, name])
             caught = recall_score(truth, part[name] >= points.loc[name, "threshold"])
@@ -56,14 +56,14 @@ def test_metrics_and_gaps_agree_with_scikit_learn():
 
 def test_a_finding_in_few_patients_of_a_group_is_said_to_be_too_small():
     table = table_with_people()
-    young = (table["age"] < 40) & evaluation.shows(table, "Mass")
+    young = (table["age"] < 40) & predictions.shows(table, "Mass")
     table = table[~young | (table.index % 9 == 0)]
-    found = groups.measure(table, operating.choose(predictions_table(seed=3)), draws=10)
+    found = subgroups.measure(table, operating_points.choose(predictions_table(seed=3)), draws=10)
     small = found.loc[("age_band", "under 40", "Mass", "auroc")]
     assert small["too_small"] and np.isnan(small["estimate"]) and small["n_positive"] > 0
     assert not found.loc[("age_band", "60 and over", "Mass", "auroc"), "too_small"]
     without = [name for name in SIX_FINDINGS if name != "Mass"]
     elsewhere = found["estimate"].xs(("age_band", "60 and over", "auroc"), level=("column", "group", "metric"))
     assert elsewhere["mean"] == pytest.approx(elsewhere[without].mean())
-    one_view = groups.measure(table.assign(view="PA"), operating.choose(predictions_table(seed=3)), draws=5)
+    one_view = subgroups.measure(table.assign(view="PA"), operating_points.choose(predictions_table(seed=3)), draws=5)
     assert "view" not in one_view.index.get_level_values("column")

@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from test_evaluation import predictions_table
 
-from chestxray import calibration, evaluation
 from chestxray.config import CLASSES, StudyError
-from chestxray.resampling import Draws, interval
+from chestxray.evaluation import calibration, predictions
+from chestxray.evaluation.bootstrap import Draws, interval
 
 
 def sample(images=2000, seed=0, patients=None):
@@ -121,8 +121,8 @@ def test_tables_improve_on_an_ill_calibrated_model_and_keep_its_order():
     after = calibration.apply_findings(test, fitted)
     for name in CLASSES:
         assert (after[name].rank() == test[name].rank()).all()
-        assert fitted.loc[name, "n_positive"] == evaluation.shows(valid, name).sum()
-    truth = evaluation.shows(test, "Mass")
+        assert fitted.loc[name, "n_positive"] == predictions.shows(valid, name).sum()
+    truth = predictions.shows(test, "Mass")
     assert found.loc[("Mass", "temperature and bias", "brier"), "estimate"] == pytest.approx(
         brier_score_loss(truth, after["Mass"])
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from chestxray import evaluation, resampling
 from chestxray.config import SIX_FINDINGS, StudyError
-from chestxray.evaluation import auroc_draws
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.metrics import auroc_draws
+from chestxray.evaluation.predictions import checked, shows
 
 FEWEST = 10
 """A finding with fewer positive patients, or fewer negative ones, in a group than this is not measured there."""
@@ -59,13 +60,13 @@ def measure(predictions: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, 
         `n_patients`, `n_positive`; the gap to the `reference` group (that with most images) as `gap`, `gap_low`,
         `gap_high` and `p`, empty in that group; `p_holm` over all gaps of `mean`; and `too_small`.
     """
-    table = with_groups(evaluation.checked(predictions))
+    table = with_groups(checked(predictions))
     drawn = Draws.of(table["patient"], draws, seed)
     parts = [_measure_column(table, column, points, drawn) for column in COLUMNS]
     found = pd.concat([part for part in parts if len(part)])
     family = found.index.get_level_values("finding") == "mean"
     found["p_holm"] = np.nan
-    found.loc[family, "p_holm"] = resampling.holm(found.loc[family, "p"])
+    found.loc[family, "p_holm"] = bootstrap.holm(found.loc[family, "p"])
     return found
 
 
@@ -91,7 +92,7 @@ def _measure_column(table: pd.DataFrame, column: str, points: pd.DataFrame, draw
             for metric in ("auroc", "tpr"):
                 ours, theirs = (_mean(values[one][metric], name, shared) for one in (group, reference))
                 row = {"estimate": np.nan, "low": np.nan, "high": np.nan, "draws": 0}
-                row = row if small else resampling.entry(ours)
+                row = row if small else bootstrap.entry(ours)
                 lacking = small or (name != "mean" and not counts[reference][name]["enough"])
                 row |= size | {"n_positive": np.nan if name == "mean" else counts[group][name]["positive"]}
                 row |= {"reference": reference, "too_small": small}
@@ -112,7 +113,7 @@ def _group_draws(table: pd.DataFrame, points: pd.DataFrame, draws: Draws) -> tup
     values, counts = {"auroc": {}, "tpr": {}}, {}
     patients = table["patient"].to_numpy()
     for name in SIX_FINDINGS:
-        truth, scores = evaluation.shows(table, name), table[name].to_numpy(dtype=float)
+        truth, scores = shows(table, name), table[name].to_numpy(dtype=float)
         values["auroc"][name] = auroc_draws(truth, scores, draws)
         values["tpr"][name] = draws.means(scores >= points.loc[name, "threshold"], truth)
         enough = min(len(set(patients[truth])), len(set(patients[~truth]))) >= FEWEST
@@ -127,6 +128,6 @@ def _mean(values: dict[str, np.ndarray], name: str, shared: list[str]) -> np.nda
 
 
 def _gap(values: np.ndarray) -> dict[str, float]:
-    found = resampling.entry(values)
+    found = bootstrap.entry(values)
     ends = {"gap": found["estimate"], "gap_low": found["low"], "gap_high": found["high"]}
-    return ends | {"p": resampling.p_value(values)}
+    return ends | {"p": bootstrap.p_value(values)}

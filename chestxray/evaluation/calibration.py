@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from chestxray import evaluation, resampling
 from chestxray.config import CLASSES, StudyError
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.predictions import checked, one_class, shows
 
 BINS = 10
 _TINY = 1e-7
@@ -80,7 +81,7 @@ def reliability(
         observed = found / images
     rows = []
     for place in np.flatnonzero(images[0]):
-        low, high, _ = resampling.interval(observed[:, place])
+        low, high, _ = bootstrap.interval(observed[:, place])
         point = {"predicted": foretold[0, place] / images[0, place], "observed": observed[0, place]}
         rows.append(point | {"low": low, "high": high, "images": int(images[0, place])})
     return pd.DataFrame(rows)
@@ -131,7 +132,7 @@ class Scaling:
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Scale (n, K) scores, which need not sum to one; what comes back does."""
-        logits = np.log(evaluation.one_class(probabilities)) / self.temperature + self.bias
+        logits = np.log(one_class(probabilities)) / self.temperature + self.bias
         return special.softmax(logits, axis=1)
 
 
@@ -150,7 +151,7 @@ def fit_classes(probabilities: np.ndarray, labels: np.ndarray, bias: bool = Fals
     labels = np.asarray(labels, dtype=int)
     if not len(labels):
         raise StudyError("calibration: no validation image with a single class; use a dataset with more images")
-    logits = np.log(evaluation.one_class(probabilities))
+    logits = np.log(one_class(probabilities))
     number = logits.shape[1]
     weights = 1 / np.bincount(labels, minlength=number)[labels] if even else np.ones(len(labels))
     weights = weights / weights.sum()
@@ -182,10 +183,10 @@ def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
         Index `class`; columns `temperature` (above 0, so that no order of images changes), `bias`, `n_images` and
         `n_positive`. A class that no image, or every image, shows keeps temperature 1 and bias 0.
     """
-    valid = evaluation.checked(valid)
+    valid = checked(valid)
     rows = {}
     for name in CLASSES:
-        truth = evaluation.shows(valid, name)
+        truth = shows(valid, name)
         temperature, bias = fit_finding(valid[name].to_numpy(dtype=float), truth)
         rows[name] = {"temperature": temperature, "bias": bias, "n_images": len(truth), "n_positive": int(truth.sum())}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
@@ -237,7 +238,7 @@ def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> 
     Returns:
         (n, K), each row sums to one.
     """
-    moved = evaluation.one_class(probabilities) * (np.asarray(there, dtype=float) / np.asarray(trained, dtype=float))
+    moved = one_class(probabilities) * (np.asarray(there, dtype=float) / np.asarray(trained, dtype=float))
     return moved / moved.sum(axis=1, keepdims=True)
 
 
@@ -276,11 +277,11 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
         Index (`class`, `stage`, `metric`): stages `as trained`, `temperature`, `temperature and bias`; metrics `ece`
         (bins of equally many images) and `brier`. Columns `estimate`, `low`, `high`, `draws`.
     """
-    valid, test = evaluation.checked(valid), evaluation.checked(test)
+    valid, test = checked(valid), checked(test)
     drawn = Draws.of(test["patient"], draws, seed)
     rows = {}
     for name in CLASSES:
-        truth, learned = evaluation.shows(test, name), evaluation.shows(valid, name)
+        truth, learned = shows(test, name), shows(valid, name)
         scores, held_out = (table[name].to_numpy(dtype=float) for table in (test, valid))
         stages = {"as trained": scores}
         for stage, bias in (("temperature", False), ("temperature and bias", True)):
@@ -288,7 +289,7 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
             stages[stage] = special.expit(_log_odds(scores) / temperature + moved)
         for stage, values in stages.items():
             rows[name, stage, "ece"] = _error_entry(values, truth, drawn)
-            rows[name, stage, "brier"] = resampling.entry(brier_draws(values, truth, drawn))
+            rows[name, stage, "brier"] = bootstrap.entry(brier_draws(values, truth, drawn))
     return _frame(rows, ["class", "stage", "metric"])
 
 
@@ -310,7 +311,7 @@ def classes_table(
         classes weighing the same), metrics `ece` (of the most probable class), `brier` (0 to 2) and `accuracy`.
         Shares: index `class`, columns `training`, `validation`, `estimated` (on test without labels) and `test`.
     """
-    tables = [table[table["label"].ne("")] for table in (evaluation.checked(valid), evaluation.checked(test))]
+    tables = [table[table["label"].ne("")] for table in (checked(valid), checked(test))]
     (held_out, learned), (scores, truth) = (
         (
             table[list(CLASSES)].to_numpy(dtype=float),
@@ -325,7 +326,7 @@ def classes_table(
     even = fit_classes(held_out, learned, bias=True, even=True).apply(scores)
     estimated = estimate_shares(even, trained)
     stages = {
-        "as trained": evaluation.one_class(scores),
+        "as trained": one_class(scores),
         "temperature": fit_classes(held_out, learned).apply(scores),
         "temperature and bias": fit_classes(held_out, learned, bias=True).apply(scores),
         "shares of validation": shift(even, trained, there),
@@ -336,8 +337,8 @@ def classes_table(
     for stage, values in stages.items():
         right = values.argmax(axis=1) == truth
         rows[stage, "ece"] = _error_entry(values.max(axis=1), right, drawn)
-        rows[stage, "brier"] = resampling.entry(brier_draws(values, np.eye(number)[truth], drawn))
-        rows[stage, "accuracy"] = resampling.entry(drawn.means(right))
+        rows[stage, "brier"] = bootstrap.entry(brier_draws(values, np.eye(number)[truth], drawn))
+        rows[stage, "accuracy"] = bootstrap.entry(drawn.means(right))
     real = np.bincount(truth, minlength=number) / max(1, len(truth))
     shares = pd.DataFrame(
         {"training": trained, "validation": there, "estimated": estimated, "test": real},
@@ -362,10 +363,10 @@ def reliability_table(
     """
     parts = []
     for stage, predictions in stages.items():
-        table = evaluation.checked(predictions)
+        table = checked(predictions)
         drawn = Draws.of(table["patient"], draws, seed)
         for name in CLASSES:
-            points = reliability(table[name].to_numpy(dtype=float), evaluation.shows(table, name), drawn, bins)
+            points = reliability(table[name].to_numpy(dtype=float), shows(table, name), drawn, bins)
             parts.append(points.assign(**{"class": name, "stage": stage}))
     table = pd.concat(parts, ignore_index=True)
     return table[["class", "stage", *(name for name in table if name not in ("class", "stage"))]]
@@ -373,7 +374,7 @@ def reliability_table(
 
 def _error_entry(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> dict[str, float]:
     """The calibration error with its basic interval, kept within 0 to 1 and around the estimate."""
-    entry = resampling.entry(error_draws(scores, truth, draws), basic=True)
+    entry = bootstrap.entry(error_draws(scores, truth, draws), basic=True)
     return entry | {"low": max(0.0, entry["low"]), "high": min(1.0, max(entry["high"], entry["estimate"]))}
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from chestxray import evaluation, resampling
 from chestxray.config import SIX_FINDINGS, StudyError
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap, predictions
+from chestxray.evaluation.bootstrap import Draws
 
 SENSITIVITY = 0.8
 """Share of the positive validation images that a threshold has to catch, unless another is asked for."""
@@ -59,10 +59,10 @@ def choose(valid: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFram
     Raises:
         StudyError: as `threshold`.
     """
-    valid = evaluation.checked(valid)
+    valid = predictions.checked(valid)
     rows = {}
     for name in SIX_FINDINGS:
-        scores, truth = valid[name].to_numpy(dtype=float), evaluation.shows(valid, name)
+        scores, truth = valid[name].to_numpy(dtype=float), predictions.shows(valid, name)
         line = threshold(scores, truth, sensitivity)
         above = scores >= line
         rows[name] = {
@@ -100,16 +100,16 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
         Index (`finding`, `metric`), the last finding `mean`; columns `estimate`, `low`, `high`, `draws`, `n_images`,
         `n_positive`. The predictive values hold for the share of positives in this very test.
     """
-    test = evaluation.checked(test)
+    test = predictions.checked(test)
     drawn = Draws.of(test["patient"], draws, seed)
     rows, sums = {}, dict.fromkeys(METRICS, 0.0)
     for name, line in points["threshold"].items():
-        truth = evaluation.shows(test, name)
+        truth = predictions.shows(test, name)
         for metric, values in point_draws(test[name].to_numpy(dtype=float), truth, line, drawn).items():
-            rows[name, metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": int(truth.sum())}
+            rows[name, metric] = bootstrap.entry(values) | {"n_images": len(test), "n_positive": int(truth.sum())}
             sums[metric] = sums[metric] + values / len(points)
     for metric, values in sums.items():
-        rows["mean", metric] = resampling.entry(values) | {"n_images": len(test), "n_positive": pd.NA}
+        rows["mean", metric] = bootstrap.entry(values) | {"n_images": len(test), "n_positive": pd.NA}
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
     return table.astype({"n_positive": "Int64"})
@@ -163,7 +163,7 @@ def net_benefit(
     everyone = truth.mean() - odds * (~truth).mean()
     rows = [{"threshold": line, "model": gain[0, place]} for place, line in enumerate(lines)]
     for place, row in enumerate(rows):
-        row["low"], row["high"], _ = resampling.interval(gain[:, place])
+        row["low"], row["high"], _ = bootstrap.interval(gain[:, place])
         row["all"] = everyone[place]
     return pd.DataFrame(rows)
 
@@ -182,11 +182,11 @@ def decision_curves(
     Returns:
         Columns `finding` and those of `net_benefit`.
     """
-    table = evaluation.checked(calibrated)
+    table = predictions.checked(calibrated)
     drawn = Draws.of(table["patient"], draws, seed)
     parts = []
     for name in SIX_FINDINGS:
-        curve = net_benefit(table[name].to_numpy(dtype=float), evaluation.shows(table, name), thresholds, drawn)
+        curve = net_benefit(table[name].to_numpy(dtype=float), predictions.shows(table, name), thresholds, drawn)
         curve.insert(0, "finding", name)
         parts.append(curve)
     return pd.concat(parts, ignore_index=True)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from chestxray import resampling
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
 
 
 def test_totals_and_means_equal_repeated_rows():
@@ -36,25 +36,25 @@ def test_a_subset_meets_the_same_draws():
 def test_interval_of_a_mean_has_the_width_of_theory_and_turns_about_the_estimate():
     values = np.random.default_rng(1).normal(size=400)
     drawn = Draws.of(np.arange(400), 2000, seed=0).means(values)
-    low, high, defined = resampling.interval(drawn)
+    low, high, defined = bootstrap.interval(drawn)
     assert defined == 2000
     assert high - low == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20, rel=0.08)
-    turned = resampling.interval(drawn, basic=True)
+    turned = bootstrap.interval(drawn, basic=True)
     assert turned[0] == pytest.approx(2 * drawn[0] - high) and turned[1] == pytest.approx(2 * drawn[0] - low)
-    assert np.isnan(resampling.interval(np.array([0.5, np.nan]))[0])
+    assert np.isnan(bootstrap.interval(np.array([0.5, np.nan]))[0])
 
 
 def test_p_value_is_that_of_a_z_test():
     values = np.random.default_rng(2).normal(0.1, 1, size=500)
-    p = resampling.p_value(Draws.of(np.arange(500), 4000, seed=0).means(values))
+    p = bootstrap.p_value(Draws.of(np.arange(500), 4000, seed=0).means(values))
     z = values.mean() / (values.std() / np.sqrt(500))
     assert p == pytest.approx(2 * stats.norm.sf(abs(z)), abs=0.01)
-    assert resampling.p_value(np.zeros(10)) == 1.0
-    assert np.isnan(resampling.p_value(np.r_[0.1, np.full(9, np.nan)]))
+    assert bootstrap.p_value(np.zeros(10)) == 1.0
+    assert np.isnan(bootstrap.p_value(np.r_[0.1, np.full(9, np.nan)]))
 
 
 def test_holm_by_hand():
-    assert resampling.holm(np.array([0.01, np.nan, 0.04, 0.03])) == pytest.approx(
+    assert bootstrap.holm(np.array([0.01, np.nan, 0.04, 0.03])) == pytest.approx(
         [0.03, np.nan, 0.06, 0.06], nan_ok=True
     )
-    assert resampling.holm(np.array([0.5, 0.9])) == pytest.approx([1.0, 1.0])
+    assert bootstrap.holm(np.array([0.5, 0.9])) == pytest.approx([1.0, 1.0])

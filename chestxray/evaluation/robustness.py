@@ -16,10 +16,10 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from chestxray import evaluation, resampling
 from chestxray.config import CLASSES, StudyError
-from chestxray.evaluation import auroc_draws
-from chestxray.resampling import Draws
+from chestxray.evaluation import bootstrap, metrics
+from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.metrics import auroc_draws
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def sweep(
         StudyError: a name is unknown, or a class has no image.
     """
     codes = pd.Categorical(table["label"], categories=list(CLASSES)).codes
-    evaluation.macro_auroc(codes, np.zeros((len(codes), len(CLASSES))))  # says which class is missing
+    metrics.macro_auroc(codes, np.zeros((len(codes), len(CLASSES))))  # says which class is missing
     drawn = Draws.of(table["patient"], draws, seed)
 
     def macro(scores: np.ndarray) -> np.ndarray:
@@ -185,8 +185,8 @@ def _known(name: str) -> Degradation:
 
 
 def _row(values: np.ndarray, plain: np.ndarray) -> dict[str, float]:
-    low, high, _ = resampling.interval(values - plain)
-    found = resampling.entry(values)
+    low, high, _ = bootstrap.interval(values - plain)
+    found = bootstrap.entry(values)
     return found | {"loss": float(values[0] - plain[0]), "loss_low": low, "loss_high": high}
 
 

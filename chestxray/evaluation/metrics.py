@@ -1,0 +1,184 @@
+"""Metrics: AUROC, confusion, ROC points, and the rows that a model and its labels disagree on most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from chestxray.config import CLASSES, StudyError
+from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.predictions import _shares, checked, require_classes, single_label
+
+_FLOATS_AT_ONCE = 4_000_000
+
+
+def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over the classes of the one-vs-rest AUROC; ties count half. Takes milliseconds.
+
+    Args:
+        labels: (n,) class indices, 0 to K - 1.
+        probabilities: (n, K) scores; only their order within a column matters.
+
+    Returns:
+        0 to 1; 0.5 is chance.
+
+    Raises:
+        StudyError: no image, or no other image, of a class; or a score is not a finite number.
+    """
+    labels = np.asarray(labels).astype(int)
+    probabilities = np.asarray(probabilities, dtype=float)
+    endless = int((~np.isfinite(probabilities)).sum())
+    if endless:
+        raise StudyError(f"{endless} predicted probabilities are not finite: train with a lower learning rate")
+    number = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=number)
+    for index, count in enumerate(counts):
+        if count in (0, len(labels)):
+            name = CLASSES[index] if number == len(CLASSES) else f"class {index}"
+            raise StudyError(f"{count} of {len(labels)} images are {name}, so it has no AUROC: use more images")
+    once = Draws(np.zeros(len(labels), dtype=int), np.ones((1, 1)))
+    return float(np.mean([auroc_draws(labels == k, probabilities[:, k], once)[0] for k in range(number)]))
+
+
+def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFrame:
+    """Confusion matrix of the single-label test: rows are the true class, columns the most probable one.
+
+    Args:
+        predictions: a predictions table.
+        normalize: shares of the row (0 to 1, a row sums to 1) instead of counts.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = checked(predictions)
+    require_classes(predictions)
+    truth, guess = single_label(predictions)
+    counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
+    np.add.at(counts, (truth, guess), 1)
+    table = pd.DataFrame(counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted"))
+    return table.div(table.sum(axis=1), axis=0) if normalize else table
+
+
+def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The corners of the one-vs-rest ROC curve of each class on the single-label test.
+
+    Returns:
+        Columns `class`, `false_positive_rate`, `true_positive_rate` and `auroc` (the same for all rows of a class).
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    from sklearn.metrics import auc, roc_curve
+
+    predictions = checked(predictions)
+    require_classes(predictions)
+    selected = predictions[predictions["selected"]]
+    tables = []
+    for name in CLASSES:
+        false, true, _ = roc_curve(selected["label"] == name, selected[name])
+        corners = {"class": name, "false_positive_rate": false, "true_positive_rate": true, "auroc": auc(false, true)}
+        tables.append(pd.DataFrame(corners))
+    return pd.concat(tables, ignore_index=True)
+
+
+def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images of the single-label test that are taken for another class, the most confident first.
+
+    Returns:
+        `image`, `patient`, `label`, `predicted`, `probability` of the predicted class among the seven brought to sum to
+        one, and `margin`, how far the true class lies behind it.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = checked(predictions)
+    selected = predictions[predictions["selected"]]
+    truth, guess = single_label(predictions)
+    shares = _shares(selected)
+    rows = range(len(selected))
+    table = selected[["image", "patient", "label"]].assign(
+        predicted=[CLASSES[k] for k in guess],
+        probability=shares[rows, guess],
+        margin=shares[rows, guess] - shares[rows, truth],
+    )
+    return table[truth != guess].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images of the single-label test whose label may be wrong, by confident learning (Northcutt et al., JAIR 2021).
+
+    An image counts for a class when its probability there is at least the mean that this class's own images have, the
+    most probable such class if there are several; it is suspect when that is not its label. The model's own errors
+    count too: this is a list to look through, not a verdict.
+
+    Returns:
+        `image`, `patient`, `label`, `suggested`, and `margin` as in `confident_errors`; the largest margin first.
+
+    Raises:
+        StudyError: as in `evaluate`.
+    """
+    predictions = checked(predictions)
+    require_classes(predictions)
+    selected = predictions[predictions["selected"]]
+    truth, _ = single_label(predictions)
+    shares = _shares(selected)
+    usual = np.array([shares[truth == k, k].mean() for k in range(len(CLASSES))])
+    sure = np.where(shares >= usual, shares, -1)
+    counted = sure.argmax(axis=1)
+    rows = range(len(selected))
+    table = selected[["image", "patient", "label"]].assign(
+        suggested=[CLASSES[k] for k in counted], margin=shares[rows, counted] - shares[rows, truth]
+    )
+    return table[(sure.max(axis=1) >= 0) & (counted != truth)].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def auroc_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
+    """AUROC in every draw of patients: `rank_draws` without the average precision."""
+    return rank_draws(truth, scores, draws)[0]
+
+
+def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision in every draw of patients.
+
+    Images are sorted once by score, those with the same score form one step, and a draw only weighs them. Of the
+    cumulated weights, only those at steps with a positive image enter: there AUROC counts the negatives below, those of
+    the step by half, and the precision is taken at the step's end, as in scikit-learn.
+
+    Args:
+        truth: (n,) bool.
+        scores: (n,) float, high for positive.
+        draws: draws over the same images.
+
+    Returns:
+        Both (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
+    """
+    truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
+    columns = draws.weights.shape[1]
+    if truth.all() or not truth.any():
+        return np.full(columns, np.nan), np.full(columns, np.nan)
+    order = np.argsort(-scores, kind="stable")
+    truth, scores, codes = truth[order], scores[order], draws.codes[order]
+    begins = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
+    ends = np.r_[begins[1:], len(scores)] - 1
+    step_of = np.repeat(np.arange(len(begins)), ends - begins + 1)[truth]
+    holding, last = np.unique(step_of[::-1], return_index=True)
+    begins, ends, last = begins[holding], ends[holding], len(step_of) - 1 - last
+    areas, precisions = np.empty(columns), np.empty(columns)
+    width = max(1, _FLOATS_AT_ONCE // len(truth))
+    for start in range(0, columns, width):
+        part = slice(start, start + width)
+        # Counts are whole numbers, which single precision holds up to 16 million.
+        drawn = draws.weights[:, part].astype(np.float32)[codes]
+        found = np.cumsum(drawn[truth], axis=0)[last].astype(float)
+        before = drawn[begins]
+        np.cumsum(drawn, axis=0, out=drawn)
+        passed = drawn[ends].astype(float)
+        positive = np.diff(found, axis=0, prepend=0)
+        tied = passed - (drawn[begins] - before) - positive
+        below = drawn[-1] - found[-1] - (passed - found)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
+            areas[part] = np.einsum("sd,sd->d", positive, below + tied / 2) / (found[-1] * (drawn[-1] - found[-1]))
+            area = np.einsum("sd,sd->d", positive, precision) / found[-1]
+        precisions[part] = np.where((found[-1] > 0) & (drawn[-1] > found[-1]), area, np.nan)
+    return areas, precisions

@@ -1,0 +1,202 @@
+"""Tables of predictions: read, checked and aligned over models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chestxray.config import CLASSES, MODELS, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
+
+COLUMNS: tuple[str, ...] = ("image", "patient", "label", "selected", "findings")
+_BOOLEANS = ("selected", "balanced_test")
+
+
+_TINY = 1e-7
+_ROUNDED = 1e-3
+"""How far the probabilities of a softmax may be from summing to one when they were rounded."""
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read and check one predictions table.
+
+    Args:
+        path: a `predictions_valid.csv` or `predictions_test.csv`.
+
+    Returns:
+        One row an image, `patient` as text as it stands in the file, `selected` and (where the file has it)
+        `balanced_test` as bool, empty text where the file has none, and seven probability columns named as `CLASSES`.
+
+    Raises:
+        StudyError: the file is missing or no table, or a column or value in it can't be used.
+    """
+    source = "/".join(path.parts[-2:])
+    try:
+        text = dict.fromkeys(("image", "patient", "label", "findings", "view", "sex"), str)
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: ["", "nan"] for name in CLASSES})
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{source} can't be read ({type(error).__name__}): run the model's notebook again") from error
+    for column in _BOOLEANS:
+        if column in table:
+            table[column] = table[column].astype(str).map({"True": True, "False": False})
+    table.attrs["source"] = source
+    return checked(table)
+
+
+def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
+    """Read the predictions of all models for one split, in the order of `MODELS`.
+
+    Raises:
+        StageMissing: a model has not been trained yet; the message names its notebook.
+        StudyError: a table can't be used, or is of other images than the first model's.
+    """
+    tables = {}
+    for folder, (_, notebook) in MODELS.items():
+        path = study.require(study.paths.saved(folder) / f"predictions_{split}.csv", notebook)
+        tables[folder] = read_predictions(path)
+    first = next(iter(tables.values()))
+    return {folder: aligned(table, first) for folder, table in tables.items()}
+
+
+def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
+    """The rows of the balanced test, to be evaluated like a whole table; None where the table doesn't tell them.
+
+    Raises:
+        StudyError: a column or value can't be used, or a row of the balanced test is not of the single-label test.
+    """
+    table = checked(predictions)
+    if "balanced_test" not in table or not table["balanced_test"].any():
+        return None
+    stray = table["balanced_test"] & ~table["selected"]
+    if stray.any():
+        raise StudyError(
+            f"{_source(table)}, {table.loc[stray, 'image'].iloc[0]}: in the balanced test without being selected; "
+            "run the model's notebook again"
+        )
+    rows = table[table["balanced_test"]].reset_index(drop=True)
+    rows.attrs.update(table.attrs)
+    return rows
+
+
+def one_class(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes, given that a radiograph has exactly one of them.
+
+    Those of a softmax are that already. Where each class was asked about alone, the chance of one class and no other is
+    in proportion to its odds.
+
+    Args:
+        scores: (n, K) from 0 to 1.
+
+    Returns:
+        (n, K), each row sums to one; the largest stays the largest.
+    """
+    scores = np.clip(np.asarray(scores, dtype=float), _TINY, 1 - _TINY)
+    if np.abs(scores.sum(axis=1) - 1).max(initial=0) > _ROUNDED:
+        scores = scores / (1 - scores)
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The plain mean of several models' probabilities: the simplest ensemble, to hold a trained one against.
+
+    Raises:
+        StudyError: no table, or tables of different images.
+    """
+    if not tables:
+        raise StudyError("no predictions to average: name at least one model")
+    first = checked(tables[0])
+    mean = first.copy()
+    mean[list(CLASSES)] = np.mean(
+        [aligned(checked(table), first)[list(CLASSES)].to_numpy() for table in tables], axis=0
+    )
+    return mean
+
+
+def checked(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
+    source = _source(predictions)
+    again = "run the model's notebook again"
+    for column in (*COLUMNS, *CLASSES):
+        if column not in predictions:
+            raise StudyError(f"{source} has no column {column!r}: {again}")
+    if predictions.empty:
+        raise StudyError(f"{source} has no row: {again}")
+    for column in CLASSES:
+        values = pd.to_numeric(predictions[column], errors="coerce").to_numpy(dtype=float)
+        bad = ~((values >= 0) & (values <= 1))
+        if bad.any():
+            row = predictions.iloc[int(bad.argmax())]
+            raise StudyError(
+                f"{source}, {row['image']}: {column} is {row[column]}, not a probability from 0 to 1: {again}"
+            )
+    twice = predictions["image"].duplicated()
+    if twice.any():
+        raise StudyError(f"{source} has image {predictions['image'][twice].iloc[0]} twice: {again}")
+    checked = predictions.reset_index(drop=True)
+    for column in (name for name in _BOOLEANS if name in checked):
+        if checked[column].isna().any():
+            raise StudyError(f"{source}: column {column!r} holds something else than True and False: {again}")
+        checked[column] = checked[column].astype(bool)
+    checked["label"] = checked["label"].fillna("").astype(str)
+    _check_names(checked, checked.loc[checked["selected"], "label"], CLASSES, "label")
+    known = (*NIH_FINDINGS, NO_FINDING_NIH)
+    _check_names(checked, checked["findings"].astype(str).str.split("|").explode(), known, "finding")
+    return checked
+
+
+def _check_names(predictions: pd.DataFrame, names: pd.Series, known: Sequence[str], what: str) -> None:
+    unknown = names[~names.isin(known)]
+    if len(unknown):
+        image = predictions["image"].iloc[unknown.index[0]]
+        raise StudyError(
+            f"{_source(predictions)}, {image}: {what} {unknown.iloc[0]!r} is unknown; there are: {', '.join(known)}"
+        )
+
+
+def require_classes(predictions: pd.DataFrame) -> None:
+    """Raise StudyError where a class has no image, or nothing but its own images, in one of the two tests."""
+    labels = predictions.loc[predictions["selected"], "label"]
+    for name in CLASSES:
+        truths = {"single-label": labels == name}
+        if name in SIX_FINDINGS:
+            truths["natural"] = shows(predictions, name)
+        for test, truth in truths.items():
+            if truth.sum() in (0, len(truth)):
+                raise StudyError(
+                    f"{_source(predictions)}: {truth.sum()} of {len(truth)} images of the {test} test are {name}, "
+                    "so nothing can be measured: use a dataset with more images of it"
+                )
+
+
+def _source(predictions: pd.DataFrame) -> str:
+    return predictions.attrs.get("source", "predictions")
+
+
+def aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `table` in the order of `first`, or raise StudyError if they are of other images."""
+    if set(table["image"]) != set(first["image"]):
+        stray = sorted(set(table["image"]) ^ set(first["image"]))[0]
+        raise StudyError(
+            f"{_source(table)} and {_source(first)} are of different images (only one has {stray}): "
+            "run both models' notebooks again"
+        )
+    return table.set_index("image").loc[first["image"]].reset_index()[list(table.columns)]
+
+
+def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
+    """(n,) bool: which images show the class, alone or among others; No_finding stands alone."""
+    finding = NO_FINDING_NIH if finding == "No_finding" else finding
+    return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
+
+
+def single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices of the single-label test: the truth and the most probable class, each (n,)."""
+    selected = predictions[predictions["selected"]]
+    truth = pd.Categorical(selected["label"], categories=list(CLASSES)).codes.astype(int)
+    return truth, selected[list(CLASSES)].to_numpy(dtype=float).argmax(axis=1)
+
+
+def _shares(predictions: pd.DataFrame) -> np.ndarray:
+    return one_class(predictions[list(CLASSES)].to_numpy(dtype=float))
