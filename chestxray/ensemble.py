@@ -21,9 +21,9 @@ import tensorflow as tf
 from keras import layers
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray import inputs
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.evaluation import predictions
+from chestxray.training import samples
 
 CANDIDATES: tuple[str, ...] = (
     "dense",
@@ -145,7 +145,7 @@ def fit_head(
 
 def _row_weights(y: np.ndarray) -> np.ndarray:
     """(N,) weights under which the classes weigh the same and a row weighs 1 on average."""
-    return inputs.class_weights(y)[y.argmax(axis=1)]
+    return samples.class_weights(y)[y.argmax(axis=1)]
 
 
 def weighted_mean(weights: Sequence[float]) -> keras.Model:

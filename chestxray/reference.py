@@ -14,9 +14,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from chestxray import files, inputs, training
+from chestxray import files
 from chestxray.config import MODELS, REFERENCE, Study, StudyError
 from chestxray.data import manifest
+from chestxray.training import model_file, run
+from chestxray.training.samples import load_split
 
 LARGEST = 40_000_000
 """Bytes that the committed ensemble may have."""
@@ -66,7 +68,7 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
     ensemble = target / "ensemble.keras"
     beside = target.with_name(f".{target.name}.tmp-ensemble.keras")
     try:
-        training.save_model(whole, beside, half=True)
+        model_file.save_model(whole, beside, half=True)
         size = beside.stat().st_size
         if size > LARGEST:
             raise StudyError(
@@ -122,7 +124,7 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         whole = keras.models.load_model(source / "ensemble.keras", compile=False)
         for place in missing:
             files.make_folder(place.parent)
-            training.save_model(whole.get_layer(places[place]), place)
+            model_file.save_model(whole.get_layer(places[place]), place)
     # The file that says that a folder is finished comes last.
     for target in sorted(written, key=lambda target: target.name == "run.json"):
         files.make_folder(target.parent)
@@ -131,6 +133,6 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
 
 
 def _departure(whole: keras.Model, small: keras.Model, study: Study) -> float:
-    samples = inputs.load_split(study, "valid")
-    scores = [training.predict_batches(model, samples) for model in (whole, small)]
+    samples = load_split(study, "valid")
+    scores = [run.predict_batches(model, samples) for model in (whole, small)]
     return float(np.abs(scores[0] - scores[1]).max())

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chestxray import models, training
+from chestxray import models
 from chestxray.config import CLASSES, QUESTIONS, StudyError
 from chestxray.data import augmentation
+from chestxray.training import model_file
 
 
 def radiographs(count=3, size=32):
@@ -134,7 +135,7 @@ def test_batchnorm_takes_the_momentum_asked_for():
 def test_a_saved_model_takes_raw_pixels(tmp_path):
     net = small_transfer()
     x = radiographs()
-    training.save_model(net.classifier, tmp_path / "model.keras")
+    model_file.save_model(net.classifier, tmp_path / "model.keras")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from chestxray import models, training
+from chestxray import models
 from chestxray.normalization import BatchNormalization
+from chestxray.training import model_file
 
 
 def twins(**arguments):
@@ -69,7 +70,7 @@ def test_a_saved_model_holds_the_layer_of_keras_and_says_the_same(tmp_path):
     model = models.cnn(32, filters=(4, 8))
     radiographs = np.random.default_rng(6).integers(0, 256, (3, 32, 32, 1)).astype("uint8")
     said = model(radiographs, training=False).numpy()
-    training.save_model(model, tmp_path / "model.keras")
+    model_file.save_model(model, tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         config = archive.read("config.json").decode()
     assert "chestxray" not in config

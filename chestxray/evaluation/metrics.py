@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation.bootstrap import Draws
@@ -182,3 +183,17 @@ def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.
             area = np.einsum("sd,sd->d", positive, precision) / found[-1]
         precisions[part] = np.where((found[-1] > 0) & (drawn[-1] > found[-1]), area, np.nan)
     return areas, precisions
+
+
+def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
+    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur, by scikit-learn.
+
+    Args:
+        y: (N, K) zeros and ones.
+        scores: (N, K) scores, higher for 1.
+
+    Returns:
+        The mean in 0–1; NaN where no column has both values.
+    """
+    usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
+    return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")

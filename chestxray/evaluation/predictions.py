@@ -200,3 +200,12 @@ def single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _shares(predictions: pd.DataFrame) -> np.ndarray:
     return one_class(predictions[list(CLASSES)].to_numpy(dtype=float))
+
+
+PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
+
+
+def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Join the manifest's columns and (N, 7) probabilities."""
+    columns = pd.DataFrame(probabilities, columns=list(CLASSES), index=table.index).round(6)
+    return pd.concat([table[PREDICTION_COLUMNS], columns], axis=1)

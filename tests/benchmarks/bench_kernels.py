@@ -44,9 +44,10 @@ def measure(size: int) -> dict[str, float]:
     """Images a second of a training step, and of a pass of the backbone."""
     import keras
 
-    from chestxray import fitting, models
+    from chestxray import models
     from chestxray.data import augmentation
-    from chestxray.inputs import Samples
+    from chestxray.training import fitting
+    from chestxray.training.samples import Samples
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (PASSED, 128, 128, 1), dtype="uint8"), rng.random((PASSED, 15)).astype("float32")

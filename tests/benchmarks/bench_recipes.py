@@ -15,9 +15,12 @@ import keras
 import numpy as np
 import pandas as pd
 
-from chestxray import config, fitting, inputs, linear, models, training, visits
+from chestxray import config, models
 from chestxray.data import augmentation
-from chestxray.evaluation import comparison
+from chestxray.evaluation import comparison, predictions
+from chestxray.training import distillation, fitting, ridge
+from chestxray.training.run import Recipe, Run, write_csv
+from chestxray.training.samples import Samples, load_augmented, load_findings, load_split, log_odds
 
 SIZE, EPOCHS, HEAD_EPOCHS, PENALTY, SEEDS = 80, 3, 20, 8000, (2024, 2025)
 
@@ -140,23 +143,23 @@ def measure(study: config.Study, name: str) -> None:
     change = RECIPES[name]
     if has("recipes", name=name, seed=study.seed):
         return
-    everyone, valid = (inputs.load_findings(study, split) for split in ("train", "valid"))
+    everyone, valid = (load_findings(study, split) for split in ("train", "valid"))
     settings = {"strength": 2.0, "flip": True, "dropout": 0.3, "drop_connect_rate": 0.2, "bn_momentum": 0.9}
     settings |= change.network
-    run = training.Run(study, f"recipes/{name}-{study.seed}", settings)
+    run = Run(study, f"recipes/{name}-{study.seed}", settings)
     layers = augmentation.layers(settings.pop("strength"), study.seed, flip=settings.pop("flip"))
-    odds = inputs.log_odds(everyone) if change.preliminary else None
+    odds = log_odds(everyone) if change.preliminary else None
     net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
-    classes, classes_valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
+    classes, classes_valid = load_augmented(study), load_split(study, "valid")
     changed = {"loss": "binary", "ema": study.profile.ema, "mixup": 0.3, **change.recipe}
-    head = training.Recipe("head", HEAD_EPOCHS, learning_rate=3e-3, label_smoothing=0.1)
+    head = Recipe("head", HEAD_EPOCHS, learning_rate=3e-3, label_smoothing=0.1)
     taught = everyone
     if change.begun:
         taught = begin(study, net, everyone, change.taught)
     elif change.taught:
-        taught = visits.soften(everyone, visits.expect(study, everyone), change.taught)
+        taught = distillation.soften(everyone, distillation.expect(study, everyone), change.taught)
     if change.preliminary:
-        recipe = training.Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
+        recipe = Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
         net.train_backbone(True, change.held)
         if change.views:
             held, above = net.divide(change.held)
@@ -165,16 +168,16 @@ def measure(study: config.Study, name: str) -> None:
             run.fit(net.findings, recipe, taught, valid)
     if change.begun:
         tree = fitting.predict_batches(net.features, classes)
-        net.head.get_layer("classes").set_weights(linear.fit(tree, classes.y, PENALTY, balanced=True))
+        net.head.get_layer("classes").set_weights(ridge.fit(tree, classes.y, PENALTY, balanced=True))
     else:
         run.fit_head(net.features, net.head, head, classes, classes_valid)
     if not change.preliminary:
         epochs = round(EPOCHS * len(everyone) / len(classes))
-        recipe = training.Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
+        recipe = Recipe("fine_tune", epochs, study.profile.learning_rate, **{**changed, "loss": "categorical"})
         run.fit(net.classifier, recipe, classes, classes_valid)
     if change.then:
         rate = study.profile.learning_rate / 10
-        recipe = training.Recipe("fine_tune", change.then, rate, label_smoothing=0.1, ema=study.profile.ema)
+        recipe = Recipe("fine_tune", change.then, rate, label_smoothing=0.1, ema=study.profile.ema)
         run.fit(net.classifier, recipe, classes, classes_valid)
     row = {"name": name, "recipe": change.text, "idea": change.idea, "seed": study.seed}
     add("recipes", {**row, **scores(net.classifier, study)})
@@ -182,27 +185,27 @@ def measure(study: config.Study, name: str) -> None:
         compare_imbalance(study, net)
 
 
-def begin(study: config.Study, net: models.Transfer, everyone: inputs.Samples, weight: float) -> inputs.Samples:
+def begin(study: config.Study, net: models.Transfer, everyone: Samples, weight: float) -> Samples:
     """Begin at a findings' head in closed form, as 3a does; returns what the preliminary stage learns from."""
     fitting.settle(net.seen, net.backbone, everyone, study.seed)
     seen = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
     features = net.standardise(np.concatenate(seen))
-    taught = visits.teach(study, everyone, features, PENALTY, weight)[1] if weight else everyone
-    net.findings.get_layer("findings").set_weights(linear.fit(features, np.tile(taught.y, (2, 1)), PENALTY))
+    taught = distillation.teach(study, everyone, features, PENALTY, weight)[1] if weight else everyone
+    net.findings.get_layer("findings").set_weights(ridge.fit(features, np.tile(taught.y, (2, 1)), PENALTY))
     return taught
 
 
 def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
     """Fit the class head anew with each answer to class imbalance, on the same features and for as many steps."""
-    classes, plain = inputs.load_augmented(study), inputs.load_split(study, "train")
-    valid = inputs.load_split(study, "valid")
+    classes, plain = load_augmented(study), load_split(study, "train")
+    valid = load_split(study, "valid")
     start = net.head.get_weights()
     for name, fields in IMBALANCE.items():
         train = classes if name == "augmented files" else plain
         epochs = round(HEAD_EPOCHS * len(classes) / len(train))
         net.head.set_weights([0 * weight for weight in start])
-        run = training.Run(study, f"recipes/imbalance-{name.replace(' ', '-')}", fields)
-        recipe = training.Recipe("head", epochs, learning_rate=3e-3, label_smoothing=0.0, **fields)
+        run = Run(study, f"recipes/imbalance-{name.replace(' ', '-')}", fields)
+        recipe = Recipe("head", epochs, learning_rate=3e-3, label_smoothing=0.0, **fields)
         run.fit_head(net.features, net.head, recipe, train, valid)
         alone = keras.Model(net.features.input, net.head(net.features.output))
         add("imbalance", {"answer": name, "seed": study.seed, "epochs": epochs, **scores(alone, study)})
@@ -210,8 +213,8 @@ def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
 
 def scores(model: keras.Model, study: config.Study) -> dict[str, float]:
     """Validation metrics of a classifier."""
-    valid = inputs.load_split(study, "valid", selected=False)
-    table = training.prediction_table(valid.table, fitting.predict_batches(model, valid))
+    valid = load_split(study, "valid", selected=False)
+    table = predictions.prediction_table(valid.table, fitting.predict_batches(model, valid))
     found = comparison.evaluate(table, draws=200, seed=0)["estimate"]
     return {name: round(found[name], 4) for name in ("six_finding_auroc", "macro_auroc", "balanced_accuracy")}
 
@@ -227,7 +230,7 @@ def has(table: str, **values: Any) -> bool:
 def add(table: str, row: dict[str, Any]) -> None:
     """Add a row to a table on disk."""
     before = [pd.read_csv(place(table))] if place(table).exists() else []
-    training.write_csv(pd.concat([*before, pd.DataFrame([row])], ignore_index=True), place(table))
+    write_csv(pd.concat([*before, pd.DataFrame([row])], ignore_index=True), place(table))
 
 
 if __name__ == "__main__":

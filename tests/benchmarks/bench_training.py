@@ -26,12 +26,15 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from chestxray import ensemble, fitting, inputs, linear, models, training
+from chestxray import ensemble, models
 from chestxray.config import CLASSES, Paths, Study, open_study
 from chestxray.data import augmentation
-from chestxray.fitting import Fit, Places, Recipe
-from chestxray.inputs import Samples
 from chestxray.normalization import BatchNormalization
+from chestxray.training import fitting, ridge
+from chestxray.training.fitting import Fit, Places
+from chestxray.training.recipe import Recipe
+from chestxray.training.run import Run
+from chestxray.training.samples import Samples, load_split
 
 SIZE, BATCH = 128, 32
 ROUNDS, STEPS = 5, 12
@@ -100,7 +103,7 @@ def torch_rate() -> Iterator[Callable[[], float] | None]:
 
 def measure_steps(study: Study, scratch: Path) -> None:
     """Steps inside `fit`, fed from the memory-mapped cache, against the bare step on a batch held in memory."""
-    samples = inputs.load_split(study, "train")
+    samples = load_split(study, "train")
     train, valid = samples.take(np.arange(STEPS * BATCH)), samples.take(np.arange(8))
     for augmented in (False, True):
         keras.utils.clear_session()
@@ -170,7 +173,7 @@ def measure_step(study: Study, train: Samples, valid: Samples, augmented: bool, 
 
 def measure_heads(study: Study) -> None:
     """Twenty epochs of a head, the backbone's pass included, against that pass alone."""
-    train, valid = inputs.load_split(study, "train"), inputs.load_split(study, "valid")
+    train, valid = load_split(study, "train"), load_split(study, "valid")
     net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None)
 
     def one_pass() -> float:
@@ -181,7 +184,7 @@ def measure_heads(study: Study) -> None:
         return time.perf_counter() - began
 
     before = one_pass()
-    run = training.Run(study, "bench_head", {})
+    run = Run(study, "bench_head", {})
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         run.fit_head(net.features, net.head, Recipe("head", 20, 1e-3, BATCH), train, valid)
@@ -199,7 +202,7 @@ def measure_heads(study: Study) -> None:
     features = fitting.predict_batches(net.features, train)
     alone = time.perf_counter() - began
     began = time.perf_counter()
-    linear.fit(features, train.y, 1000)
+    ridge.fit(features, train.y, 1000)
     took = alone + time.perf_counter() - began
     what = f"head in closed form on {len(train)} images, pooled at every block, against that pass"
     row(what, took / alone, "<= 1.3", f"{took:.1f} against {alone:.1f} s")
@@ -250,7 +253,7 @@ def published_model(backbones: tuple[str, ...], trainable: bool) -> keras.Model:
 
 def measure_epochs(study: Study, scratch: Path) -> None:
     """An epoch of ours, validation and checkpoint included, against the published study's on the same images."""
-    every = {split: inputs.load_split(study, split) for split in ("train", "valid")}
+    every = {split: load_split(study, split) for split in ("train", "valid")}
     rng = np.random.default_rng(1)
     samples = {
         split: every[split].take(rng.permutation(len(every[split]))[:count])

@@ -20,12 +20,13 @@ from faults import note
 from killing import killed
 from tarballs import tar
 
-from chestxray import __main__, config, files, inputs, pipeline, stages
+from chestxray import __main__, config, files, pipeline, stages
 from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
 from chestxray.data import archive as data_archive
 from chestxray.data import augmentation, preparation, sources
 from chestxray.data import manifest as data_manifest
 from chestxray.data.manifest import raw_side, read_manifest, store_path
+from chestxray.training import samples
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -87,7 +88,7 @@ def test_what_comes_out_is_what_went_in(packed, elsewhere):
         stored = store_path(there.paths.store, row.image)
         assert (there.paths.tree(row.split) / row.label / stored.name).samefile(stored)
     assert sum(len(list(there.paths.tree(split).rglob("*.png"))) for split in SPLITS) == len(chosen)
-    pd.testing.assert_frame_equal(inputs.load_augmented(there).table, inputs.load_augmented(study).table)
+    pd.testing.assert_frame_equal(samples.load_augmented(there).table, samples.load_augmented(study).table)
 
 
 def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
@@ -363,7 +364,7 @@ def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewher
     paths = Paths("tiny", elsewhere)
     data_archive.unpack(archive, elsewhere)
     before = hashes(paths.data)
-    inputs.load_split(of_tiny(elsewhere), "train")
+    samples.load_split(of_tiny(elsewhere), "train")
     names = sorted(path.name for path in paths.store.iterdir())
     (paths.store / names[0]).unlink()
     (paths.store / names[1]).write_bytes(b"damaged")

@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray import config, files, fitting, inputs, models, training
+from chestxray import config, files, models
 from chestxray.config import CLASSES, StudyError, open_study
 from chestxray.data import augmentation, manifest
+from chestxray.training import fitting, model_file
+from chestxray.training.run import Recipe, Run, mean_auroc, predict_batches
+from chestxray.training.samples import Samples, class_targets, load_augmented, load_findings, load_split, shown_classes
 
 FITTED = """
 import os, signal, sys
-from chestxray import fitting
+from chestxray.training import fitting
 from tests.test_training import fit_pooled, fit_small
 
 network, where, moment = sys.argv[1:]
@@ -68,11 +71,11 @@ def small_net(size):
 
 def fit_small(dataset, name="small", epochs=4, checkpoint_steps=None, **changes):
     study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
-    run = training.Run(study, name, {"kind": "small"}, checkpoint_steps)
+    run = Run(study, name, {"kind": "small"}, checkpoint_steps)
     model = small_net(32)
     settings = {"learning_rate": 3e-3, "batch_size": 8, "ema": 0.8, "mixup": 0.3, "label_smoothing": 0.1} | changes
-    recipe = training.Recipe("fit", epochs, **settings)
-    history = run.fit(model, recipe, inputs.load_augmented(study), inputs.load_split(study, "valid"))
+    recipe = Recipe("fit", epochs, **settings)
+    history = run.fit(model, recipe, load_augmented(study), load_split(study, "valid"))
     return run, history, run.finish(model)
 
 
@@ -82,10 +85,10 @@ def fit_pooled(folder):
     keras.utils.set_random_seed(7)
     rng = np.random.default_rng(7)
     x, y = rng.integers(0, 256, (128, 80, 80, 1), "uint8"), rng.integers(0, 2, (128, 15)).astype("float32")
-    samples = inputs.Samples(x, np.arange(128), y, None)
+    samples = Samples(x, np.arange(128), y, None)
     layers = augmentation.layers(2.0, 7, flip=True)
     net = models.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
-    recipe = training.Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
+    recipe = Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
     places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
     fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
     np.savez(folder / "weights.npz", *net.findings.get_weights())
@@ -104,7 +107,7 @@ def test_a_folder_is_complete(prepared_study):
     record = json.loads((run.folder / "run.json").read_text())
     valid = pd.read_csv(run.folder / "predictions_valid.csv")
     single = valid[valid["selected"]]
-    truth = inputs.class_targets(single["label"])
+    truth = class_targets(single["label"])
     areas = [roc_auc_score(truth[:, k], single[name]) for k, name in enumerate(CLASSES) if truth[:, k].any()]
     assert record["valid_macro_auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert record["data_fingerprint"] == manifest.fingerprint(prepared_study)
@@ -113,7 +116,7 @@ def test_a_folder_is_complete(prepared_study):
     assert record["valid_macro_auroc"] == pytest.approx(history["val_macro_auroc"].max(), abs=1e-4)
     assert record["best_epoch"]["fit"] == history["val_macro_auroc"].idxmax() + 1
     test = pd.read_csv(run.folder / "predictions_test.csv")
-    samples = inputs.load_split(prepared_study, "test", selected=False)
+    samples = load_split(prepared_study, "test", selected=False)
     assert test["image"].tolist() == samples.table["image"].tolist()
     assert test["balanced_test"].tolist() == samples.table["balanced_test"].tolist() and test["balanced_test"].any()
     again = np.concatenate([model(x, training=False) for x in samples.batches(16)])
@@ -136,11 +139,11 @@ def test_other_parameters_are_fitted_anew(prepared_study):
 
 def fit_two_stages(dataset, second_rate):
     study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
-    run = training.Run(study, "two", {})
+    run = Run(study, "two", {})
     model = small_net(32)
-    train, valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
-    run.fit(model, training.Recipe("first", 2, 3e-3, 8), train, valid)
-    run.fit(model, training.Recipe("second", 1, second_rate, 8), train, valid)
+    train, valid = load_augmented(study), load_split(study, "valid")
+    run.fit(model, Recipe("first", 2, 3e-3, 8), train, valid)
+    run.fit(model, Recipe("second", 1, second_rate, 8), train, valid)
     run.finish(model)
     return (run.folder / "predictions_test.csv").read_text(), pd.read_csv(run.folder / "history.csv")
 
@@ -158,10 +161,10 @@ def test_another_second_stage_starts_from_the_first(prepared_study):
 def test_a_run_with_fewer_stages_is_another(prepared_study):
     fit_two_stages(prepared_study.paths.dataset, 1e-3)
     study = open_study(prepared_study.paths.dataset, "quick", 2024, {"image_size": 32})
-    run = training.Run(study, "two", {})
+    run = Run(study, "two", {})
     model = small_net(32)
-    train, valid = inputs.load_augmented(study), inputs.load_split(study, "valid")
-    run.fit(model, training.Recipe("first", 2, 3e-3, 8), train, valid)
+    train, valid = load_augmented(study), load_split(study, "valid")
+    run.fit(model, Recipe("first", 2, 3e-3, 8), train, valid)
     run.finish(model)
     assert set(pd.read_csv(run.folder / "history.csv")["stage"]) == {"first"}
 
@@ -214,23 +217,23 @@ def test_a_killed_fit_of_the_studys_network_ends_as_an_unbroken_one(tmp_path):
 def test_a_stage_that_only_spoils_may_leave_its_start(prepared_study, monkeypatch, keep_start):
     scores = iter([0.9, 0.5, 0.6] if keep_start else [0.5, 0.6])
     monkeypatch.setattr(fitting.Fit, "_score", lambda *_: next(scores))
-    run = training.Run(prepared_study, "start", {})
+    run = Run(prepared_study, "start", {})
     model = small_net(32)
     before = [w.numpy() for w in model.weights]
-    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
-    run.fit(model, training.Recipe("fit", 2, 3e-3, 8), train, valid, keep_start)
+    train, valid = load_augmented(prepared_study), load_split(prepared_study, "valid")
+    run.fit(model, Recipe("fit", 2, 3e-3, 8), train, valid, keep_start)
     kept = all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
     assert run.best["fit"] == ((0, 0.9) if keep_start else (2, 0.6)) and kept == keep_start
 
 
 def test_samples_with_several_classes_may_choose_the_epoch(prepared_study):
-    run = training.Run(prepared_study, "judged", {})
+    run = Run(prepared_study, "judged", {})
     model = small_net(32)
-    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
-    shown = inputs.shown_classes(inputs.load_findings(prepared_study, "valid"))
+    train, valid = load_augmented(prepared_study), load_split(prepared_study, "valid")
+    shown = shown_classes(load_findings(prepared_study, "valid"))
     assert len(shown) > len(valid) and shown.y.sum(axis=1).max() > 1
-    history = run.fit(model, training.Recipe("fit", 3, 3e-3, 8), train, valid, judged_on=shown)
-    scores = training.predict_batches(model, shown)
+    history = run.fit(model, Recipe("fit", 3, 3e-3, 8), train, valid, judged_on=shown)
+    scores = predict_batches(model, shown)
     usable = [k for k in range(len(CLASSES)) if 0 < shown.y[:, k].sum() < len(shown)]
     areas = [roc_auc_score(shown.y[:, k], scores[:, k]) for k in usable]
     assert history["val_macro_auroc"].max() == pytest.approx(np.mean(areas))
@@ -238,36 +241,36 @@ def test_samples_with_several_classes_may_choose_the_epoch(prepared_study):
 
 
 def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
-    run = training.Run(prepared_study, "head", {})
+    run = Run(prepared_study, "head", {})
     net = models.transfer("EfficientNetLite0", 32, weights=None)
-    train, valid = inputs.load_split(prepared_study, "train"), inputs.load_split(prepared_study, "valid")
+    train, valid = load_split(prepared_study, "train"), load_split(prepared_study, "valid")
     before = [w.numpy() for w in net.backbone.weights]
-    history = run.fit_head(net.features, net.head, training.Recipe("head", 3, 1e-2, 8), train, valid)
+    history = run.fit_head(net.features, net.head, Recipe("head", 3, 1e-2, 8), train, valid)
     assert all(np.array_equal(a, b) for a, b in zip(before, net.backbone.weights, strict=True))
-    scores = training.predict_batches(net.classifier, valid)
-    assert training.mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
+    scores = predict_batches(net.classifier, valid)
+    assert mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
 
 
 def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
     def fit(views):
-        run = training.Run(prepared_study, f"maps_{views}", {})
+        run = Run(prepared_study, f"maps_{views}", {})
         net = models.transfer(
             "EfficientNetLite0", 32, 64, augmentation.layers(1.0, 3), weights=None, log_odds=np.zeros(7)
         )
-        train, valid = (inputs.load_findings(prepared_study, split) for split in ("train", "valid"))
+        train, valid = (load_findings(prepared_study, split) for split in ("train", "valid"))
         net.train_backbone(True, hold=3)
         held, above = net.divide(3)
         before = [w.numpy() for w in held.weights]
-        recipe = training.Recipe("all_findings", 2, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3)
+        recipe = Recipe("all_findings", 2, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3)
         history = run.fit_head(held, above, recipe, train, valid, net.augment, views)
         assert all(np.array_equal(a, b) for a, b in zip(before, held.weights, strict=True))
         assert run._stages[0].get("views") == (views if views > 1 else None)
-        return history, training.predict_batches(net.findings, valid), valid
+        return history, predict_batches(net.findings, valid), valid
 
     history, scores, valid = fit(2)
     six = [config.QUESTIONS.index(name) for name in config.SIX_FINDINGS]
     # What was fitted is the end of the whole network; maps are kept as float16.
-    whole = training.mean_auroc(valid.y[:, six], scores[:, six])
+    whole = mean_auroc(valid.y[:, six], scores[:, six])
     assert whole == pytest.approx(history["val_macro_auroc"].max(), abs=0.02)
     again, same, _ = fit(2)
     assert history["loss"].tolist() == again["loss"].tolist() and np.array_equal(scores, same)
@@ -276,14 +279,14 @@ def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
 
 
 def test_statistics_taken_anew_are_those_of_radiographs_as_they_are(prepared_study):
-    train, valid = (inputs.load_findings(prepared_study, split) for split in ("train", "valid"))
+    train, valid = (load_findings(prepared_study, split) for split in ("train", "valid"))
     image, maps = keras.Input((32, 32, 1)), keras.Input((4, 4, 1))
     features = keras.Model(image, keras.layers.AveragePooling2D(8)(image))
     norm = keras.layers.BatchNormalization()
     answers = keras.layers.Dense(15, "sigmoid")(keras.layers.Flatten()(norm(maps)))
     brighter = [keras.layers.Rescaling(1.0, 50.0)]
-    recipe = training.Recipe("all_findings", 1, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3, batch_norm="reestimate")
-    run = training.Run(prepared_study, "anew", {})
+    recipe = Recipe("all_findings", 1, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3, batch_norm="reestimate")
+    run = Run(prepared_study, "anew", {})
     run.fit_head(features, keras.Model(maps, answers), recipe, train, valid, brighter, views=2)
     seen = train.x[train.rows].reshape(len(train), 4, 8, 4, 8).mean(axis=(2, 4))
     assert norm.moving_mean.numpy()[0] == pytest.approx(seen.mean(), abs=1)
@@ -292,27 +295,27 @@ def test_statistics_taken_anew_are_those_of_radiographs_as_they_are(prepared_stu
 
 
 def test_a_fit_that_diverges_stops_and_says_what_to_change(prepared_study):
-    run = training.Run(prepared_study, "nan", {}, checkpoint_steps=1)
+    run = Run(prepared_study, "nan", {}, checkpoint_steps=1)
     model = small_net(32)
     before = [v.numpy() for v in model.weights]
-    train, valid = inputs.load_augmented(prepared_study), inputs.load_split(prepared_study, "valid")
+    train, valid = load_augmented(prepared_study), load_split(prepared_study, "valid")
     with pytest.raises(StudyError, match=r"epoch 1: .* at step \d+; .*Lower learning_rate \(1e\+30\) and run again"):
-        run.fit(model, training.Recipe("fit", 2, 1e30, 8), train, valid)
+        run.fit(model, Recipe("fit", 2, 1e30, 8), train, valid)
     assert not (run.folder / "run.json").exists()
     with np.load(run.folder / "checkpoint-1-fit.npz") as kept:
         assert all(np.isfinite(kept[name]).all() for name in kept)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.weights, strict=True))
-    history = run.fit(model, training.Recipe("fit", 2, 1e-3, 8), train, valid)
+    history = run.fit(model, Recipe("fit", 2, 1e-3, 8), train, valid)
     run.finish(model)
     assert np.isfinite(history["loss"]).all() and len(json.loads((run.folder / "run.json").read_text())["stages"]) == 1
 
 
 def test_nan_in_the_data_stops_within_the_epoch(prepared_study):
-    run = training.Run(prepared_study, "nan", {})
-    train = inputs.load_split(prepared_study, "train")
+    run = Run(prepared_study, "nan", {})
+    train = load_split(prepared_study, "train")
     poisoned = train.with_targets(np.where(train.y > 0, np.nan, train.y))
     with pytest.raises(StudyError, match=r"epoch 1: the loss is nan at step 1; the model has the weights again"):
-        run.fit(small_net(32), training.Recipe("fit", 2, 1e-3, 8), poisoned, inputs.load_split(prepared_study, "valid"))
+        run.fit(small_net(32), Recipe("fit", 2, 1e-3, 8), poisoned, load_split(prepared_study, "valid"))
 
 
 def test_early_stopping_counts_from_the_best_epoch(prepared_study):
@@ -321,16 +324,16 @@ def test_early_stopping_counts_from_the_best_epoch(prepared_study):
 
 
 def test_too_few_samples_for_a_batch(prepared_study):
-    run = training.Run(prepared_study, "few", {})
-    train = inputs.load_split(prepared_study, "train")
+    run = Run(prepared_study, "few", {})
+    train = load_split(prepared_study, "train")
     with pytest.raises(StudyError, match=r"2 training samples are fewer than one batch of 8; lower batch_size"):
-        run.fit(small_net(32), training.Recipe("fit", 1, 1e-3, 8), train.take(np.array([0, 1])), train)
+        run.fit(small_net(32), Recipe("fit", 1, 1e-3, 8), train.take(np.array([0, 1])), train)
 
 
 def test_half_precision_halves_the_file_and_not_the_answer(tmp_path):
     net = models.transfer("EfficientNetLite0", 32, weights="imagenet").classifier
-    training.save_model(net, tmp_path / "whole.keras")
-    training.save_model(net, tmp_path / "half.keras", half=True)
+    model_file.save_model(net, tmp_path / "whole.keras")
+    model_file.save_model(net, tmp_path / "half.keras", half=True)
     sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("half", "whole")]
     assert sizes[0] < 0.55 * sizes[1]
     x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from chestxray import ensemble, models, training
+from chestxray import ensemble, models
 from chestxray.config import CLASSES, StageMissing, StudyError
+from chestxray.training import model_file
 
 
 def probabilities(rows=60, seed=0):
@@ -151,7 +152,7 @@ def test_offsets_by_hand():
 def test_offsets_are_a_part_of_the_model(tmp_path):
     members = [models.dense(16), models.dense(16, units=(8,))]
     offsets = np.linspace(-1, 1, 7).astype("float32")
-    training.save_model(ensemble.join(members, None, offsets=offsets), tmp_path / "ensemble.keras")
+    model_file.save_model(ensemble.join(members, None, offsets=offsets), tmp_path / "ensemble.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     mean = np.mean([member(pixels, training=False) for member in members], axis=0)
     loaded = keras.models.load_model(tmp_path / "ensemble.keras")
@@ -211,7 +212,7 @@ def test_every_way_to_look_is_had_from_asking_once_at_each(mirrored, enlarged, a
 def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
     members = [models.dense(16), models.dense(16, units=(8,))]
     joined = ensemble.join(members, None, mirrored=True, enlarged=True)
-    training.save_model(joined, tmp_path / "ensemble.keras")
+    model_file.save_model(joined, tmp_path / "ensemble.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     loaded = keras.models.load_model(tmp_path / "ensemble.keras")
     assert np.allclose(loaded(pixels, training=False), joined(pixels, training=False), atol=1e-6)

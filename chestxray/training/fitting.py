@@ -7,12 +7,11 @@ any `Samples`, and knows nothing of architectures, of the other stages or of mod
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from chestxray import files, inputs
+from chestxray import files
 from chestxray.config import QUESTIONS, SIX_FINDINGS, StudyError
-from chestxray.inputs import Samples
-from chestxray.loss_scaling import LossScaleOptimizer
+from chestxray.evaluation.metrics import mean_auroc
+from chestxray.training.recipe import LOSSES, Recipe
+from chestxray.training.samples import Samples, class_weights, dataset, epoch_order, mixing_shares
 
 HISTORY_COLUMNS = [
     "stage",
@@ -39,9 +38,8 @@ HISTORY_COLUMNS = [
     "learning_rate",
     "seconds",
 ]
-LOSSES: dict[str, type[keras.Loss]] = {}
-"""Every loss by the name that a recipe gives; filled below, where the study's own one is defined."""
-BATCH_NORM = ("train", "freeze", "reestimate")
+
+
 CHECKPOINT_SECONDS = 300.0
 """How much of an epoch may be lost by a kill."""
 CHECKPOINT_SHARE = 1 / 60
@@ -50,76 +48,6 @@ LOG_STEPS = 50
 """Steps between two entries of the loss in the TensorBoard log."""
 REESTIMATE_STEPS = 60
 """Batches over which BatchNorm's mean and variance are taken anew for averaged weights."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one stage of a fit is done.
-
-    Attributes:
-        name: the stage's name in `history.csv`: `all_findings`, `head`, `fine_tune`, `fit`.
-        epochs: passes over the training samples.
-        learning_rate: peak learning rate of AdamW (Loshchilov & Hutter, ICLR 2019).
-        batch_size: samples a step, over all GPUs.
-        loss: over the seven classes `categorical` (softmax), `categorical_focal` (Lin et al., ICCV 2017) or
-            `logit_adjusted` (by the classes' shares; Menon et al., ICLR 2021); with one sigmoid a finding `binary` or
-            `binary_focal`.
-        warmup: share of all steps in which the learning rate rises linearly, 0 to 1; it then falls along a cosine.
-        weight_decay: AdamW's decay; biases and BatchNorm parameters are left out.
-        label_smoothing: share of each target spread over all classes, 0 to 1 (Szegedy et al., CVPR 2016).
-        ema: momentum of the running mean of the weights that is evaluated and kept; 0 evaluates the weights themselves.
-        balanced: draw every class equally often.
-        mixup: parameter of the Beta distribution by which two images are mixed (Zhang et al., ICLR 2018); 0 mixes none.
-        patience: stop after this many epochs without a better validation macro-AUROC; None never stops early.
-        batch_norm: `train` lets BatchNorm learn; `freeze` keeps its statistics and parameters as they were before the
-            stage; `reestimate` lets it learn and takes the statistics anew for the weights that are evaluated, from
-            images that are not mixed and, where what is fitted begins with maps kept beforehand, not augmented.
-        class_weight: let every class weigh the same in the loss, however rare.
-        ema_restart: begin each epoch from the running mean of the weights rather than from the last step's.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    batch_size: int = 32
-    loss: str = "categorical"
-    warmup: float = 0.1
-    weight_decay: float = 1e-2
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    balanced: bool = False
-    mixup: float = 0.0
-    patience: int | None = None
-    batch_norm: str = "train"
-    class_weight: bool = False
-    ema_restart: bool = True
-
-    def __post_init__(self) -> None:
-        for field, known in (("loss", tuple(LOSSES)), ("batch_norm", BATCH_NORM)):
-            if getattr(self, field) not in known:
-                raise StudyError(
-                    f"recipe {self.name!r}: {field} {getattr(self, field)!r} is unknown; there are: {', '.join(known)}"
-                )
-        if self.epochs < 1 or self.batch_size < 1 or not 0 <= self.warmup < 1:
-            raise StudyError(f"recipe {self.name!r}: epochs and batch_size are at least 1, warmup is in [0, 1)")
-        if self.class_weight and self.is_binary:
-            raise StudyError(
-                f"recipe {self.name!r}: class_weight needs one class an image; leave it out, or take binary_focal"
-            )
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether every output is a yes or no of its own."""
-        return self.loss.startswith("binary")
-
-    def describe(self) -> dict[str, Any]:
-        """What tells this recipe from others, for `run.json`.
-
-        What came later than the first finished runs is named only where it is used, so that those stay valid.
-        """
-        later = ("batch_norm", "class_weight", "ema_restart")
-        unused = {f.name for f in dataclasses.fields(self) if f.name in later and getattr(self, f.name) == f.default}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
 
 class LogitAdjusted(keras.Loss):
@@ -148,20 +76,6 @@ LOSSES |= {
     "binary": keras.losses.BinaryCrossentropy,
     "binary_focal": keras.losses.BinaryFocalCrossentropy,
 }
-
-
-def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur, by scikit-learn.
-
-    Args:
-        y: (N, K) zeros and ones.
-        scores: (N, K) scores, higher for 1.
-
-    Returns:
-        The mean in 0–1; NaN where no column has both values.
-    """
-    usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
-    return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")
 
 
 def compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -352,7 +266,7 @@ class Fit:
     def _loss(self, **reduction: str | None) -> keras.Loss:
         recipe = self.recipe
         if recipe.loss == "logit_adjusted":
-            shares = self.train.y[inputs.epoch_order(self.train.y, self.seed, 0, recipe.balanced)].mean(axis=0)
+            shares = self.train.y[epoch_order(self.train.y, self.seed, 0, recipe.balanced)].mean(axis=0)
             return LogitAdjusted(shares, recipe.label_smoothing, **reduction)
         return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing, **reduction)
 
@@ -371,12 +285,12 @@ class Fit:
     def _batches(self, epoch: int, first: int) -> tf.data.Dataset:
         """The batches of an epoch from step `first` on: they depend on the seed and the epoch alone."""
         recipe = self.recipe
-        order = inputs.epoch_order(self.train.y, self.seed, epoch, recipe.balanced)[first * recipe.batch_size :]
+        order = epoch_order(self.train.y, self.seed, epoch, recipe.balanced)[first * recipe.batch_size :]
         shares = None
         if recipe.mixup:
-            shares = inputs.mixing_shares(recipe.mixup, self.seed, epoch, self.steps)[first:]
-        weights = inputs.class_weights(self.train.y) if recipe.class_weight else None
-        return inputs.dataset(self.train.in_epoch(self.seed, epoch), order, recipe.batch_size, shares, weights)
+            shares = mixing_shares(recipe.mixup, self.seed, epoch, self.steps)[first:]
+        weights = class_weights(self.train.y) if recipe.class_weight else None
+        return dataset(self.train.in_epoch(self.seed, epoch), order, recipe.batch_size, shares, weights)
 
     def _epoch(self, epoch: int, first: int) -> None:
         began = time.perf_counter() - self.elapsed
@@ -434,8 +348,8 @@ class Fit:
         """
         if self.update is None:
             self.update = tf.function(lambda x: self.model(x, training=True))
-        order = inputs.epoch_order(self.plain.y, self.seed, epoch)
-        batches = inputs.dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
+        order = epoch_order(self.plain.y, self.seed, epoch)
+        batches = dataset(self.plain.in_epoch(self.seed, epoch), order, self.recipe.batch_size)
         _take_statistics(_batch_norms(self.model), self.update, (x for x, *_ in batches.take(REESTIMATE_STEPS)))
 
     def _score(self, scores: np.ndarray) -> float:
@@ -646,9 +560,9 @@ def settle(before: keras.Model, model: keras.Model, samples: Samples, seed: int,
     """
     if len(samples) < batch_size:
         raise StudyError(f"{len(samples)} radiographs are fewer than one batch of {batch_size}; lower batch_size")
-    order = inputs.epoch_order(samples.y, seed, 0)[: REESTIMATE_STEPS * batch_size]
+    order = epoch_order(samples.y, seed, 0)[: REESTIMATE_STEPS * batch_size]
     update = tf.function(lambda x: model(before(tf.cast(x, "float32"), training=False), training=True))
-    _take_statistics(_batch_norms(model), update, (x for x, *_ in inputs.dataset(samples, order, batch_size)))
+    _take_statistics(_batch_norms(model), update, (x for x, *_ in dataset(samples, order, batch_size)))
 
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -699,3 +613,19 @@ def _group(stored: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
 
 def _all_finite(arrays: list[np.ndarray]) -> bool:
     return all(np.isfinite(array).all() for array in arrays)
+
+
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras's loss scaling, with a step left out wherever the gradient overflowed.
+
+    On one device it is Keras's own.
+    """
+
+    def check_finite(self, grads: Sequence[tf.Tensor | None]) -> tf.Tensor:
+        """Whether every gradient is finite on every device: a bool scalar, the same on all of them."""
+        finite = super().check_finite(grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        overflows = tf.cast(tf.logical_not(finite), "int32")
+        return tf.equal(replica.all_reduce(tf.distribute.ReduceOp.SUM, overflows), 0)

@@ -8,18 +8,19 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
-from chestxray import fitting, inputs
 from chestxray.config import StudyError
-from chestxray.fitting import Recipe
-from chestxray.inputs import Samples
+from chestxray.evaluation import metrics
+from chestxray.training import fitting, samples
+from chestxray.training.recipe import BATCH_NORM, Recipe
+from chestxray.training.samples import Samples
 
 
 def test_mean_auroc_against_scikit_learn():
     rng = np.random.default_rng(1)
     y, scores = (rng.random((80, 4)) < 0.3).astype(float), rng.random((80, 4)).round(1)
-    assert fitting.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y, scores, average="macro"))
+    assert metrics.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y, scores, average="macro"))
     y[:, 2] = 0
-    assert fitting.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y[:, [0, 1, 3]], scores[:, [0, 1, 3]]))
+    assert metrics.mean_auroc(y, scores) == pytest.approx(roc_auc_score(y[:, [0, 1, 3]], scores[:, [0, 1, 3]]))
 
 
 def test_what_a_recipe_may_not_say():
@@ -71,7 +72,7 @@ def fitted(tmp_path, recipe, model=None, name="a", key="k"):
     return fit, fit.run(), model
 
 
-@pytest.mark.parametrize("batch_norm", fitting.BATCH_NORM)
+@pytest.mark.parametrize("batch_norm", BATCH_NORM)
 def test_what_becomes_of_batch_norm(tmp_path, batch_norm):
     recipe = Recipe("fit", 3, 1e-2, 8, batch_norm=batch_norm, ema=0.5)
     _, _, model = fitted(tmp_path, recipe)
@@ -88,10 +89,10 @@ def test_what_becomes_of_batch_norm(tmp_path, batch_norm):
 
 def test_class_weights_by_hand(tmp_path):
     fit, _, _ = fitted(tmp_path, Recipe("fit", 1, 1e-3, 8, class_weight=True))
-    counts, weights = fit.train.y.sum(axis=0), inputs.class_weights(fit.train.y)
+    counts, weights = fit.train.y.sum(axis=0), samples.class_weights(fit.train.y)
     assert np.allclose(weights * counts, len(fit.train) / 3)
     x, y, weight = next(iter(fit._batches(0, 2)))
-    order = inputs.epoch_order(fit.train.y, 7, 0)[16:24]
+    order = samples.epoch_order(fit.train.y, 7, 0)[16:24]
     assert np.array_equal(x, fit.train.x[order]) and np.array_equal(y, fit.train.y[order])
     assert np.allclose(weight, len(fit.train) / (3 * counts[y.numpy().argmax(axis=1)]))
 

@@ -10,45 +10,43 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import io
 import json
 import os
 import platform
-import shutil
-import zipfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from chestxray import branching, files, inputs, normalization
+from chestxray import files
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.data import manifest
+from chestxray.evaluation.metrics import mean_auroc
+from chestxray.evaluation.predictions import PREDICTION_COLUMNS, prediction_table
 from chestxray.files import atomic_write
-from chestxray.fitting import (
+from chestxray.training import samples
+from chestxray.training.fitting import (
     HISTORY_COLUMNS,
     LOG_STEPS,
     REESTIMATE_STEPS,
     Fit,
     Places,
-    Recipe,
     compiled,
     epoch_line,
-    mean_auroc,
     predict_batches,
 )
-from chestxray.inputs import Samples, Views
+from chestxray.training.model_file import save_model
+from chestxray.training.recipe import Recipe
+from chestxray.training.samples import Samples, Views
 
-PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
 PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
-_NEWER = {"input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
-"""What Keras 3.15 writes for initializers and BatchNorm left at their defaults, and Keras 3.13 refuses."""
+
+
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
 
@@ -208,7 +206,7 @@ class Run:
             made = _as_features(varied, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
                 return made
-            order = inputs.epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
+            order = samples.epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
             return *made, _as_features(plain, train.take(np.sort(order)))
 
         # A step on pooled features costs less than what Keras does around it.
@@ -317,9 +315,9 @@ class Run:
         self._write_history([])
         saved = keras.models.load_model(self.folder / "model.keras", compile=False)
         if valid is None:
-            valid = predict(saved, inputs.load_split(self.study, "valid", selected=False))
+            valid = predict(saved, samples.load_split(self.study, "valid", selected=False))
         write_csv(valid, self.folder / "predictions_valid.csv")
-        test = predict(saved, inputs.load_split(self.study, "test", selected=False))
+        test = predict(saved, samples.load_split(self.study, "test", selected=False))
         write_csv(test, self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
         for checkpoint in self.folder.glob("checkpoint-*.npz"):
@@ -344,7 +342,7 @@ class Run:
             "epochs": len(self.history),
             "best_epoch": {stage: epoch for stage, (epoch, _) in self.best.items()},
             "valid_macro_auroc": round(
-                mean_auroc(inputs.class_targets(chosen["label"]), chosen[list(CLASSES)].to_numpy()), 6
+                mean_auroc(samples.class_targets(chosen["label"]), chosen[list(CLASSES)].to_numpy()), 6
             ),
             **(extra or {}),
         }
@@ -373,79 +371,9 @@ def predict(model: keras.Model, samples: Samples) -> pd.DataFrame:
     return prediction_table(samples.table, predict_batches(model, samples))
 
 
-def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Join the manifest's columns and (N, 7) probabilities."""
-    columns = pd.DataFrame(probabilities, columns=list(CLASSES), index=table.index).round(6)
-    return pd.concat([table[PREDICTION_COLUMNS], columns], axis=1)
-
-
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table; the file is complete or absent."""
     atomic_write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode())
-
-
-def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
-    """Save a model without its optimizer; the file is complete or absent.
-
-    Args:
-        model: the model.
-        path: ends in `.keras`.
-        half: store kernels as float16, half the size. The file stays an ordinary Keras file: loading casts them back.
-    """
-    # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a word.
-    model.compile(optimizer=None)
-    model.compiled = False
-    with files.atomic_path(path) as beside:
-        model.save(beside)
-        _rewrite(beside, half)
-
-
-def _rewrite(path: Path, half: bool) -> None:
-    """Let every Keras that the study allows load the file and, with `half`, store its kernels as float16.
-
-    Vectors (BatchNorm, biases) need float32's range and keep it.
-    """
-    beside = path.with_name(f"{path.name}-rewritten")
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as rewritten:
-        for item in whole.infolist():
-            data = whole.read(item.filename)
-            if item.filename == "config.json":
-                data = json.dumps(_portable(json.loads(data))).encode()
-            elif half and item.filename == "model.weights.h5":
-                with h5py.File(io.BytesIO(data), "r+") as weights:
-                    data = _halved_weights(weights)
-            rewritten.writestr(item.filename, data)
-    shutil.move(beside, path)
-
-
-def _portable(config: Any) -> Any:
-    """A model's configuration in stock layers, without entries that say nothing and that older versions refuse."""
-    if isinstance(config, list):
-        return [_portable(entry) for entry in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("module") in (branching.__name__, normalization.__name__):
-        config = config | {"module": "keras.layers", "registered_name": None}
-    return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
-
-
-def _halved_weights(weights: h5py.File) -> bytes:
-    """The bytes of a copy of an HDF5 weights file whose arrays of two or more dimensions are float16."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as copy:
-
-        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Dataset):
-                array = item[()]
-                kernel = array.ndim > 1 and array.dtype == np.float32
-                copied = copy.create_dataset(name, data=array.astype(np.float16) if kernel else array)
-            else:
-                copied = copy.require_group(name)
-            copied.attrs.update(item.attrs)
-
-        weights.visititems(visit)
-        copy.attrs.update(weights.attrs)
-    return buffer.getvalue()
 
 
 def _varied(features: keras.Model, augment: Sequence[keras.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -6,8 +6,8 @@ import scipy.special
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from chestxray import linear
 from chestxray.config import StudyError
+from chestxray.training import ridge
 
 
 def drawn(count=400, width=6, seed=0):
@@ -20,7 +20,7 @@ def drawn(count=400, width=6, seed=0):
 
 def test_it_is_one_newton_step_of_the_penalised_regression():
     features, y = drawn()
-    head = linear.fit(features, y, penalty=50)
+    head = ridge.fit(features, y, penalty=50)
     z = (features - features.mean(axis=0)) / features.std(axis=0)
     # Least squares of the samples and, below them, one row a coefficient that pulls it to 0.
     stacked = np.vstack([z, np.sqrt(50) * np.eye(6)])
@@ -32,7 +32,7 @@ def test_it_is_one_newton_step_of_the_penalised_regression():
 
 def test_it_ranks_like_a_logistic_regression():
     features, y = drawn(2000)
-    head, logistic = linear.fit(features, y, penalty=20), LogisticRegression(max_iter=1000)
+    head, logistic = ridge.fit(features, y, penalty=20), LogisticRegression(max_iter=1000)
     logistic.fit((features - 3) / features.std(axis=0), y[:, 0])
     ours = roc_auc_score(y[:, 0], head.logits(features)[:, 0])
     theirs = roc_auc_score(y[:, 0], logistic.decision_function((features - 3) / features.std(axis=0)))
@@ -44,29 +44,29 @@ def test_balanced_classes_weigh_the_same():
     y = np.zeros((300, 2), "float32")
     y[:100, 0], y[100:, 1] = 1, 1
     features[:100] += 0.5
-    usual = linear.fit(features, y, 30, balanced=True).logits(features.mean(axis=0))
+    usual = ridge.fit(features, y, 30, balanced=True).logits(features.mean(axis=0))
     assert abs(usual[0] + usual[1]) < 1e-4  # two classes that weigh the same: what one gains the other loses
-    centres = linear.fit(features, y, 1e12, balanced=True).bias
+    centres = ridge.fit(features, y, 1e12, balanced=True).bias
     assert np.allclose(scipy.special.expit(centres), 0.5, atol=1e-4)
 
 
 def test_an_answer_that_nobody_gives_stays_improbable():
     features, y = drawn()
     y[:, 1] = 0
-    logits = linear.fit(features, y, 50).logits(features)[:, 1]
+    logits = ridge.fit(features, y, 50).logits(features)[:, 1]
     assert np.allclose(scipy.special.expit(logits), 0.5 / 400, atol=1e-5)
 
 
 def test_out_of_fold_answers_come_from_other_groups():
     features, y = drawn(300)
     groups = np.arange(300) // 3
-    told = linear.out_of_fold(features, y, 20, groups, most=3)
+    told = ridge.out_of_fold(features, y, 20, groups, most=3)
     # The first group's answers don't depend on its own targets.
     turned = y.copy()
     turned[groups == 0] = 1 - turned[groups == 0]
-    assert np.array_equal(linear.out_of_fold(features, turned, 20, groups, most=3)[groups == 0], told[groups == 0])
+    assert np.array_equal(ridge.out_of_fold(features, turned, 20, groups, most=3)[groups == 0], told[groups == 0])
     assert told.min() > 0 and told.max() < 1
-    inside = scipy.special.expit(linear.fit(features, y, 20).logits(features))
+    inside = scipy.special.expit(ridge.fit(features, y, 20).logits(features))
     assert roc_auc_score(y[:, 0], told[:, 0]) <= roc_auc_score(y[:, 0], inside[:, 0])
     assert roc_auc_score(y[:, 0], told[:, 0]) > 0.8
 
@@ -75,4 +75,4 @@ def test_features_that_overflowed_are_told():
     features, y = drawn()
     features[:4] = np.inf
     with pytest.raises(StudyError, match=r"^1\.0% of the features are not finite: .* mixed_precision to False"):
-        linear.fit(features, y, 20)
+        ridge.fit(features, y, 20)

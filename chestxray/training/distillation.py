@@ -22,11 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from chestxray import kept, linear
+from chestxray import kept
 from chestxray.config import Study, StudyError
 from chestxray.data import nih_tables, sources
 from chestxray.data.manifest import read_manifest
-from chestxray.inputs import Samples, finding_targets
+from chestxray.training import ridge
+from chestxray.training.samples import Samples, finding_targets
 
 REACH: tuple[float, ...] = (1.0, 4.0, 1000.0)
 """Over how many visits another visit's weight falls to 1/e: the neighbours, the season, and all visits alike."""
@@ -77,7 +78,7 @@ def teach(
     versions = len(features) // len(samples)
     targets = np.tile(soften(samples, expected, weight).y, (versions, 1))
     patients = np.tile(samples.table["patient"].to_numpy(), versions)
-    told = linear.out_of_fold(features, targets, penalty, patients)
+    told = ridge.out_of_fold(features, targets, penalty, patients)
     seen = told.reshape(versions, *samples.y.shape).mean(axis=0)
     joined = join(expected, seen, samples)
     return Teacher(expected, seen, joined), soften(samples, joined, weight)
@@ -149,7 +150,7 @@ def expectation(table: pd.DataFrame) -> np.ndarray:
     answers = finding_targets(ordered["findings"])
     described = _describe(ordered, answers)
     expected = np.zeros_like(answers)
-    for fitted, judged in linear.folds(ordered["patient"].to_numpy()):
+    for fitted, judged in ridge.folds(ordered["patient"].to_numpy()):
         expected[judged] = _regress(described[fitted], answers[fitted], described[judged], penalty=10)
     return expected[np.argsort(table.index.get_indexer(ordered.index))]
 
@@ -168,7 +169,7 @@ def join(expected: np.ndarray, seen: np.ndarray, samples: Samples) -> np.ndarray
     """
     both = np.column_stack([scipy.special.logit(part.clip(*_HELD)) for part in (expected, seen)])
     joined = np.zeros_like(expected)
-    for fitted, judged in linear.folds(samples.table["patient"].to_numpy()):
+    for fitted, judged in ridge.folds(samples.table["patient"].to_numpy()):
         joined[judged] = _regress(both[fitted], samples.y[fitted], both[judged], penalty=100)
     return joined
 

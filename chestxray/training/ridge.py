@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from chestxray.config import StudyError
-from chestxray.inputs import class_weights
+from chestxray.training.samples import class_weights
 
 
 class Head(NamedTuple):

@@ -6,9 +6,9 @@ import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
 
-from chestxray import inputs, visits
 from chestxray.config import QUESTIONS, StudyError
 from chestxray.data import nih_tables
+from chestxray.training import distillation, samples
 
 EFFUSION, NONE = QUESTIONS.index("Effusion"), QUESTIONS.index("No_finding")
 
@@ -28,7 +28,7 @@ def table(patients=120, most=6, seed=0):
 
 def test_what_stays_from_visit_to_visit_is_expected():
     rows = table()
-    expected, said = visits.expectation(rows), inputs.finding_targets(rows["findings"])
+    expected, said = distillation.expectation(rows), samples.finding_targets(rows["findings"])
     several = rows.groupby("patient")["image"].transform("size").gt(1).to_numpy()
     assert roc_auc_score(said[several, EFFUSION], expected[several, EFFUSION]) > 0.85
     # Nothing of it is known of those who came once.
@@ -40,16 +40,16 @@ def test_what_stays_from_visit_to_visit_is_expected():
 
 def test_the_order_of_rows_and_the_own_label_change_nothing():
     rows = table()
-    expected = visits.expectation(rows)
+    expected = distillation.expectation(rows)
     turned = rows.iloc[::-1]
-    assert np.allclose(visits.expectation(turned)[::-1], expected, atol=1e-4)
+    assert np.allclose(distillation.expectation(turned)[::-1], expected, atol=1e-4)
     # One of many labels is in the usual shares of others' regressions; beyond that a row doesn't see its own.
     row = int(rows.groupby("patient")["image"].transform("size").argmax())
     other = rows.copy()
     other.loc[row, "findings"] = "Effusion" if rows.loc[row, "findings"] == "No Finding" else "No Finding"
-    assert np.allclose(visits.expectation(other)[row], expected[row], atol=0.01)
+    assert np.allclose(distillation.expectation(other)[row], expected[row], atol=0.01)
     neighbours = (rows["patient"] == rows.loc[row, "patient"]) & (rows.index != row)
-    assert np.abs(visits.expectation(other)[neighbours, EFFUSION] - expected[neighbours, EFFUSION]).max() > 0.03
+    assert np.abs(distillation.expectation(other)[neighbours, EFFUSION] - expected[neighbours, EFFUSION]).max() > 0.03
 
 
 def test_shares_of_other_visits_by_hand():
@@ -57,7 +57,7 @@ def test_shares_of_other_visits_by_hand():
     for patient, said in (("7", ["Effusion", "No Finding", "Effusion"]), ("9", ["Effusion"])):
         for visit, findings in enumerate(said):
             rows.loc[len(rows)] = [f"{patient}_{visit}.png", patient, visit, pd.NA, "", "AP", findings, ""]
-    described = visits._describe(rows, inputs.finding_targets(rows["findings"]))
+    described = distillation._describe(rows, samples.finding_targets(rows["findings"]))
     assert described.shape == (4, 3 * 15 + 7) and np.isfinite(described).all()
     usual, near, far = 3 / 4, np.exp(-1), np.exp(-2)
     shares = [
@@ -76,8 +76,8 @@ def test_shares_of_other_visits_by_hand():
 
 
 def test_validation_and_test_lend_nothing(prepared_study):
-    train = inputs.load_findings(prepared_study, "train")
-    expected = visits.expect(prepared_study, train)
+    train = samples.load_findings(prepared_study, "train")
+    expected = distillation.expect(prepared_study, train)
     assert expected.shape == (len(train), 15) and expected.dtype == np.float32
     raw = nih_tables.read_entries(prepared_study.paths.raw).source
     before = raw.read_text().splitlines()
@@ -87,9 +87,9 @@ def test_validation_and_test_lend_nothing(prepared_study):
     assert others != before
     raw.unlink()  # it is a link to the source's
     raw.write_text("\n".join(others) + "\n")
-    assert np.array_equal(visits.expect(prepared_study, train), expected)
+    assert np.array_equal(distillation.expect(prepared_study, train), expected)
     with pytest.raises(StudyError, match="no row of a training patient for"):
-        visits.expect(prepared_study, inputs.load_findings(prepared_study, "valid"))
+        distillation.expect(prepared_study, samples.load_findings(prepared_study, "valid"))
 
 
 def _relabelled(line):
@@ -98,19 +98,19 @@ def _relabelled(line):
 
 
 def test_it_is_computed_once(prepared_study, monkeypatch):
-    train = inputs.load_findings(prepared_study, "train")
-    first = visits.expect(prepared_study, train)
-    monkeypatch.setattr(visits, "expectation", None)
-    assert np.array_equal(visits.expect(prepared_study, train.take(np.array([3, 1]))), first[[3, 1]])
+    train = samples.load_findings(prepared_study, "train")
+    first = distillation.expect(prepared_study, train)
+    monkeypatch.setattr(distillation, "expectation", None)
+    assert np.array_equal(distillation.expect(prepared_study, train.take(np.array([3, 1]))), first[[3, 1]])
 
 
 def test_one_patient_teaches_nobody():
     with pytest.raises(StudyError, match="fewer than two patients"):
-        visits.expectation(table(1))
+        distillation.expectation(table(1))
 
 
 def samples_of(y, patients):
-    return inputs.Samples(np.zeros((len(y), 1)), np.arange(len(y)), y, pd.DataFrame({"patient": patients}))
+    return samples.Samples(np.zeros((len(y), 1)), np.arange(len(y)), y, pd.DataFrame({"patient": patients}))
 
 
 def test_two_witnesses_know_more_than_either():
@@ -119,7 +119,7 @@ def test_two_witnesses_know_more_than_either():
     said = [scipy.special.expit(1.2 * (2.0 * truth - 1) + rng.logistic(size=truth.shape)) for _ in range(2)]
     y = truth.astype("float32")
     y[:, 3] = 0  # nobody has it
-    joined = visits.join(*said, samples_of(y, [str(i // 3) for i in range(600)]))
+    joined = distillation.join(*said, samples_of(y, [str(i // 3) for i in range(600)]))
     alone = [roc_auc_score(y[:, 0], part[:, 0]) for part in said]
     assert roc_auc_score(y[:, 0], joined[:, 0]) > max(alone) + 0.02
     assert np.all(joined[:, 3] == 0) and joined.min() >= 0 and joined.max() <= 1
@@ -128,8 +128,8 @@ def test_two_witnesses_know_more_than_either():
 def test_a_target_between_label_and_expectation():
     y = np.eye(15, dtype="float32")
     samples = samples_of(y, [str(i) for i in range(15)])
-    softer = visits.soften(samples, np.full((15, 15), 0.5, "float32"), 0.6)
+    softer = distillation.soften(samples, np.full((15, 15), 0.5, "float32"), 0.6)
     assert np.allclose(np.diag(softer.y), 0.7) and np.isclose(softer.y[0, 1], 0.3) and softer.y.dtype == np.float32
-    assert np.array_equal(visits.soften(samples, softer.y, 0.0).y, y)
+    assert np.array_equal(distillation.soften(samples, softer.y, 0.0).y, y)
     with pytest.raises(StudyError, match=r"weight 1\.5: give 0"):
-        visits.soften(samples, y, 1.5)
+        distillation.soften(samples, y, 1.5)

@@ -50,14 +50,15 @@ def plain_net(size):
 def fit_plain(dataset):
     import tensorflow as tf
 
-    from chestxray import inputs, training
     from chestxray.config import open_study
+    from chestxray.training import samples
+    from chestxray.training.run import Recipe, Run
 
     study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
-    run = training.Run(study, "plain", {})
+    run = Run(study, "plain", {})
     model = plain_net(32)
-    recipe = training.Recipe("fit", 2, 3e-3, 8, ema=0.8, mixup=0.3, class_weight=True)
-    run.fit(model, recipe, inputs.load_split(study, "train"), inputs.load_split(study, "valid"))
+    recipe = Recipe("fit", 2, 3e-3, 8, ema=0.8, mixup=0.3, class_weight=True)
+    run.fit(model, recipe, samples.load_split(study, "train"), samples.load_split(study, "valid"))
     run.finish(model)
     print(tf.distribute.get_strategy().num_replicas_in_sync, "replicas")
 
@@ -81,7 +82,7 @@ def overflow_on_one():
     import keras
     import tensorflow as tf
 
-    from chestxray.loss_scaling import LossScaleOptimizer
+    from chestxray.training.fitting import LossScaleOptimizer
 
     strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
     with strategy.scope():
@@ -120,13 +121,16 @@ def whole_study(dataset, backbone, size, policy, moment):
     import keras
     import tensorflow as tf
 
-    from chestxray import fitting, inputs, linear, models, training, visits
+    from chestxray import models
     from chestxray.config import open_study
     from chestxray.data import augmentation
+    from chestxray.training import distillation, fitting, ridge
+    from chestxray.training.run import Recipe, Run, predict_batches
+    from chestxray.training.samples import load_augmented, load_findings, load_split, log_odds, shown_classes
 
     size = int(size)
     study = open_study(dataset, "quick", 2024, {"image_size": size, "no_finding": 8, "batch_size": 8})
-    run = training.Run(study, "whole", {"backbone": backbone}, checkpoint_steps=1)
+    run = Run(study, "whole", {"backbone": backbone}, checkpoint_steps=1)
     keras.config.set_dtype_policy(policy)
     assert tf.distribute.get_strategy().num_replicas_in_sync == 2
     if moment == "killed":
@@ -142,24 +146,24 @@ def whole_study(dataset, backbone, size, policy, moment):
     def some(samples):
         return samples.take(np.arange(min(24, len(samples))))
 
-    shown = inputs.load_findings(study, "train")
-    everyone, everyone_valid = some(shown), some(inputs.load_findings(study, "valid"))
-    classes = [some(inputs.load_augmented(study)), some(inputs.load_split(study, "valid"))]
+    shown = load_findings(study, "train")
+    everyone, everyone_valid = some(shown), some(load_findings(study, "valid"))
+    classes = [some(load_augmented(study)), some(load_split(study, "valid"))]
     augment = augmentation.layers(1.0, seed=5, flip=True)
-    settings = {"log_odds": inputs.log_odds(everyone), "pooling": "stages"}
+    settings = {"log_odds": log_odds(everyone), "pooling": "stages"}
     # Of random weights, activations of a deep network stay within float16 only while its statistics fit: they are those
     # of all radiographs at once, and neither steps nor the moving means lead far from there.
     net = models.transfer(backbone, size, augment=augment, weights=None, bn_momentum=0.99, **settings)
     fitting.settle(net.seen, net.backbone, shown, study.seed, batch_size=len(shown))
-    features = net.standardise(training.predict_batches(net.features, everyone))
-    _, taught = visits.teach(study, everyone, features, 100, 0.7)
-    net.findings.get_layer("findings").set_weights(linear.fit(features, taught.y, 100))
-    recipe = training.Recipe("all_findings", 1, 1e-6, 8, loss="binary", ema=0.5, ema_restart=False)
+    features = net.standardise(predict_batches(net.features, everyone))
+    _, taught = distillation.teach(study, everyone, features, 100, 0.7)
+    net.findings.get_layer("findings").set_weights(ridge.fit(features, taught.y, 100))
+    recipe = Recipe("all_findings", 1, 1e-6, 8, loss="binary", ema=0.5, ema_restart=False)
     run.fit(net.findings, recipe, taught, everyone_valid, keep_start=True)
-    tree = training.predict_batches(net.features, classes[0])
-    net.head.get_layer("classes").set_weights(linear.fit(tree, classes[0].y, 100, balanced=True))
-    recipe = training.Recipe("fine_tune", 1, 1e-6, 8, ema=0.5, batch_norm="reestimate")
-    run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=inputs.shown_classes(everyone_valid))
+    tree = predict_batches(net.features, classes[0])
+    net.head.get_layer("classes").set_weights(ridge.fit(tree, classes[0].y, 100, balanced=True))
+    recipe = Recipe("fine_tune", 1, 1e-6, 8, ema=0.5, batch_norm="reestimate")
+    run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=shown_classes(everyone_valid))
     run.finish(net.classifier)
 
 
