@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from chestxray import class_maps, config, files
+from chestxray import config, files
 from chestxray.config import CLASSES, StudyError
+from chestxray.networks import class_maps
 
 if TYPE_CHECKING:
     import keras
@@ -102,11 +103,11 @@ def start(path: Path, engine: str | None = None) -> Engine:
         return KerasEngine(path)
     session = _cached_session(path)
     if session is None:
-        from chestxray import onnx_export  # h5py and onnx take longer to import than the rest together
+        from chestxray.networks import onnx_graph  # h5py and onnx take longer to import than the rest together
 
         try:
-            session = _session(_keep(onnx_export.convert(path).SerializeToString(), path))
-        except onnx_export.UnknownLayer:
+            session = _session(_keep(onnx_graph.convert(path).SerializeToString(), path))
+        except onnx_graph.UnknownLayer:
             if engine == "onnx":
                 raise
             return KerasEngine(path)
@@ -233,7 +234,7 @@ class KerasEngine:
 
     @functools.cached_property
     def _explainer(self) -> Any:
-        from chestxray.explain import Explainer
+        from chestxray.networks.class_activation import Explainer
 
         return Explainer(self._model, batch_size=8)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxray import engines, files
-from chestxray.class_maps import resizing_matrix
 from chestxray.config import StudyError
+from chestxray.networks.class_maps import resizing_matrix
 
 if TYPE_CHECKING:
     import keras
@@ -39,9 +39,9 @@ def export(out: Path, kind: str, model: Path | None = None) -> int:
         raise StudyError(f"format {kind!r} is unknown; there are: {', '.join(FORMATS)}")
     path = model or engines.reference_model()
     if kind == "onnx":
-        from chestxray import onnx_export
+        from chestxray.networks import onnx_graph
 
-        data = onnx_export.convert(path).SerializeToString()
+        data = onnx_graph.convert(path).SerializeToString()
     else:
         data = litert(path)
     files.atomic_write(out, data)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from chestxray import class_maps, engines, interpretation
+from chestxray import engines, interpretation
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.engines import Engine, Scores
 from chestxray.images import input_check
@@ -27,6 +27,7 @@ from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
 from chestxray.images.load import read
 from chestxray.interpretation import Interpretation, OperatingPoint
+from chestxray.networks import class_maps
 
 if TYPE_CHECKING:
     import pandas as pd

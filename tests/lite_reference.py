@@ -1,4 +1,4 @@
-"""PyTorch's logits of EfficientNet-Lite, to hold `chestxray.backbones` against.
+"""PyTorch's logits of EfficientNet-Lite, to hold `chestxray.networks.efficientnet` against.
 
 `python tests/lite_reference.py` writes `fixtures/lite_logits.npz` where torch, efficientnet-lite-pytorch 0.1.0 and
 the three weight packages are installed. The committed file was made with PyTorch 2.13.0 on a CPU.

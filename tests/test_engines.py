@@ -13,9 +13,11 @@ import pytest
 from conftest import tiny_pixels
 from keras import layers
 
-from chestxray import config, engines, ensemble, explain, exporting, models, onnx_export
+from chestxray import config, engines, exporting
 from chestxray.config import CLASSES, StudyError
 from chestxray.images import pixels
+from chestxray.networks import class_activation, ensemble, onnx_graph, transfer
+from chestxray.training import ensembling
 
 SIDE = 32
 LOG_ODDS = np.linspace(-2, 0, 7).astype(np.float32)
@@ -41,12 +43,12 @@ def shaken(model: keras.Model, seed: int) -> keras.Model:
 
 def transferred(seed: int, member_size: int, blended: bool) -> keras.Model:
     given = {"weights": None, "log_odds": LOG_ODDS if blended else None}
-    return shaken(models.transfer("EfficientNetLite0", SIDE, member_size, **given).classifier, seed)
+    return shaken(transfer.transfer("EfficientNetLite0", SIDE, member_size, **given).classifier, seed)
 
 
 def pooled_at_every_block() -> keras.Model:
     settings = {"weights": None, "log_odds": LOG_ODDS, "pooling": "blocks"}
-    net = models.transfer("EfficientNetLite0", SIDE, 48, **settings)
+    net = transfer.transfer("EfficientNetLite0", SIDE, 48, **settings)
     shaken(net.classifier, 6)
     # As in the study, what is pooled is brought to one scale: variances of shaken maps are of any size.
     layer = net.classifier.get_layer("standardised")
@@ -76,8 +78,8 @@ def every_layer() -> keras.Model:
 
 
 MADE = {
-    "dense": lambda: shaken(models.dense(SIDE), 3),
-    "CNN": lambda: shaken(models.cnn(SIDE, filters=(4, 8, 8)), 4),
+    "dense": lambda: shaken(transfer.dense(SIDE), 3),
+    "CNN": lambda: shaken(transfer.cnn(SIDE, filters=(4, 8, 8)), 4),
     "fine tuned, another size inside": lambda: transferred(1, 48, True),
     "every layer": every_layer,
     "pooled at every block": pooled_at_every_block,
@@ -120,7 +122,7 @@ def test_heat_maps_are_those_of_the_gradients(saved):
         with pytest.raises(StudyError, match="no convolution"):
             onnx.heat_maps(radiographs(), 3)
         return
-    explainer = explain.Explainer(model)
+    explainer = class_activation.Explainer(model)
     for place in (0, 3, 6):
         expected = explainer.maps(radiographs(), np.asarray(place))
         # A map's maximum is 1 however little speaks for the class, and the processors' last digits grow with it: one
@@ -136,17 +138,17 @@ def test_an_opinion_is_what_the_whole_would_say_if_all_members_agreed(tmp_path):
     said = (alone.predict_on_batch(batch) + alone.predict_on_batch(batch[:, :, ::-1])) / 2
     for name in engines.ENGINES:
         opinions = engines.start(tmp_path / "model.keras", name).scores(radiographs()).opinions
-        np.testing.assert_allclose(opinions[:, 0], ensemble.shifted(said, offsets), atol=1e-4)
+        np.testing.assert_allclose(opinions[:, 0], ensembling.shifted(said, offsets), atol=1e-4)
         assert opinions.shape == (5, 2, 7) and np.abs(opinions[:, 0] - opinions[:, 1]).max() > 1e-3
 
 
 def test_a_graph_is_made_once_and_again_for_another_model(tmp_path, monkeypatch):
     monkeypatch.setenv(engines.CACHE_VARIABLE, str(tmp_path / "cache"))
     path = tmp_path / "model.keras"
-    shaken(models.dense(SIDE), 1).save(path)
+    shaken(transfer.dense(SIDE), 1).save(path)
     first = engines.start(path).scores(radiographs())
     (kept,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(onnx_export, "convert", lambda path: pytest.fail("converted twice"))
+    monkeypatch.setattr(onnx_graph, "convert", lambda path: pytest.fail("converted twice"))
     assert np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
     monkeypatch.undo()
 
@@ -154,7 +156,7 @@ def test_a_graph_is_made_once_and_again_for_another_model(tmp_path, monkeypatch)
     kept.write_bytes(kept.read_bytes()[:-100])  # as nobody's atomic writing leaves it
     assert np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
     for seed in range(2, 8):
-        shaken(models.dense(SIDE), seed).save(path)
+        shaken(transfer.dense(SIDE), seed).save(path)
         assert not np.array_equal(engines.start(path).scores(radiographs()).probabilities, first.probabilities)
     assert len(list((tmp_path / "cache").iterdir())) == engines._KEPT
 
@@ -163,7 +165,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv(engines.CACHE_VARIABLE, str(tmp_path / "file"))
     path = tmp_path / "model.keras"
-    shaken(models.dense(SIDE), 1).save(path)
+    shaken(transfer.dense(SIDE), 1).save(path)
     assert engines.start(path).name == "onnx"
     assert engines.start(path).scores(radiographs()).probabilities.shape == (5, 7)
 
@@ -173,7 +175,7 @@ def test_layers_without_conversion_are_left_to_keras(tmp_path):
     x = layers.UpSampling2D(2)(layers.Conv2D(3, 3)(image))
     path = tmp_path / "model.keras"
     keras.Model(image, layers.Dense(7, activation="sigmoid")(layers.GlobalMaxPooling2D()(x))).save(path)
-    with pytest.raises(onnx_export.UnknownLayer, match=r"model\.keras: layer .* is a UpSampling2D, which has no conv"):
+    with pytest.raises(onnx_graph.UnknownLayer, match=r"model\.keras: layer .* is a UpSampling2D, which has no conv"):
         engines.start(path, "onnx")
     engine = engines.start(path)
     assert engine.name == "keras" and engine.scores(radiographs()).opinions.shape == (5, 1, 7)

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import ensemble, models, reference
+from chestxray import reference
 from chestxray.config import CLASSES, MODELS, REFERENCE, StageMissing, StudyError, open_study
 from chestxray.data import manifest
 from chestxray.evaluation import comparison, predictions
+from chestxray.networks import ensemble, transfer
 from chestxray.training import model_file, run
 
 
@@ -21,7 +22,7 @@ def finish(study):
         folder.mkdir(parents=True)
         for name in reference.MODEL_FILES:
             (folder / name).write_text(f"{model} {name}")
-    net = models.cnn(study.profile.image_size, filters=(8, 16))
+    net = transfer.cnn(study.profile.image_size, filters=(8, 16))
     model_file.save_model(net, study.paths.saved("ensemble") / "model.keras")
     study.paths.results.mkdir(parents=True)
     (study.paths.results / "metrics.csv").write_text("model,metric\n")
@@ -83,7 +84,7 @@ def test_it_can_be_laid_out_again_as_models(prepared_study, tmp_path):
 
 def test_members_are_laid_out_as_the_ensemble_holds_them(prepared_study, tmp_path):
     source = made_from(prepared_study, tmp_path / "reference")
-    members = [models.cnn(32, filters=(4, 8)), models.dense(32, units=(4,))]
+    members = [transfer.cnn(32, filters=(4, 8)), transfer.dense(32, units=(4,))]
     model_file.save_model(ensemble.join(members, None), source / "ensemble.keras", half=True)
     run = json.loads((source / "ensemble" / "run.json").read_text())
     (source / "ensemble" / "run.json").write_text(json.dumps(run | {"members": ["cnn", "dense"]}))

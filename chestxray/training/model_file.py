@@ -13,7 +13,8 @@ import h5py
 import keras
 import numpy as np
 
-from chestxray import branching, files, normalization
+from chestxray import files
+from chestxray.networks import layers
 
 _NEWER = {"input_axes": None, "output_axes": None, "renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
 """What Keras 3.15 writes for initializers and BatchNorm left at their defaults, and Keras 3.13 refuses."""
@@ -59,7 +60,7 @@ def _portable(config: Any) -> Any:
         return [_portable(entry) for entry in config]
     if not isinstance(config, dict):
         return config
-    if config.get("module") in (branching.__name__, normalization.__name__):
+    if config.get("module") in (layers.__name__, layers.__name__):
         config = config | {"module": "keras.layers", "registered_name": None}
     return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
 

@@ -44,15 +44,15 @@ def measure(size: int) -> dict[str, float]:
     """Images a second of a training step, and of a pass of the backbone."""
     import keras
 
-    from chestxray import models
     from chestxray.data import augmentation
+    from chestxray.networks import transfer
     from chestxray.training import fitting
     from chestxray.training.samples import Samples
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (PASSED, 128, 128, 1), dtype="uint8"), rng.random((PASSED, 15)).astype("float32")
     varied, odds = augmentation.layers(2.0, 0, flip=True), np.zeros(7, "float32")
-    net = models.transfer("EfficientNetLite0", 128, size, varied, weights=None, log_odds=odds, pooling="blocks")
+    net = transfer.transfer("EfficientNetLite0", 128, size, varied, weights=None, log_odds=odds, pooling="blocks")
     net.findings.compile(keras.optimizers.AdamW(1e-4), "binary_crossentropy", jit_compile=False)
     trained = seconds(lambda: [net.findings.train_on_batch(x[:BATCH], y[:BATCH]) for _ in range(STEPS)])
     step, samples = fitting.compiled(net.features), Samples(x, np.arange(PASSED), y, pd.DataFrame())

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from chestxray import explain, models
 from chestxray.config import CLASSES
 from chestxray.data.phantom import radiograph
+from chestxray.evaluation import localisation
+from chestxray.networks import class_activation, transfer
 
 TRAIN, TEST = 1500, 900
 EPOCHS = 14
@@ -46,7 +47,7 @@ def main() -> None:
     keras.utils.set_random_seed(2024)
     x, y, _ = _drawn(range(TRAIN), px, 1)
     shown, truth, boxes = _drawn(range(TRAIN, TRAIN + TEST), px, 1)
-    model = models.cnn(px, FILTERS[px], dropout=0.2)
+    model = transfer.cnn(px, FILTERS[px], dropout=0.2)
     rate = keras.optimizers.schedules.CosineDecay(3e-3, EPOCHS * -(-len(x) // 32))
     model.compile(keras.optimizers.AdamW(rate), "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x.astype("float32"), y, 32, EPOCHS, verbose=0)
@@ -63,15 +64,17 @@ def main() -> None:
     place = np.flatnonzero(asked)
     line = None
     for cells in sorted({8, px // 8, px // 4, px // 2}):
-        for method in explain.METHODS:
-            explainer = explain.Explainer(model, 32, [explain.Way(cells, method)])
-            scored = explain.hits(explainer.maps(shown[place], truth[place]), targets.iloc[place], *explainer.cells)
+        for method in class_activation.METHODS:
+            explainer = class_activation.Explainer(model, 32, [class_activation.Way(cells, method)])
+            scored = localisation.hits(
+                explainer.maps(shown[place], truth[place]), targets.iloc[place], *explainer.cells
+            )
             by = scored.groupby("finding")[["pointing", "centre_pointing", "reachable"]].mean().loc[list(ASKED)]
             if line != explainer.cells[0]:
                 line = explainer.cells[0]
                 for title, column in (("centre", "centre_pointing"), ("at most", "reachable")):
                     print(f"{line[0]:3} × {line[1]:<3} {title:13}" + "".join(f"{value:11.3f}" for value in by[column]))
-            name = explain.METHODS[method]
+            name = class_activation.METHODS[method]
             print(f"{line[0]:3} × {line[1]:<3} {name:13}" + "".join(f"{value:11.3f}" for value in by["pointing"]))
             known = scored[right[place]].groupby("finding")["pointing"].mean().reindex(list(ASKED))
             print(f"{'':10}{'recognised':14}" + "".join(f"{value:11.3f}" for value in known))

@@ -15,9 +15,10 @@ import keras
 import numpy as np
 import pandas as pd
 
-from chestxray import config, models
+from chestxray import config
 from chestxray.data import augmentation
 from chestxray.evaluation import comparison, predictions
+from chestxray.networks import transfer
 from chestxray.training import distillation, fitting, ridge
 from chestxray.training.run import Recipe, Run, write_csv
 from chestxray.training.samples import Samples, load_augmented, load_findings, load_split, log_odds
@@ -149,7 +150,7 @@ def measure(study: config.Study, name: str) -> None:
     run = Run(study, f"recipes/{name}-{study.seed}", settings)
     layers = augmentation.layers(settings.pop("strength"), study.seed, flip=settings.pop("flip"))
     odds = log_odds(everyone) if change.preliminary else None
-    net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
+    net = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
     classes, classes_valid = load_augmented(study), load_split(study, "valid")
     changed = {"loss": "binary", "ema": study.profile.ema, "mixup": 0.3, **change.recipe}
     head = Recipe("head", HEAD_EPOCHS, learning_rate=3e-3, label_smoothing=0.1)
@@ -185,7 +186,7 @@ def measure(study: config.Study, name: str) -> None:
         compare_imbalance(study, net)
 
 
-def begin(study: config.Study, net: models.Transfer, everyone: Samples, weight: float) -> Samples:
+def begin(study: config.Study, net: transfer.Transfer, everyone: Samples, weight: float) -> Samples:
     """Begin at a findings' head in closed form, as 3a does; returns what the preliminary stage learns from."""
     fitting.settle(net.seen, net.backbone, everyone, study.seed)
     seen = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
@@ -195,7 +196,7 @@ def begin(study: config.Study, net: models.Transfer, everyone: Samples, weight: 
     return taught
 
 
-def compare_imbalance(study: config.Study, net: models.Transfer) -> None:
+def compare_imbalance(study: config.Study, net: transfer.Transfer) -> None:
     """Fit the class head anew with each answer to class imbalance, on the same features and for as many steps."""
     classes, plain = load_augmented(study), load_split(study, "train")
     valid = load_split(study, "valid")

@@ -26,11 +26,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from chestxray import ensemble, models
 from chestxray.config import CLASSES, Paths, Study, open_study
 from chestxray.data import augmentation
-from chestxray.normalization import BatchNormalization
-from chestxray.training import fitting, ridge
+from chestxray.networks import transfer
+from chestxray.networks.layers import BatchNormalization
+from chestxray.training import ensembling, fitting, ridge
 from chestxray.training.fitting import Fit, Places
 from chestxray.training.recipe import Recipe
 from chestxray.training.run import Run
@@ -123,7 +123,7 @@ def stock(model: keras.Model) -> keras.Model:
 def measure_step(study: Study, train: Samples, valid: Samples, augmented: bool, scratch: Path) -> None:
     """One network's rates, in turns."""
     augment = augmentation.layers(1.0, 1) if augmented else []
-    model = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, augment, weights=None).classifier
+    model = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, augment, weights=None).classifier
     x, y = tf.constant(train.x[train.rows[:BATCH]]), tf.constant(train.y[:BATCH])
     rates: dict[str, list[float]] = {"fit": [], "memory": [], "keras": [], "torch": []}
     plain = stock(model)
@@ -174,7 +174,7 @@ def measure_step(study: Study, train: Samples, valid: Samples, augmented: bool, 
 def measure_heads(study: Study) -> None:
     """Twenty epochs of a head, the backbone's pass included, against that pass alone."""
     train, valid = load_split(study, "train"), load_split(study, "valid")
-    net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None)
+    net = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None)
 
     def one_pass() -> float:
         began = time.perf_counter()
@@ -197,7 +197,7 @@ def measure_heads(study: Study) -> None:
         f"{took:.1f} against {alone:.1f} s",
     )
 
-    net = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None, pooling="blocks")
+    net = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None, pooling="blocks")
     began = time.perf_counter()
     features = fitting.predict_batches(net.features, train)
     alone = time.perf_counter() - began
@@ -209,7 +209,7 @@ def measure_heads(study: Study) -> None:
 
     x = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), (len(valid), 3)).reshape(len(valid), -1)
     members = [
-        models.transfer(name, study.profile.image_size, SIZE, weights=None).classifier
+        transfer.transfer(name, study.profile.image_size, SIZE, weights=None).classifier
         for name in study.profile.backbones[1:]
     ]
     began = time.perf_counter()
@@ -217,7 +217,7 @@ def measure_heads(study: Study) -> None:
         fitting.predict_batches(member, valid)
     alone = time.perf_counter() - began
     began = time.perf_counter()
-    ensemble.fit_head(x.astype("float32"), valid.y, study.profile.ensemble_epochs, 1)
+    ensembling.fit_head(x.astype("float32"), valid.y, study.profile.ensemble_epochs, 1)
     took = alone + time.perf_counter() - began
     what = (
         f"ensemble head on {len(valid)} images, {study.profile.ensemble_epochs} epochs, against one pass of its members"
@@ -241,7 +241,7 @@ def published_model(backbones: tuple[str, ...], trainable: bool) -> keras.Model:
     pixels = layers.Input((SIZE, SIZE, 3))
     pooled = []
     for name in backbones:
-        net = stock(models.transfer(name, SIZE, weights=None).backbone)
+        net = stock(transfer.transfer(name, SIZE, weights=None).backbone)
         net.trainable = trainable
         pooled.append(layers.GlobalAveragePooling2D()(net(pixels)))
     x = layers.Concatenate()(pooled) if len(pooled) > 1 else pooled[0]
@@ -270,7 +270,7 @@ def measure_epochs(study: Study, scratch: Path) -> None:
         model.fit(batches["train"], validation_data=batches["valid"], verbose=0)
         theirs.append(time.perf_counter() - began)
 
-    ours = models.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None).classifier
+    ours = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None).classifier
     places = Places(scratch / "epoch.npz", scratch / "log", "bench")
     recipe = Recipe("fit", 4, 1e-3, BATCH, ema=0.99)
     fit = Fit(ours, recipe, len(samples["train"]), lambda: (samples["train"], samples["valid"]), 1, places, published)
@@ -292,7 +292,7 @@ def measure_epochs(study: Study, scratch: Path) -> None:
     began = time.perf_counter()
     features = []
     for name in backbones:
-        net = models.transfer(name, study.profile.image_size, SIZE, weights=None).features
+        net = transfer.transfer(name, study.profile.image_size, SIZE, weights=None).features
         features.append([fitting.predict_batches(net, samples[split]) for split in ("train", "valid")])
     passes = time.perf_counter() - began
     x, valid = (np.concatenate(parts, axis=1) for parts in zip(*features, strict=True))

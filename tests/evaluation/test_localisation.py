@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from keras import layers
 
-from chestxray import ensemble, explain, models
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.evaluation import localisation
+from chestxray.networks import class_activation, ensemble, transfer
 
 SIDE = 16
 
@@ -58,7 +59,7 @@ def test_grad_cam_is_the_class_activation_map_where_a_network_pools_its_last_fea
     model, pixels = tiny(1, activation, nested), radiographs()
     model.trainable = False
     classes = np.array([0, 1, 2, 3, 6])
-    found = explain.Explainer(model, batch_size=2).maps(pixels, classes)
+    found = class_activation.Explainer(model, batch_size=2).maps(pixels, classes)
     assert found.shape == (5, SIDE, SIDE) and found.dtype == np.float32
     assert found == pytest.approx(class_activation_maps(model, pixels, classes), abs=1e-4)
     assert found.max() == pytest.approx(1)
@@ -80,7 +81,7 @@ def test_grad_cam_by_finite_differences():
         more[..., channel] += 0.5
         slopes.append((score(more) - score(features)) / 0.5)
     by_hand = np.maximum((features[0] * slopes).sum(axis=-1), 0)
-    found = explain.Explainer(model, batch_size=1).maps(pixels, np.array([4]))[0]
+    found = class_activation.Explainer(model, batch_size=1).maps(pixels, np.array([4]))[0]
     # Enlarging keeps the order of the four cells' middles.
     cells = found[2::4, 2::4]
     assert np.corrcoef(cells.ravel(), by_hand.ravel())[0, 1] > 0.97
@@ -89,9 +90,9 @@ def test_grad_cam_by_finite_differences():
 def test_an_ensembles_map_is_the_mean_of_its_members_maps():
     members = [tiny(3), tiny(4, "sigmoid")]
     pixels, classes = radiographs(3), np.array([0, 3, 5])
-    alone = [explain.Explainer(member, 4).maps(pixels, classes) for member in members]
+    alone = [class_activation.Explainer(member, 4).maps(pixels, classes) for member in members]
     for head in (None, ensemble.head(2)):
-        joined = explain.Explainer(ensemble.join(members, head), 4)
+        joined = class_activation.Explainer(ensemble.join(members, head), 4)
         assert len(joined.members) == 2
         assert joined.member_maps(pixels, classes) == pytest.approx(np.stack(alone), abs=1e-5)
         mean = np.mean(alone, axis=0)
@@ -101,25 +102,25 @@ def test_an_ensembles_map_is_the_mean_of_its_members_maps():
 @pytest.mark.parametrize("enlarged", [False, True])
 def test_a_mirrored_ensembles_map_is_the_mean_of_both_views(enlarged):
     member, pixels = tiny(7), radiographs(3)
-    alone = explain.Explainer(member, 4)
+    alone = class_activation.Explainer(member, 4)
     assert not alone.mirrored
     there, back = alone.maps(pixels, 2), alone.maps(pixels[:, :, ::-1], 2)[..., ::-1]
     mean = (there + back) / 2
-    joined = explain.Explainer(ensemble.join([member], None, mirrored=True, enlarged=enlarged), 4)
+    joined = class_activation.Explainer(ensemble.join([member], None, mirrored=True, enlarged=enlarged), 4)
     assert joined.mirrored
     assert joined.maps(pixels, 2) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
 
 
 def test_the_studys_cnn_has_maps_and_the_dense_network_none():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
-    explainer = explain.Explainer(models.cnn(32, (4, 8)), 2, [explain.Way(20)])
+    explainer = class_activation.Explainer(transfer.cnn(32, (4, 8)), 2, [class_activation.Way(20)])
     assert explainer.maps(pixels, 0).shape == (2, 32, 32)
     with pytest.raises(StudyError, match="dense has no convolution"):
-        explain.Explainer(models.dense(32, (4,)))
+        class_activation.Explainer(transfer.dense(32, (4,)))
     with pytest.raises(StudyError, match="no feature map of 64 cells"):
-        explain.Explainer(models.cnn(32, (4, 8)), ways=[explain.Way(64)])
+        class_activation.Explainer(transfer.cnn(32, (4, 8)), ways=[class_activation.Way(64)])
     with pytest.raises(StudyError, match="method 'saliency' is unknown; there are: gradcam, hirescam, layercam"):
-        explain.Explainer(models.cnn(32, (4, 8)), ways=[explain.Way(1, "saliency")])
+        class_activation.Explainer(transfer.cnn(32, (4, 8)), ways=[class_activation.Way(1, "saliency")])
 
 
 def test_other_ways_weigh_each_place_by_its_slope():
@@ -133,8 +134,12 @@ def test_other_ways_weigh_each_place_by_its_slope():
     every = model.get_layer("out").kernel.numpy().reshape(SIDE, SIDE, 3, len(CLASSES))
     asked = int(every.mean(axis=(0, 1)).min(axis=0).argmax())  # a class for which something speaks in every way
     slopes = every[..., asked]
-    ways = [explain.Way(1, "gradcam"), explain.Way(1, "hirescam"), explain.Way(SIDE, "layercam")]
-    explainer = explain.Explainer(model, 2, ways)
+    ways = [
+        class_activation.Way(1, "gradcam"),
+        class_activation.Way(1, "hirescam"),
+        class_activation.Way(SIDE, "layercam"),
+    ]
+    explainer = class_activation.Explainer(model, 2, ways)
     assert explainer.cells == [(SIDE, SIDE)] * 3
     weights = [slopes.mean(axis=(0, 1)), slopes, np.maximum(slopes, 0)]
     for place, weight in enumerate(weights):
@@ -145,22 +150,26 @@ def test_other_ways_weigh_each_place_by_its_slope():
 
 def test_the_scores_of_an_ensemble_and_its_members_are_those_of_their_maps():
     members = [tiny(3), tiny(4)]
-    explainer = explain.Explainer(ensemble.join(members, None), 2, [explain.LAST, explain.Way(8, "layercam")])
-    found = explain.targets(boxes_table(), pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]}), 1024)
+    explainer = class_activation.Explainer(
+        ensemble.join(members, None), 2, [class_activation.LAST, class_activation.Way(8, "layercam")]
+    )
+    found = localisation.targets(
+        boxes_table(), pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]}), 1024
+    )
     found = pd.concat([found, found.iloc[:1]], ignore_index=True)
     pixels, classes = radiographs(3), found["finding"].map(CLASSES.index).to_numpy()
-    scores = explain.network_scores(explainer, pixels, found)
-    assert scores.shape == (2, 3, 3, len(explain.SCORES))
+    scores = localisation.network_scores(explainer, pixels, found)
+    assert scores.shape == (2, 3, 3, len(localisation.SCORES))
     for way in (0, 1):
         networks = [explainer.maps(pixels, classes, way), *explainer.member_maps(pixels, classes, way)]
         for heat, row in zip(networks, scores[way], strict=True):
             pd.testing.assert_frame_equal(
-                explain.as_hits(found, row), explain.hits(heat, found, explainer.cells[way]), check_like=True
+                localisation.as_hits(found, row), localisation.hits(heat, found, explainer.cells[way]), check_like=True
             )
 
 
 def test_one_graph_serves_every_batch():
-    explainer = explain.Explainer(tiny(5), 4)
+    explainer = class_activation.Explainer(tiny(5), 4)
     first = explainer.maps(radiographs(9), 1)
     assert first[4:] == pytest.approx(explainer.maps(radiographs(9)[4:], 1), abs=1e-5)
 
@@ -168,8 +177,8 @@ def test_one_graph_serves_every_batch():
 def test_shuffled_weights_change_the_maps_and_come_back():
     model = tiny(6)
     before = [weights.copy() for weights in model.get_weights()]
-    explainer = explain.Explainer(model, 8)
-    found = explain.randomisation(explainer, radiographs(8), np.zeros(8, int), (0, 0.5, 1), seed=1)
+    explainer = class_activation.Explainer(model, 8)
+    found = localisation.randomisation(explainer, radiographs(8), np.zeros(8, int), (0, 0.5, 1), seed=1)
     assert found["layers"].tolist() == sorted(found["layers"]) and found["layers"].iloc[0] == 1
     assert found["layers"].iloc[-1] == 4  # two convolutions, one normalisation, one dense layer
     assert found["correlation"].iloc[-1] < 0.9
@@ -189,23 +198,23 @@ def boxes_table():
 
 def test_boxes_become_shares_of_the_side():
     predictions = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]})
-    found = explain.targets(boxes_table(), predictions, 1024)
+    found = localisation.targets(boxes_table(), predictions, 1024)
     assert found[["image", "patient", "finding"]].to_numpy().tolist() == [
         ["a.png", "1", "Mass"],
         ["b.png", "2", "Nodule"],
     ]
     assert found["boxes"][0] == [(0, 0, 0.5, 0.5), (0.75, 0.75, 1, 1)]
-    mask = explain.box_mask(found["boxes"][0], 8, 8)
+    mask = localisation.box_mask(found["boxes"][0], 8, 8)
     assert mask.sum() == 16 + 4 and mask[:4, :4].all() and mask[6:, 6:].all()
 
 
 def test_hits_by_hand():
     predictions = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]})
-    found = explain.targets(boxes_table(), predictions, 1024)
+    found = localisation.targets(boxes_table(), predictions, 1024)
     maps = np.zeros((2, 8, 8), np.float32)
     maps[0, 1:3, 1:3] = 1
     maps[0, 7, 0] = 0.6
-    scored = explain.hits(maps, found)
+    scored = localisation.hits(maps, found)
     assert scored["pointing"].tolist() == [True, False]
     assert scored["flat"].tolist() == [False, True]
     # Four pixels of the peak and one outside, boxes of twenty pixels.
@@ -214,13 +223,13 @@ def test_hits_by_hand():
     assert scored["reachable"].all()
     # Of four by four cells the last one's middle lies in this box, of two by two none.
     corner = [(0.8, 0.8, 1.0, 1.0)]
-    assert explain.reachable(corner, 4, 4) and not explain.reachable(corner, 2, 2)
-    assert explain.hits(maps, found.assign(boxes=[corner, corner]), (2, 2))["reachable"].tolist() == [False, False]
-    assert explain.point(np.ones((4, 4))) is None
+    assert localisation.reachable(corner, 4, 4) and not localisation.reachable(corner, 2, 2)
+    assert localisation.hits(maps, found.assign(boxes=[corner, corner]), (2, 2))["reachable"].tolist() == [False, False]
+    assert localisation.point(np.ones((4, 4))) is None
     plateau = np.zeros((8, 8))
     plateau[:4, :4] = 1
-    assert explain.point(plateau) == (2, 2)
-    assert explain.centred_square(16, 8, 8).sum() == 16
+    assert localisation.point(plateau) == (2, 2)
+    assert localisation.centred_square(16, 8, 8).sum() == 16
 
 
 def test_localisation_counts_findings_alike_and_resamples_patients():
@@ -236,7 +245,7 @@ def test_localisation_counts_findings_alike_and_resamples_patients():
             "reachable": True,
         }
     )
-    found = explain.localisation(scored, draws=200)
+    found = localisation.localisation(scored, draws=200)
     each = scored.groupby("finding")[["pointing", "iou"]].mean()
     for finding, row in each.iterrows():
         assert found.loc[(finding, "pointing"), "estimate"] == pytest.approx(row["pointing"])
@@ -245,4 +254,4 @@ def test_localisation_counts_findings_alike_and_resamples_patients():
     gain = found.loc[("mean", "pointing_gain")]
     assert gain["low"] < gain["estimate"] < gain["high"] and gain["low"] > 0
     with pytest.raises(StudyError, match="no lesion box"):
-        explain.localisation(scored[:0])
+        localisation.localisation(scored[:0])

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from chestxray import ensemble, models
 from chestxray.config import CLASSES, StageMissing, StudyError
-from chestxray.training import model_file
+from chestxray.networks import ensemble, transfer
+from chestxray.training import ensembling, model_file
 
 
 def probabilities(rows=60, seed=0):
@@ -24,35 +24,35 @@ def table(values, images=None):
 
 
 def test_members_are_ranked_by_validation(tiny_study):
-    for name, score in zip(ensemble.CANDIDATES, (0.5, 0.6, 0.65, 0.7, 0.62, 0.71, 0.69), strict=True):
+    for name, score in zip(ensembling.CANDIDATES, (0.5, 0.6, 0.65, 0.7, 0.62, 0.71, 0.69), strict=True):
         folder = tiny_study.paths.saved(name)
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(json.dumps({"valid_macro_auroc": score, "key": name}))
-    ranked = ensemble.rank(tiny_study)["model"].tolist()
+    ranked = ensembling.rank(tiny_study)["model"].tolist()
     assert ranked[:3] == ["fine_tuning_3c", "fine_tuning_3a", "fine_tuning_3d"]
 
 
 def test_a_missing_member_is_named(tiny_study):
     with pytest.raises(StageMissing, match=r"dense/run\.json is missing: run stage 4 for dense first"):
-        ensemble.rank(tiny_study)
+        ensembling.rank(tiny_study)
 
 
 def test_tables_of_other_images_are_refused():
     with pytest.raises(StudyError, match="list different images"):
-        ensemble.concatenated([table(probabilities()), table(probabilities(), [f"x{i}.png" for i in range(60)])])
+        ensembling.concatenated([table(probabilities()), table(probabilities(), [f"x{i}.png" for i in range(60)])])
 
 
 def test_the_mean_by_hand():
     one, other = probabilities(seed=1), probabilities(seed=2)
-    joined = ensemble.concatenated([table(one), table(other)])
+    joined = ensembling.concatenated([table(one), table(other)])
     assert joined.shape == (60, 14)
-    assert np.allclose(ensemble.mean_of(joined), (one + other) / 2)
+    assert np.allclose(ensembling.mean_of(joined), (one + other) / 2)
 
 
 def test_every_trio_once_with_its_mean():
     described = {"patient": "1", "label": CLASSES[0], "selected": True, "findings": CLASSES[0]}
     alone = {name: table(probabilities(seed=seed)).assign(**described) for seed, name in enumerate("abcd")}
-    found = ensemble.trios(alone)
+    found = ensembling.trios(alone)
     assert list(found) == ["a + b + c", "a + b + d", "a + c + d", "b + c + d"]
     mean = (probabilities(seed=0) + probabilities(seed=2) + probabilities(seed=3)) / 3
     assert np.allclose(found["a + c + d"][list(CLASSES)], mean)
@@ -66,7 +66,7 @@ def test_no_head_predicts_a_patient_it_was_fitted_on(monkeypatch):
     single = np.arange(120) % 5 > 0
     y[~single] = 0
     seen = []
-    fit = ensemble.fit_head
+    fit = ensembling.fit_head
 
     def watched(x_fit, y_fit, *rest, held_out):
         # Rows are told apart by their values, which are all different.
@@ -76,8 +76,8 @@ def test_no_head_predicts_a_patient_it_was_fitted_on(monkeypatch):
         seen.append((set(patients[fitted]), set(patients[judged]), single[fitted].all()))
         return fit(x_fit, y_fit, *rest, held_out=held_out)
 
-    monkeypatch.setattr(ensemble, "fit_head", watched)
-    out, history = ensemble.cross_validate(x, y, single, patients, epochs=2, seed=0)
+    monkeypatch.setattr(ensembling, "fit_head", watched)
+    out, history = ensembling.cross_validate(x, y, single, patients, epochs=2, seed=0)
     assert len(seen) == 5 and all(not fitted & judged and only_single for fitted, judged, only_single in seen)
     assert np.allclose(out.sum(axis=1), 1, atol=1e-5), "every image is predicted, also those with several labels"
     assert history["epoch"].tolist() == [1, 2] and {"loss", "val_loss"} <= set(history)
@@ -89,7 +89,7 @@ def test_a_head_learns_whom_to_trust():
     y = np.eye(7, dtype="float32")[labels]
     good = 0.6 * y + 0.4 * probabilities(600, 3)
     x = np.concatenate([good, probabilities(600, 4), probabilities(600, 5)], axis=1).astype("float32")
-    head, history = ensemble.fit_head(x[:400], y[:400], 60, 0, held_out=(x[400:], y[400:]))
+    head, history = ensembling.fit_head(x[:400], y[:400], 60, 0, held_out=(x[400:], y[400:]))
     right = head(x[400:], training=False).numpy().argmax(axis=1) == labels[400:]
     assert right.mean() > 0.9 and history["loss"].iloc[-1] < history["loss"].iloc[0]
 
@@ -98,9 +98,9 @@ def test_weights_find_the_one_who_knows():
     rng = np.random.default_rng(0)
     y = np.eye(7, dtype="float32")[rng.integers(0, 7, 400)]
     good = 0.5 * y + 0.5 * probabilities(400, 1)
-    weights = ensemble.fit_weights(np.concatenate([probabilities(400, 2), good], axis=1), y)
+    weights = ensembling.fit_weights(np.concatenate([probabilities(400, 2), good], axis=1), y)
     assert weights[1] > 0.95 and weights.sum() == pytest.approx(1)
-    alike = ensemble.fit_weights(np.concatenate([good, good], axis=1), y)
+    alike = ensembling.fit_weights(np.concatenate([good, good], axis=1), y)
     assert np.allclose(alike, 0.5, atol=1e-3), "members that say the same keep equal weights"
 
 
@@ -114,7 +114,7 @@ def test_weights_are_the_best_on_a_grid():
         return -np.mean([np.log(mixed[classes == k, k]).mean() for k in range(3)])
 
     grid = np.linspace(0, 1, 501)
-    assert ensemble.fit_weights(x, y)[0] == pytest.approx(grid[np.argmin([loss(share) for share in grid])], abs=0.01)
+    assert ensembling.fit_weights(x, y)[0] == pytest.approx(grid[np.argmin([loss(share) for share in grid])], abs=0.01)
 
 
 def test_weights_are_judged_on_other_patients(monkeypatch):
@@ -122,9 +122,11 @@ def test_weights_are_judged_on_other_patients(monkeypatch):
     x = np.concatenate([probabilities(120, 1), probabilities(120, 2)], axis=1)
     y = np.eye(7, dtype="float32")[np.arange(120) % 7]
     fitted = []
-    monkeypatch.setattr(ensemble, "fit_weights", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.ones(2) / 2)
-    out = ensemble.cross_validate_weights(x, y, np.ones(120, bool), patients, seed=0)
-    assert np.allclose(out, ensemble.mean_of(x), atol=1e-6)
+    monkeypatch.setattr(
+        ensembling, "fit_weights", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.ones(2) / 2
+    )
+    out = ensembling.cross_validate_weights(x, y, np.ones(120, bool), patients, seed=0)
+    assert np.allclose(out, ensembling.mean_of(x), atol=1e-6)
     for rows in fitted:
         seen = np.array([row.tobytes() in rows for row in x])
         assert not set(patients[seen]) & set(patients[~seen])
@@ -136,9 +138,9 @@ def test_offsets_name_a_class_that_is_held_back_and_move_no_auroc():
     logits = 2 * y + rng.normal(size=(700, 7))
     held_back = np.array([0, 0, -3, 0, 2, 0, 0])
     given = 1 / (1 + np.exp(-(logits + held_back)))
-    offsets = ensemble.fit_offsets(given, y)
+    offsets = ensembling.fit_offsets(given, y)
     assert np.allclose(offsets, held_back.mean() - held_back, atol=0.5) and offsets.mean() == pytest.approx(0, abs=1e-6)
-    mended = ensemble.shifted(given, offsets)
+    mended = ensembling.shifted(given, offsets)
     recalls = [[(p[y[:, k] > 0].argmax(1) == k).mean() for k in range(7)] for p in (given, mended)]
     assert np.mean(recalls[1]) > np.mean(recalls[0]) + 0.1
     for k in range(7):
@@ -146,17 +148,17 @@ def test_offsets_name_a_class_that_is_held_back_and_move_no_auroc():
 
 
 def test_offsets_by_hand():
-    assert ensemble.shifted(np.full((1, 7), 0.5), np.log(np.array([3.0] * 7))) == pytest.approx(0.75)
+    assert ensembling.shifted(np.full((1, 7), 0.5), np.log(np.array([3.0] * 7))) == pytest.approx(0.75)
 
 
 def test_offsets_are_a_part_of_the_model(tmp_path):
-    members = [models.dense(16), models.dense(16, units=(8,))]
+    members = [transfer.dense(16), transfer.dense(16, units=(8,))]
     offsets = np.linspace(-1, 1, 7).astype("float32")
     model_file.save_model(ensemble.join(members, None, offsets=offsets), tmp_path / "ensemble.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     mean = np.mean([member(pixels, training=False) for member in members], axis=0)
     loaded = keras.models.load_model(tmp_path / "ensemble.keras")
-    assert np.allclose(loaded(pixels, training=False), ensemble.shifted(mean, offsets), atol=1e-6)
+    assert np.allclose(loaded(pixels, training=False), ensembling.shifted(mean, offsets), atol=1e-6)
     assert not loaded.trainable_variables
 
 
@@ -164,8 +166,8 @@ def test_offsets_are_judged_on_other_patients(monkeypatch):
     patients = np.repeat([f"p{i}" for i in range(30)], 4)
     x, y = probabilities(120, 1), np.eye(7, dtype="float32")[np.arange(120) % 7]
     fitted = []
-    monkeypatch.setattr(ensemble, "fit_offsets", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.zeros(7))
-    out = ensemble.cross_validate_offsets(x, y, np.ones(120, bool), patients, seed=0)
+    monkeypatch.setattr(ensembling, "fit_offsets", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.zeros(7))
+    out = ensembling.cross_validate_offsets(x, y, np.ones(120, bool), patients, seed=0)
     assert np.allclose(out, x, atol=1e-5) and len(fitted) == 5
     for rows in fitted:
         seen = np.array([row.tobytes() in rows for row in x])
@@ -173,7 +175,7 @@ def test_offsets_are_judged_on_other_patients(monkeypatch):
 
 
 def test_mirrored_answers_are_those_of_both_ways():
-    members = [models.dense(16), models.dense(16, units=(8,))]
+    members = [transfer.dense(16), transfer.dense(16, units=(8,))]
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     joined = ensemble.join(members, ensemble.weighted_mean([0.25, 0.75]), mirrored=True)
     one, other = (
@@ -185,7 +187,7 @@ def test_mirrored_answers_are_those_of_both_ways():
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_an_enlarged_look_is_at_the_centre(mirrored):
-    member = models.dense(64)
+    member = transfer.dense(64)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), dtype=np.uint8)
     # Two of 64 pixels are cut off on each side; Pillow, another program, resizes what is left.
     centres = [Image.fromarray(picture[2:-2, 2:-2, 0].astype("float32")) for picture in pixels]
@@ -201,7 +203,7 @@ def test_an_enlarged_look_is_at_the_centre(mirrored):
 
 @pytest.mark.parametrize(("mirrored", "enlarged", "asked"), [(False, False, 1), (True, False, 2), (True, True, 4)])
 def test_every_way_to_look_is_had_from_asking_once_at_each(mirrored, enlarged, asked):
-    member = models.dense(64)
+    member = transfer.dense(64)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), dtype=np.uint8)
     answers = ensemble.look_by_look(member)(pixels, training=False).numpy()
     assert answers.shape == (3, 4, 7)
@@ -210,7 +212,7 @@ def test_every_way_to_look_is_had_from_asking_once_at_each(mirrored, enlarged, a
 
 
 def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
-    members = [models.dense(16), models.dense(16, units=(8,))]
+    members = [transfer.dense(16), transfer.dense(16, units=(8,))]
     joined = ensemble.join(members, None, mirrored=True, enlarged=True)
     model_file.save_model(joined, tmp_path / "ensemble.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
@@ -220,19 +222,19 @@ def test_a_mirrored_ensemble_is_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("with_head", [True, False])
 def test_the_joined_model_is_its_members_and_their_join(with_head):
-    members = [models.dense(16), models.cnn(16, filters=(4, 8)), models.dense(16, units=(8,))]
+    members = [transfer.dense(16), transfer.cnn(16, filters=(4, 8)), transfer.dense(16, units=(8,))]
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     parts = np.concatenate([member(pixels, training=False) for member in members], axis=1)
     head = ensemble.head(3) if with_head else None
     joined = ensemble.join(members, head)
-    expected = head(parts, training=False).numpy() if with_head else ensemble.mean_of(parts)
+    expected = head(parts, training=False).numpy() if with_head else ensembling.mean_of(parts)
     assert np.allclose(joined(pixels, training=False), expected, atol=1e-5)
     assert len(joined.inputs) == 1 and not joined.trainable_variables
 
 
 @pytest.mark.parametrize("kind", ["mean", "head", "weights"])
 def test_members_are_joined_in_single_precision(kind):
-    members = [models.dense(16), models.cnn(16, filters=(4, 8)), models.dense(16, units=(8,))]
+    members = [transfer.dense(16), transfer.cnn(16, filters=(4, 8)), transfer.dense(16, units=(8,))]
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     made = {
         "mean": lambda: None,

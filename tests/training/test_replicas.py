@@ -121,9 +121,9 @@ def whole_study(dataset, backbone, size, policy, moment):
     import keras
     import tensorflow as tf
 
-    from chestxray import models
     from chestxray.config import open_study
     from chestxray.data import augmentation
+    from chestxray.networks import transfer
     from chestxray.training import distillation, fitting, ridge
     from chestxray.training.run import Recipe, Run, predict_batches
     from chestxray.training.samples import load_augmented, load_findings, load_split, log_odds, shown_classes
@@ -153,7 +153,7 @@ def whole_study(dataset, backbone, size, policy, moment):
     settings = {"log_odds": log_odds(everyone), "pooling": "stages"}
     # Of random weights, activations of a deep network stay within float16 only while its statistics fit: they are those
     # of all radiographs at once, and neither steps nor the moving means lead far from there.
-    net = models.transfer(backbone, size, augment=augment, weights=None, bn_momentum=0.99, **settings)
+    net = transfer.transfer(backbone, size, augment=augment, weights=None, bn_momentum=0.99, **settings)
     fitting.settle(net.seen, net.backbone, shown, study.seed, batch_size=len(shown))
     features = net.standardise(predict_batches(net.features, everyone))
     _, taught = distillation.teach(study, everyone, features, 100, 0.7)

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestxray import config, files, models
+from chestxray import config, files
 from chestxray.config import CLASSES, StudyError, open_study
 from chestxray.data import augmentation, manifest
+from chestxray.networks import transfer
 from chestxray.training import fitting, model_file
 from chestxray.training.run import Recipe, Run, mean_auroc, predict_batches
 from chestxray.training.samples import Samples, class_targets, load_augmented, load_findings, load_split, shown_classes
@@ -87,7 +88,7 @@ def fit_pooled(folder):
     x, y = rng.integers(0, 256, (128, 80, 80, 1), "uint8"), rng.integers(0, 2, (128, 15)).astype("float32")
     samples = Samples(x, np.arange(128), y, None)
     layers = augmentation.layers(2.0, 7, flip=True)
-    net = models.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
+    net = transfer.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
     recipe = Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
     places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
     fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
@@ -242,7 +243,7 @@ def test_samples_with_several_classes_may_choose_the_epoch(prepared_study):
 
 def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     run = Run(prepared_study, "head", {})
-    net = models.transfer("EfficientNetLite0", 32, weights=None)
+    net = transfer.transfer("EfficientNetLite0", 32, weights=None)
     train, valid = load_split(prepared_study, "train"), load_split(prepared_study, "valid")
     before = [w.numpy() for w in net.backbone.weights]
     history = run.fit_head(net.features, net.head, Recipe("head", 3, 1e-2, 8), train, valid)
@@ -254,7 +255,7 @@ def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
 def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
     def fit(views):
         run = Run(prepared_study, f"maps_{views}", {})
-        net = models.transfer(
+        net = transfer.transfer(
             "EfficientNetLite0", 32, 64, augmentation.layers(1.0, 3), weights=None, log_odds=np.zeros(7)
         )
         train, valid = (load_findings(prepared_study, split) for split in ("train", "valid"))
@@ -331,7 +332,7 @@ def test_too_few_samples_for_a_batch(prepared_study):
 
 
 def test_half_precision_halves_the_file_and_not_the_answer(tmp_path):
-    net = models.transfer("EfficientNetLite0", 32, weights="imagenet").classifier
+    net = transfer.transfer("EfficientNetLite0", 32, weights="imagenet").classifier
     model_file.save_model(net, tmp_path / "whole.keras")
     model_file.save_model(net, tmp_path / "half.keras", half=True)
     sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("half", "whole")]

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from chestxray import models
-from chestxray.normalization import BatchNormalization
+from chestxray.networks import transfer
+from chestxray.networks.layers import BatchNormalization
 from chestxray.training import model_file
 
 
@@ -67,7 +67,7 @@ def test_float16_is_normalised_in_float32():
 
 
 def test_a_saved_model_holds_the_layer_of_keras_and_says_the_same(tmp_path):
-    model = models.cnn(32, filters=(4, 8))
+    model = transfer.cnn(32, filters=(4, 8))
     radiographs = np.random.default_rng(6).integers(0, 256, (3, 32, 32, 1)).astype("uint8")
     said = model(radiographs, training=False).numpy()
     model_file.save_model(model, tmp_path / "model.keras")

@@ -18,10 +18,9 @@ import numpy as np
 import scipy.special
 from keras import layers
 
-from chestxray import backbones
-from chestxray.branching import Identity
 from chestxray.config import CLASSES, QUESTIONS, StudyError
-from chestxray.normalization import BatchNormalization
+from chestxray.networks import efficientnet
+from chestxray.networks.layers import BatchNormalization, Identity
 
 
 def dense(image_size: int, units: Sequence[int] = (256, 128, 64)) -> keras.Model:
@@ -207,7 +206,7 @@ def transfer(
     if pooling not in POOLING:
         raise StudyError(f"pooling {pooling!r} is unknown; there are: {', '.join(POOLING)}")
     member_size = member_size or image_size
-    net = backbones.build(backbone, (member_size, member_size, 3), weights, drop_connect_rate, bn_momentum)
+    net = efficientnet.build(backbone, (member_size, member_size, 3), weights, drop_connect_rate, bn_momentum)
     pixels = layers.Input((image_size, image_size, 1), name="radiograph")
     x = layers.Rescaling(1.0, name="to_float")(pixels)
     for layer in augment:

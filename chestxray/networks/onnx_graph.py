@@ -31,8 +31,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from chestxray.class_maps import resizing_matrix
 from chestxray.config import CLASSES, StudyError
+from chestxray.networks.class_maps import resizing_matrix
 
 INPUT = "radiograph"
 PROBABILITIES, MEMBERS, OPINIONS, CLASS_MAPS = "probabilities", "members", "opinions", "class_maps_"

