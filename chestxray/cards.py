@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from chestxray import plots
 from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, SIX_FINDINGS, SPLITS, StudyError
 from chestxray.evaluation import predictions
 from chestxray.evaluation.comparison import METRICS
+from chestxray.plots import style
 
 TEMPLATES = Path(__file__).parent / "templates"
 DOCUMENTS: dict[str, str] = {"MODEL_CARD.md": "model_card.md.j2", "DATA_SHEET.md": "data_sheet.md.j2"}
@@ -154,9 +154,9 @@ def environment() -> jinja2.Environment:
         autoescape=jinja2.select_autoescape(["html.j2", "html"]),
     )
     page.filters |= {
-        "decimal": plots.decimal,
-        "interval": plots.interval,
-        "signed": plots.signed,
+        "decimal": style.decimal,
+        "interval": style.interval,
+        "signed": style.signed,
         "number": lambda value: f"{value:,}",
         "share": lambda value: f"{value:.0%}",
         "plain": lambda name: str(name).replace("_", " "),

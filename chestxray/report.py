@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chestxray import cards, plots
+from chestxray import cards
 from chestxray.config import CLASSES, MODELS
 from chestxray.evaluation import operating_points, subgroups
 from chestxray.evaluation.comparison import METRICS
+from chestxray.plots import style
 
 TEMPLATE = "report.html.j2"
 
@@ -97,7 +98,7 @@ def _tables(results: dict[str, Any]) -> dict[str, list[tuple[str, pd.DataFrame]]
     def add(section: str, caption: str, name: str, rows: str, names: dict[str, str], columns: dict[str, str]) -> None:
         if name in results:
             table = results[name]
-            cells = table.apply(plots.interval, axis=1).unstack(table.index.names[-1])
+            cells = table.apply(style.interval, axis=1).unstack(table.index.names[-1])
             order = [row for row in dict.fromkeys(table.index.get_level_values(rows)) if row in cells.index]
             kept = {column: shown for column, shown in columns.items() if column in cells}
             cells = cells.loc[order, list(kept)].rename(index=names, columns=kept).fillna("–")
@@ -109,7 +110,7 @@ def _tables(results: dict[str, Any]) -> dict[str, list[tuple[str, pd.DataFrame]]
     add("Every model", "Balanced test", "metrics_balanced", "model", models, single)
     published = results.get("published")
     if published is not None:
-        cells = published.map(plots.decimal).rename_axis(None)
+        cells = published.map(style.decimal).rename_axis(None)
         caption = (
             "AUROC on the natural test beside published figures, which were trained and tested on many more images"
         )
@@ -156,7 +157,7 @@ def _gaps(table: pd.DataFrame) -> pd.DataFrame:
     for (column, group, metric), row in table.xs("mean", level="finding").iterrows():
         cell = rows.setdefault(f"{subgroups.COLUMNS[column]}: {group}", {"images": f"{row['n_images']:,.0f}"})
         known = pd.notna(row["gap"])
-        cell[metric.upper()] = "too few" if row["too_small"] else plots.interval(row)
-        cell[f"{metric.upper()} gap"] = plots.signed(row["gap"]) if known else "–"
-        cell[f"p (Holm), {metric.upper()}"] = plots.decimal(row["p_holm"]) if known else "–"
+        cell[metric.upper()] = "too few" if row["too_small"] else style.interval(row)
+        cell[f"{metric.upper()} gap"] = style.signed(row["gap"]) if known else "–"
+        cell[f"p (Holm), {metric.upper()}"] = style.decimal(row["p_holm"]) if known else "–"
     return pd.DataFrame(rows).T

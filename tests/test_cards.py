@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from test_evaluation import predictions_table
 
-from chestxray import cards, cli, plots, report
+from chestxray import cards, cli, report
 from chestxray.config import CLASSES, MODELS, REFERENCE, StudyError
 from chestxray.evaluation import calibration, comparison, operating_points, subgroups
+from chestxray.plots import evaluation, style
 
 
 def people(table):
@@ -53,7 +54,7 @@ def results(tmp_path_factory):
         run = {"weights": 1234567, "members": ["cnn", "dense"], "head": "mean", "key": "k", "data_fingerprint": "f"}
         run["versions"] = {"tensorflow": "2", "keras": "3"}
         (folder / name / "run.json").write_text(json.dumps(run))
-    plots.save(plots.forest(tables["metrics"].loc["cnn"], "Forest"), folder / "forest.png")
+    style.save(evaluation.forest(tables["metrics"].loc["cnn"], "Forest"), folder / "forest.png")
     return folder
 
 
@@ -61,11 +62,11 @@ def test_the_documents_hold_the_figures_of_the_files(results):
     found = cards.render(results)
     card = found["MODEL_CARD.md"]
     metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
-    assert plots.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
+    assert style.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
     for phrase in ("1,234,567 weights", "1 CNN, 0 Dense", "123 single-label images of 45 patients"):
         assert phrase in card
     groups_table = pd.read_csv(results / "groups.csv", index_col=["column", "group", "finding", "metric"])
-    assert plots.interval(groups_table.loc[("sex", "F", "mean", "auroc")]) in card
+    assert style.interval(groups_table.loc[("sex", "F", "mean", "auroc")]) in card
     for heading in ("Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data"):
         assert f"## {heading}" in card
     for text in found.values():
@@ -132,7 +133,7 @@ def test_the_report_holds_all_it_shows(results):
     assert text.count("<img") == 1 and 'name="viewport"' in text
     metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
     for model in ("cnn", "ensemble"):
-        assert plots.interval(metrics.loc[(model, "balanced_accuracy")]) in text
+        assert style.interval(metrics.loc[(model, "balanced_accuracy")]) in text
     assert "Groups of patients" in text and '<th scope="row">3a Fine tuning</th>' in text
 
 

@@ -360,7 +360,7 @@ ROOMS = {
             "from chestxray.data.phantom import anatomy",
             {"data/__init__.py", "data/phantom/__init__.py", "data/phantom/anatomy.py", "data/units.py"},
         ),
-        ("from chestxray.plots import style as s", {"plots/__init__.py", "plots/style.py"}),
+        ("from chestxray.plots.evaluation import style as s", {"plots/__init__.py", "plots/style.py"}),
     ],
 )
 def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from chestxray import plots
 from chestxray.config import CLASSES
+from chestxray.plots import data, evaluation, explanation, style, training
 
 NOTE = "phantom images"
 
@@ -36,7 +36,7 @@ def texts(figure):
 
 
 def test_learning_curves_part_the_stages_and_mark_the_last_ones_best_epoch():
-    figure = plots.learning_curves(history(), "3a Fine tuning", NOTE)
+    figure = training.learning_curves(history(), "3a Fine tuning", NOTE)
     assert figure.get_suptitle() == "3a Fine tuning (phantom images)"
     loss, accuracy, auroc = figure.axes
     curves = [line for line in loss.get_lines() if len(line.get_xdata()) > 1 and line.get_marker() == "o"]
@@ -49,16 +49,16 @@ def test_learning_curves_part_the_stages_and_mark_the_last_ones_best_epoch():
 
 
 def test_learning_curves_of_one_stage_without_auroc():
-    figure = plots.learning_curves(history()[["epoch", "loss", "val_loss"]], "0 Dense", NOTE)
+    figure = training.learning_curves(history()[["epoch", "loss", "val_loss"]], "0 Dense", NOTE)
     assert [axis.get_ylabel() for axis in figure.axes] == ["Loss"]
 
 
 def test_confusion_matrix_writes_counts_and_per_cent():
     counts = pd.DataFrame(np.arange(49).reshape(7, 7), index=CLASSES, columns=CLASSES)
-    figure = plots.confusion_matrix(counts, "CNN on validation", NOTE)
+    figure = evaluation.confusion_matrix(counts, "CNN on validation", NOTE)
     assert {"0", "24", "48", "No finding", "CNN on validation (phantom images)"} <= set(texts(figure))
     shares = counts.div(counts.sum(axis=1), axis=0)
-    both = plots.confusion_matrices(counts, shares, "Ensemble on test", NOTE)
+    both = evaluation.confusion_matrices(counts, shares, "Ensemble on test", NOTE)
     assert both.axes[0].get_ylabel() == "true" and both.axes[0].get_xlabel() == "predicted"
     written = [text.get_text() for text in both.axes[1].texts]
     assert written == [f"{share * 100:.0f}" for share in shares.to_numpy().ravel()]
@@ -73,7 +73,7 @@ def test_roc_curves_draw_the_points_given():
             "auroc": [0.75] * 3 + [0.5] * 2,
         }
     )
-    axis = plots.roc_curves(points, "Ensemble on test", NOTE).axes[0]
+    axis = evaluation.roc_curves(points, "Ensemble on test", NOTE).axes[0]
     curves = {line.get_label(): line for line in axis.get_lines()}
     assert list(curves) == ["chance .500", "Mass .750", "Nodule .500"]
     assert list(curves["Mass .750"].get_ydata()) == [0, 1, 1]
@@ -85,7 +85,7 @@ def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
         {"estimate": [0.6, 0.712, np.nan], "low": [0.5, 0.7, np.nan], "high": [0.7, 0.734, np.nan]},
         index=["0 Dense", "4 Ensemble", "AP"],
     )
-    axis = plots.forest(table, "Macro AUROC on test", NOTE, chance=0.5).axes[0]
+    axis = evaluation.forest(table, "Macro AUROC on test", NOTE, chance=0.5).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["0 Dense", "4 Ensemble", "AP"]
     assert list(axis.get_yticks()) == [2, 1, 0]
     assert [text.get_text() for text in axis.texts] == [".600 [.500, .700]", ".712 [.700, .734]", "too few images"]
@@ -102,12 +102,12 @@ def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
     ],
 )
 def test_numbers_are_written_as_the_field_writes_them(entry, text):
-    assert plots.interval(pd.Series(entry, index=["estimate", "low", "high"])) == text
+    assert style.interval(pd.Series(entry, index=["estimate", "low", "high"])) == text
 
 
 def test_image_grids_show_every_image_with_its_words():
     images = [np.full((8, 8, 1), value, dtype=np.uint8) for value in range(5)]
-    figure = plots.image_grid(images, [f"image {i}" for i in range(5)], "Radiographs", NOTE, columns=3, caption="NIH")
+    figure = style.image_grid(images, [f"image {i}" for i in range(5)], "Radiographs", NOTE, columns=3, caption="NIH")
     shown = [axis.get_images()[0].get_array() for axis in figure.axes if axis.get_images()]
     assert [array[0, 0] for array in shown] == [0, 1, 2, 3, 4]
     assert len(figure.axes) == 6
@@ -117,33 +117,33 @@ def test_image_grids_show_every_image_with_its_words():
 def test_probability_grid_draws_seven_bars_and_marks_the_truth():
     predictions = pd.DataFrame([dict.fromkeys(CLASSES, 0.1) | {"Mass": 0.4, "label": "Mass"}] * 2)
     predictions.loc[1, "label"] = ""
-    figure = plots.probability_grid([np.zeros((8, 8))] * 2, predictions, "Examples", NOTE)
+    figure = evaluation.probability_grid([np.zeros((8, 8))] * 2, predictions, "Examples", NOTE)
     bars = [axis.patches for axis in figure.axes if axis.patches]
     assert [bar.get_width() for bar in bars[0]] == [predictions.loc[0, name] for name in CLASSES]
-    marked = [name for name, bar in zip(CLASSES, bars[0], strict=True) if bar.get_facecolor()[:3] == plots.PALETTE[1]]
+    marked = [name for name, bar in zip(CLASSES, bars[0], strict=True) if bar.get_facecolor()[:3] == style.PALETTE[1]]
     assert marked == ["Mass"]
-    assert not any(bar.get_facecolor()[:3] == plots.PALETTE[1] for bar in bars[1])
+    assert not any(bar.get_facecolor()[:3] == style.PALETTE[1] for bar in bars[1])
     assert "several findings" in texts(figure)
 
 
 def test_classes_differ_in_lightness_or_dash_and_not_in_hue_alone():
-    assert len({str(dash) for dash in plots._DASHES.values()}) == len(CLASSES)
-    assert len({to_rgb(colour) for colour in plots.CLASS_COLOURS.values()}) == len(CLASSES)
+    assert len({str(dash) for dash in style.DASHES.values()}) == len(CLASSES)
+    assert len({to_rgb(colour) for colour in style.CLASS_COLOURS.values()}) == len(CLASSES)
 
 
 def test_saving_writes_one_whole_png(tmp_path):
-    figure = plots.roc_curves(
+    figure = evaluation.roc_curves(
         pd.DataFrame(columns=["class", "false_positive_rate", "true_positive_rate", "auroc"]), "x"
     )
-    path = plots.save(figure, tmp_path / "figures" / "roc.png")
+    path = style.save(figure, tmp_path / "figures" / "roc.png")
     assert matplotlib.image.imread(path).ndim == 3
     assert [file.name for file in path.parent.iterdir()] == ["roc.png"]
 
 
 def test_a_notebook_shows_a_figure_as_png_without_pyplot():
-    figure = plots.learning_curves(history(), "CNN", NOTE)
+    figure = training.learning_curves(history(), "CNN", NOTE)
     assert figure._repr_png_().startswith(b"\x89PNG")
-    for drawn in (figure, plots.image_grid(np.zeros((2, 8, 8)), ["a", "b"], "Two", NOTE)):
+    for drawn in (figure, style.image_grid(np.zeros((2, 8, 8)), ["a", "b"], "Two", NOTE)):
         picture = Image.open(io.BytesIO(drawn._repr_png_()))
         assert picture.mode == "P" and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     assert matplotlib.pyplot.get_fignums() == []
@@ -153,12 +153,12 @@ def test_co_occurrence_shows_counts_beside_lift():
     names = ["Effusion", "Mass"]
     counts = pd.DataFrame([[1200, 3], [3, 40]], names, names)
     lift = pd.DataFrame([[np.nan, 0.5], [0.5, np.nan]], names, names)
-    shown = texts(plots.co_occurrence(counts, lift, "Together", NOTE))
+    shown = texts(data.co_occurrence(counts, lift, "Together", NOTE))
     assert {"1.2k", "3", "40", "0.5", "Together (phantom images)"} <= set(shown)
 
 
 def test_lesion_boxes_scale_with_the_image():
-    figure = plots.lesion_boxes(
+    figure = data.lesion_boxes(
         [np.zeros((64, 64)), np.zeros((32, 32))], [(0.25, 0.5, 0.125, 0.25)] * 2, ["a", "b"], "x"
     )
     frames = [axis.patches[0] for axis in figure.axes[:2]]
@@ -180,7 +180,7 @@ def test_effects_are_filled_only_where_the_correction_holds_and_rare_findings_st
             "p_holm": [0.001, 0.9, np.nan, 0.01, 0.9, np.nan],
         }
     )
-    figure = plots.effects(table, "Effects", NOTE)
+    figure = data.effects(table, "Effects", NOTE)
     views, ages = figure.axes
     dots = {axis: [line for line in axis.lines if line.get_marker() == "o"] for axis in (views, ages)}
     assert [dot.get_xdata()[0] for dot in dots[views]] == [2.0, 1.1]
@@ -198,7 +198,7 @@ def test_people_counts_each_patient_once():
             "view": ["PA", "AP", ""],
         }
     )
-    figure = plots.people(table, "People", NOTE)
+    figure = data.people(table, "People", NOTE)
     heights = [bar.get_height() for bar in figure.axes[2].patches]
     assert heights[:3] == [1, 1, 0]
     assert {"unknown", "women"} <= set(texts(figure)) | {t.get_text() for t in figure.axes[1].get_xticklabels()}
@@ -207,12 +207,12 @@ def test_people_counts_each_patient_once():
 def test_grey_level_figures_draw_every_class_and_both_views():
     rng = np.random.default_rng(0)
     levels = pd.DataFrame(rng.random((len(CLASSES), 256)) / 128, index=list(CLASSES))
-    figure = plots.grey_levels(levels, levels.head(2).set_axis(["AP", "PA"]), "Grey", NOTE)
+    figure = data.grey_levels(levels, levels.head(2).set_axis(["AP", "PA"]), "Grey", NOTE)
     assert [len(axis.lines) for axis in figure.axes] == [len(CLASSES), 2]
     table = pd.DataFrame({"label": [*CLASSES] * 4, "view": ["PA", "AP"] * 14, "mean": rng.random(28)})
-    boxes = plots.distributions(table, ["mean"], "Means", NOTE)
+    boxes = data.distributions(table, ["mean"], "Means", NOTE)
     assert {"PA", "AP"} <= set(texts(boxes))
-    halves = plots.mean_images([np.zeros((8, 8))] * 2, [np.ones((8, 8))] * 2, ["Mass", "Nodule"], "Means", NOTE)
+    halves = data.mean_images([np.zeros((8, 8))] * 2, [np.ones((8, 8))] * 2, ["Mass", "Nodule"], "Means", NOTE)
     assert {"Mass", "Nodule", "mean", "standard deviation"} <= set(texts(halves)) | {
         axis.get_ylabel() for axis in halves.axes
     }
@@ -220,10 +220,10 @@ def test_grey_level_figures_draw_every_class_and_both_views():
 
 def test_places_and_pairs_write_what_the_tables_hold():
     ranked = pd.DataFrame({"place_1": [0.75, 0.25], "place_2": [0.25, 0.75]}, index=["CNN", "Dense"])
-    assert {"75", "25", "CNN", "Places (phantom images)"} <= set(texts(plots.places(ranked, "Places", NOTE)))
+    assert {"75", "25", "CNN", "Places (phantom images)"} <= set(texts(evaluation.places(ranked, "Places", NOTE)))
     index = pd.MultiIndex.from_tuples([("a", "b"), ("a", "c"), ("b", "c")])
     gaps = pd.DataFrame({"difference": [0.1, -0.02, 0.0], "p_holm": [0.01, 0.4, 1.0]}, index=index)
-    figure = plots.pairs(gaps, ["a", "b", "c"], "Differences", NOTE)
+    figure = evaluation.pairs(gaps, ["a", "b", "c"], "Differences", NOTE)
     written = [text.get_text() for text in figure.axes[0].texts]
     assert written == ["+.100*", "−.020", "−.100*", ".000", "+.020", ".000"]  # the diagonal is empty
 
@@ -231,7 +231,7 @@ def test_places_and_pairs_write_what_the_tables_hold():
 def test_reliability_draws_each_stage_in_each_panel():
     rows = [("Mass", stage, 0.1 + shift, 0.2, 0.1, 0.3, 5) for stage in ("before", "after") for shift in (0, 0.2)]
     points = pd.DataFrame(rows, columns=["class", "stage", "predicted", "observed", "low", "high", "images"])
-    figure = plots.reliability(points, "Reliability", NOTE)
+    figure = evaluation.reliability(points, "Reliability", NOTE)
     assert figure.axes[0].get_title() == "Mass"
     assert {"before", "after"} <= set(texts(figure))
 
@@ -239,7 +239,7 @@ def test_reliability_draws_each_stage_in_each_panel():
 def test_decision_curves_show_acting_on_all_and_on_none():
     curves = pd.DataFrame({"finding": "Mass", "threshold": [0.1, 0.2], "model": [0.2, 0.1]})
     curves = curves.assign(low=0.0, high=0.3, all=[0.15, -0.1])
-    axis = plots.decision_curves(curves, "Net benefit", NOTE).axes[0]
+    axis = evaluation.decision_curves(curves, "Net benefit", NOTE).axes[0]
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
     assert lines["act on the model"] == [0.2, 0.1] and lines["act on every radiograph"] == [0.15, -0.1]
 
@@ -248,13 +248,15 @@ def test_groups_say_their_size_and_where_nothing_was_measured():
     index = pd.MultiIndex.from_product([["sex"], ["F", "M"], ["auroc", "tpr"]])
     table = pd.DataFrame({"estimate": 0.7, "low": 0.6, "high": 0.8, "n_images": 1234, "p_holm": 0.01}, index=index)
     table["too_small"] = [False, False, True, True]
-    shown = texts(plots.groups(table, {"sex": "Sex"}, "Groups", NOTE))
+    shown = texts(evaluation.groups(table, {"sex": "Sex"}, "Groups", NOTE))
     assert {"Sex: F (1,234)", ".700 [.600, .800]", "too few to measure"} <= set(shown)
 
 
 def test_heat_maps_frame_the_boxes():
     images = np.zeros((2, 16, 16), np.uint8)
-    figure = plots.heat_maps(images, images / 255, [[(0.25, 0.5, 0.5, 1.0)], []], ["a", "b"], "Maps", NOTE, columns=2)
+    figure = explanation.heat_maps(
+        images, images / 255, [[(0.25, 0.5, 0.5, 1.0)], []], ["a", "b"], "Maps", NOTE, columns=2
+    )
     frame = figure.axes[0].patches[0]
     assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (3.5, 7.5, 4, 8)
     assert len(figure.axes[0].images) == 2 and not figure.axes[1].patches
@@ -263,16 +265,16 @@ def test_heat_maps_frame_the_boxes():
 def test_pointing_randomisation_and_robustness_draw_their_tables():
     index = pd.MultiIndex.from_product([["Mass", "mean"], ["pointing", "centre_pointing"]], names=["finding", "metric"])
     table = pd.DataFrame({"estimate": 0.4, "low": 0.3, "high": 0.5, "n_images": 9}, index=index)
-    assert {"Mass (9)", "a peer's figure"} <= set(texts(plots.pointing(table, {"Mass": 0.3}, "Pointing", NOTE)))
+    assert {"Mass (9)", "a peer's figure"} <= set(texts(explanation.pointing(table, {"Mass": 0.3}, "Pointing", NOTE)))
     steps = pd.DataFrame({"share": [0.0, 1.0], "correlation": [0.5, 0.1], "low": 0.0, "high": 0.6})
-    shuffled = plots.randomisation(steps, "Shuffled", NOTE).axes[0]
+    shuffled = explanation.randomisation(steps, "Shuffled", NOTE).axes[0]
     assert list(shuffled.get_lines()[-1].get_ydata()) == [1.0, 0.5, 0.1]
     assert [text.get_text() for text in shuffled.get_xticklabels()] == ["none", "last layer", "100%"]
     index = pd.MultiIndex.from_tuples([("blur", 0.0), ("blur", 2.0)], names=["degradation", "strength"])
     swept = pd.DataFrame({"estimate": [0.7, 0.6], "low": 0.5, "high": 0.8, "loss_high": [0, -0.01]}, index=index)
-    figure = plots.robustness(swept, {"blur": ("Blur", "pixels"), "noise": ("Noise", "")}, "Worse", NOTE)
+    figure = explanation.robustness(swept, {"blur": ("Blur", "pixels"), "noise": ("Noise", "")}, "Worse", NOTE)
     assert figure.axes[0].get_title() == "Blur" and figure.axes[0].get_xlabel() == "pixels"
 
 
 def test_differences_are_written_with_their_sign():
-    assert [plots.signed(value) for value in (0.0123, -0.5, 0.0001, -1.0)] == ["+.012", "−.500", ".000", "−1.000"]
+    assert [style.signed(value) for value in (0.0123, -0.5, 0.0001, -1.0)] == ["+.012", "−.500", ".000", "−1.000"]

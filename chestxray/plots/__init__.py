@@ -1,0 +1,1 @@
+"""Plots: the figures of the notebooks, in one style."""

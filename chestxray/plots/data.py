@@ -1,0 +1,246 @@
+"""Figures of data: patients, co-occurrence, boxes, grey levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from chestxray.config import CLASSES
+from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, image_grid, titled
+
+
+def people(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Age by sex, images by view, and how many images a patient has.
+
+    Args:
+        table: one row an image; `patient`, `age`, `sex`, `view`.
+        title: what is shown.
+        note: the data.
+    """
+    figure, axes = canvas(1, 3, WIDTH, 3.2)
+    ages, views, counts = axes[0]
+    for number, (sex, name) in enumerate((("F", "women"), ("M", "men"))):
+        values = table.loc[table["sex"] == sex, "age"].dropna().to_numpy(dtype=float)
+        if len(values):
+            ages.hist(
+                values, bins=np.arange(0, 101, 5), histtype="step", linewidth=1.8, color=PALETTE[number], label=name
+            )
+    ages.set(xlabel="age, years", ylabel="images", title="age by sex")
+    ages.legend(frameon=False, fontsize="small")
+    by_view = table["view"].replace("", "unknown").value_counts()
+    views.bar(by_view.index, by_view.to_numpy(), color=PALETTE[2])
+    views.set(title="view position")
+    views.bar_label(views.containers[0], labels=[f"{n / len(table):.0%}" for n in by_view], fontsize=8)
+    each = table.groupby("patient").size().clip(upper=20).value_counts().reindex(range(1, 21), fill_value=0)
+    counts.bar(each.index, each.to_numpy(), color=PALETTE[4])
+    counts.set(xlabel="images a patient", ylabel="patients", title="images a patient", yscale="log")
+    counts.set_xticks((1, 5, 10, 15, 20), ("1", "5", "10", "15", "20+"))
+    for axis in axes.flat:
+        sns.despine(ax=axis)
+    return titled(figure, title, note)
+
+
+def co_occurrence(counts: pd.DataFrame, lift: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """How many images show both findings, beside how many times as many as chance would give.
+
+    Args:
+        counts: what `cohort.co_occurrence` returned.
+        lift: what `cohort.lift` returned.
+        title: what is shown.
+        note: the data.
+    """
+    names = [name.replace("_", " ") for name in counts.columns]
+    figure, axes = canvas(1, 2, 13.5, 6.4)
+    common = {"square": True, "linewidths": 0.5, "xticklabels": names, "yticklabels": names}
+    brief = counts.map(lambda n: f"{n / 1000:.1f}k" if n >= 1000 else str(n))
+    colours = np.log1p(counts)
+    bar = {"shrink": 0.7}
+    sns.heatmap(colours, ax=axes[0, 0], annot=brief, fmt="", cmap="Blues", cbar=False, annot_kws={"size": 7}, **common)
+    times = np.log2(lift.clip(lower=1 / 16))
+    sns.heatmap(
+        times,
+        ax=axes[0, 1],
+        annot=lift,
+        fmt=".1f",
+        cmap="vlag",
+        vmin=-2,
+        vmax=2,
+        annot_kws={"size": 7},
+        cbar_kws=bar | {"label": "observed / expected", "ticks": [-2, -1, 0, 1, 2]},
+        **common,
+    )
+    axes[0, 1].collections[0].colorbar.set_ticklabels(["¼", "½", "1", "2", "4"])
+    for axis, name in zip(axes.flat, ("images (diagonal: all with the finding)", "times chance"), strict=True):
+        axis.set_title(name, fontsize="medium")
+        axis.tick_params(axis="both", labelsize=8)
+        for text in axis.get_xticklabels():
+            text.set(rotation=45, ha="right", rotation_mode="anchor")
+    return titled(figure, title, note)
+
+
+def lesion_boxes(
+    images: Sequence[np.ndarray],
+    boxes: Sequence[Sequence[float]],
+    titles: Sequence[str],
+    title: str,
+    note: str = "",
+    columns: int = 7,
+    caption: str = "",
+) -> Figure:
+    """Radiographs with the box that a radiologist drew.
+
+    Args:
+        images: (H, W) arrays, grey 0 to 255.
+        boxes: x, y, width and height for each, in shares of the side from the top left.
+        titles: one for each image.
+        title: what is shown.
+        note: the data.
+        columns: images a row.
+        caption: small print below.
+    """
+    figure = image_grid(images, titles, title, note, columns, caption)
+    for axis, image, (x, y, width, height) in zip(figure.axes, images, boxes, strict=False):
+        rows, across = np.squeeze(image).shape
+        frame = Rectangle(
+            (x * across, y * rows), width * across, height * rows, fill=False, color=PALETTE[1], linewidth=1.4
+        )
+        axis.add_patch(frame)
+    return figure
+
+
+def grey_levels(histograms: pd.DataFrame, by_view: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Grey-level histograms by class and by view.
+
+    Args:
+        histograms: one row a class, one column a grey level 0 to 255, shares of pixels.
+        by_view: the same for each view.
+        title: what is shown.
+        note: the data.
+    """
+    figure, axes = canvas(1, 2, WIDTH, 3.4)
+    views = dict(zip(("PA", "AP"), PALETTE, strict=False))
+    for axis, table, colours in ((axes[0, 0], histograms, CLASS_COLOURS), (axes[0, 1], by_view, views)):
+        for name, row in table.iterrows():
+            smooth = row.rolling(5, center=True, min_periods=1).mean() * 100
+            style = {"color": colours.get(name), "linestyle": DASHES.get(name, "-"), "linewidth": 1.4}
+            axis.plot(range(256), smooth, label=str(name).replace("_", " "), **style)
+        axis.set(xlabel="grey level", ylabel="% of pixels", xlim=(0, 255))
+        axis.legend(frameon=False, fontsize="x-small")
+        sns.despine(ax=axis)
+    axes[0, 0].set_ylim(0, 1.3 * 100 * histograms.iloc[:, 8:248].to_numpy().max())
+    axes[0, 1].set_ylim(0, 1.3 * 100 * by_view.iloc[:, 8:248].to_numpy().max())
+    return titled(figure, title, note)
+
+
+def distributions(table: pd.DataFrame, columns: Sequence[str], title: str, note: str = "") -> Figure:
+    """Box plots of plain image numbers by class, the views apart.
+
+    Args:
+        table: one row an image; `label`, `view` and `columns`.
+        columns: what to show, one panel each.
+        title: what is shown.
+        note: the data.
+    """
+    figure, axes = canvas(1, len(columns), WIDTH, 4.0)
+    names = [name for name in CLASSES if name in set(table["label"])]
+    for number, (axis, column) in enumerate(zip(axes.flat, columns, strict=True)):
+        for shift, view in ((-0.2, "PA"), (0.2, "AP")):
+            groups = [table.loc[(table["label"] == name) & (table["view"] == view), column] for name in names]
+            boxes = axis.boxplot(
+                groups,
+                positions=np.arange(len(names)) + shift,
+                widths=0.32,
+                orientation="horizontal",
+                patch_artist=True,
+                flierprops={"markersize": 1, "markeredgecolor": GREY},
+                medianprops={"color": "black"},
+            )
+            for box in boxes["boxes"]:
+                box.set(facecolor=PALETTE[0 if view == "PA" else 1], label=view if box is boxes["boxes"][0] else None)
+        axis.set(yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlabel=column)
+        axis.set_xlabel(column.replace("_", " "))
+        axis.invert_yaxis()
+        if number:
+            axis.set_yticklabels([])
+        sns.despine(ax=axis)
+    axes[0, -1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return titled(figure, title, note)
+
+
+def mean_images(
+    means: Sequence[np.ndarray],
+    spreads: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    note: str = "",
+    caption: str = "",
+) -> Figure:
+    """The mean of each group's radiographs above their standard deviation.
+
+    Args:
+        means: (H, W) arrays, grey levels.
+        spreads: the same for the standard deviation; all share one colour scale.
+        names: one for each group.
+        title: what is shown.
+        note: the data.
+        caption: small print below.
+    """
+    figure, axes = canvas(2, len(names), WIDTH, 2 * WIDTH / len(names) + 0.9)
+    figure.pictures = True
+    top = max(float(spread.max()) for spread in spreads)
+    for place, (mean, spread, name) in enumerate(zip(means, spreads, names, strict=True)):
+        axes[0, place].imshow(mean, cmap="gray", vmin=0, vmax=255)
+        axes[0, place].set_title(name.replace("_", " "), fontsize=8)
+        drawn = axes[1, place].imshow(spread, cmap="magma", vmin=0, vmax=top)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("mean", fontsize=8)
+    axes[1, 0].set_ylabel("standard deviation", fontsize=8)
+    figure.colorbar(drawn, ax=axes[1, :], shrink=0.8, label="grey levels")
+    return titled(figure, title, note, caption)
+
+
+def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Effect of each factor on each finding with its interval, a panel a factor; filled where Holm's correction holds.
+
+    Args:
+        table: rows of `cohort.correct`; odds ratios are drawn on a log scale, rank-biserial correlations plainly.
+        title: what is shown.
+        note: the data.
+    """
+    factors = list(dict.fromkeys(table["factor"]))
+    findings = list(dict.fromkeys(table["finding"]))
+    figure, axes = canvas(1, len(factors), 3.6 * len(factors), 1.4 + 0.3 * len(findings))
+    for number, (axis, factor) in enumerate(zip(axes.flat, factors, strict=True)):
+        rows = table[table["factor"] == factor].set_index("finding").reindex(findings)
+        odds = rows["odds_ratio"].notna().any()
+        names = ("odds_ratio", "odds_low", "odds_high") if odds else ("effect", "effect_low", "effect_high")
+        for place, (_, row) in enumerate(rows.iterrows()):
+            value, low, high = row[list(names)]
+            if pd.isna(value):
+                continue
+            sure = row["p_holm"] < 0.05
+            axis.plot([low, high], [place, place], color=PALETTE[0], linewidth=1.5)
+            axis.plot(
+                value, place, "o", color=PALETTE[0], markerfacecolor=PALETTE[0] if sure else "white", markersize=6
+            )
+        axis.axvline(1 if odds else 0, color=GREY, linewidth=0.9, linestyle=":")
+        axis.set(yticks=range(len(findings)), ylim=(len(findings) - 0.5, -0.5), title=factor)
+        axis.set_yticklabels([name.replace("_", " ") for name in findings] if number == 0 else [])
+        if odds:
+            axis.set_xscale("log")
+            ends = axis.get_xlim()
+            marks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if ends[1] / ends[0] > 8 else (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+            ticks = [tick for tick in marks if ends[0] <= tick <= ends[1]]
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+        axis.set_xlabel("odds ratio" if odds else "rank-biserial correlation")
+        axis.grid(axis="both", color="0.92")
+        axis.set_axisbelow(True)
+        sns.despine(ax=axis)
+    return titled(figure, title, note)

@@ -1,0 +1,145 @@
+"""Figures of explanations: heat-maps, the pointing game, robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from chestxray.plots.style import GREY, PALETTE, canvas, image_grid, titled
+
+
+def heat_maps(
+    images: Sequence[np.ndarray],
+    maps: Sequence[np.ndarray],
+    boxes: Sequence[Sequence[Sequence[float]]],
+    titles: Sequence[str],
+    title: str,
+    note: str = "",
+    columns: int = 6,
+    caption: str = "",
+) -> Figure:
+    """Radiographs under their heat-maps, with the radiologist's boxes.
+
+    Args:
+        images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
+        maps: (H, W) arrays, 0 to 1, as `explain.Explainer.maps` makes them.
+        boxes: for each image (left, top, right, bottom) in shares of the side; may be empty.
+        titles: one for each image; may have several lines.
+        title: what is shown.
+        note: the data.
+        columns: images a row.
+        caption: small print below.
+    """
+    figure = image_grid(images, titles, title, note, columns, caption)
+    for axis, heat, corners in zip(figure.axes, maps, boxes, strict=False):
+        rows, across = heat.shape
+        axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.45 * heat)
+        for left, top, right, bottom in corners:
+            frame = {"fill": False, "edgecolor": PALETTE[9], "linewidth": 1.6}
+            size = ((right - left) * across, (bottom - top) * rows)
+            axis.add_patch(Rectangle((left * across - 0.5, top * rows - 0.5), *size, **frame))
+    return figure
+
+
+def pointing(
+    table: pd.DataFrame, peer: dict[str, float], title: str, note: str = "", ours: str = "heat-map's peak in a box"
+) -> Figure:
+    """Pointing game of each finding beside the image's centre and a peer's figures.
+
+    Args:
+        table: what `explain.localisation` returned.
+        peer: a peer's figure for each finding; may be empty.
+        title: what is shown.
+        note: the data.
+        ours: what the model's mark is called.
+    """
+    names = list(dict.fromkeys(table.index.get_level_values("finding")))
+    figure, axes = canvas(1, 1, 9.6, 1.5 + 0.5 * len(names))
+    axis = axes[0, 0]
+    kinds = (("pointing", PALETTE[0], "o", ours), ("centre_pointing", PALETTE[7], "s", "image's centre in a box"))
+    for shift, (metric, colour, mark, label) in zip((-0.16, 0.16), kinds, strict=True):
+        rows = table.xs(metric, level="metric").loc[names]
+        reach = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
+        style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
+        axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=np.clip(reach, 0, None), **style)
+    known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
+    if "reachable" in table.index.get_level_values("metric"):
+        most = table.xs("reachable", level="metric").loc[names, "estimate"]
+        style = {"color": GREY, "markersize": 16, "markeredgewidth": 1.6, "linestyle": "none"}
+        axis.plot(most, np.arange(len(names)), "|", label="most that maps so coarse can hit", **style)
+    if known:
+        axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
+    counts = table.xs("pointing", level="metric")["n_images"]
+    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="share of images", xlim=(-0.02, 1))
+    axis.set_yticklabels([f"{name} ({counts[name]})" for name in names])
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, loc="center right")
+    sns.despine(ax=axis)
+    return titled(figure, title, note)
+
+
+def randomisation(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Rank correlation of heat-maps with the original ones while weights are shuffled from the output on.
+
+    Args:
+        table: what `explain.randomisation` returned.
+        title: what is shown.
+        note: the data.
+    """
+    figure, axes = canvas(1, 1, 7.6, 3.6)
+    axis = axes[0, 0]
+    places = np.arange(len(table) + 1)
+    axis.axhline(0, color=GREY, linewidth=0.9, linestyle=":")
+    middle, low, high = ([1.0, *table[name]] for name in ("correlation", "low", "high"))
+    axis.fill_between(places, low, high, color=PALETTE[0], alpha=0.2, linewidth=0, label="95 % of the images")
+    axis.plot(places, middle, "o-", color=PALETTE[0], label="mean")
+    names = ["none", *("last layer" if share == 0 else f"{share:.0%}" for share in table["share"])]
+    axis.set(xticks=places, xlabel="layers shuffled, from the output on", ylabel="rank correlation", ylim=(-1.02, 1.05))
+    axis.set_xticklabels(names)
+    axis.legend(frameon=False)
+    sns.despine(ax=axis)
+    return titled(figure, title, note)
+
+
+def robustness(
+    table: pd.DataFrame, names: dict[str, tuple[str, str]], title: str, note: str = "", label: str = "macro AUROC"
+) -> Figure:
+    """A metric against the strength of each degradation.
+
+    Args:
+        table: what `robustness.sweep` returned.
+        names: title and unit of each degradation.
+        title: what is shown.
+        note: the data.
+        label: the name of the value axis.
+    """
+    shown = [name for name in names if name in table.index.get_level_values("degradation")]
+    rows = -(-len(shown) // 4)
+    figure, axes = canvas(rows, 4, 12.0, 2.9 * rows + 0.6)
+    low, high = min(0.45, table["low"].min()), table["high"].max()
+    for axis, name in zip(axes.flat, shown, strict=False):
+        curve = table.loc[name]
+        places = np.arange(len(curve))
+        axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
+        axis.fill_between(places, curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
+        axis.plot(places, curve["estimate"], "o-", color=PALETTE[0])
+        for place, (_, entry) in enumerate(curve.iterrows()):
+            if place and entry["loss_high"] < 0:
+                axis.plot(place, entry["estimate"], "o", color=PALETTE[3], markersize=8)
+        axis.set(xticks=places, ylim=(low - 0.02, high + 0.02), title=names[name][0], xlabel=names[name][1])
+        axis.set_xticklabels([f"{strength:g}" for strength in curve.index])
+        axis.title.set_fontsize("medium")
+        axis.xaxis.label.set_fontsize("small")
+        sns.despine(ax=axis)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(label)
+    caption = "Filled red: the loss's 95 % interval, paired by patient, lies below zero. Dotted: chance."
+    return titled(figure, title, note, caption)

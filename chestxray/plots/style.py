@@ -1,0 +1,157 @@
+"""Style of all figures: sizes, colours, number formats, grids of images."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from PIL import Image
+
+from chestxray.config import CLASSES
+from chestxray.files import atomic_write
+
+WIDTH = 10.0
+"""Width of a figure in inches: fills a notebook's column at `DPI`."""
+DPI = 90
+PALETTE = sns.color_palette("colorblind")
+CLASS_COLOURS = dict(zip(CLASSES, PALETTE, strict=False))
+DASHES = dict(zip(CLASSES, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (2, 1))), strict=True))
+GREY = "0.45"
+STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": GREY}
+
+
+class NotebookFigure(Figure):
+    """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG.
+
+    It is stored in 256 colours, a third of the bytes, and drawn once: what is saved is what was shown.
+
+    Attributes:
+        pictures: whether it holds pictures, whose shades are then mixed from dots of these colours.
+    """
+
+    pictures = False
+
+    def _repr_png_(self) -> bytes:
+        return self._png
+
+    @functools.cached_property
+    def _png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+        drawn = Image.open(buffer).convert("RGB")
+        few = drawn.quantize(256, method=Image.Quantize.MEDIANCUT)
+        colours = np.array(few.getpalette()).reshape(-1, 3)
+        colours[(colours >= 248).all(axis=1)] = 255  # the paper: means of near whites would be greys
+        few.putpalette(colours.ravel().tolist())
+        if self.pictures:
+            few = drawn.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG)
+        buffer = io.BytesIO()
+        few.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+
+def save(figure: NotebookFigure, path: Path) -> Path:
+    """Write a figure as PNG, complete or not at all, and return its path."""
+    atomic_write(path, figure._repr_png_())
+    return path
+
+
+def interval(entry: pd.Series) -> str:
+    """`.712 [.690, .734]` from a row with `estimate`, `low` and `high`; `.712` alone where there is no interval."""
+    if pd.isna(entry["low"]):
+        return decimal(entry["estimate"])
+    return f"{decimal(entry['estimate'])} [{decimal(entry['low'])}, {decimal(entry['high'])}]"
+
+
+def image_grid(
+    images: Sequence[np.ndarray], titles: Sequence[str], title: str, note: str = "", columns: int = 6, caption: str = ""
+) -> Figure:
+    """Radiographs in rows, each with its own title.
+
+    Args:
+        images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
+        titles: one for each image; may have several lines.
+        title: what is shown.
+        note: the data.
+        columns: images a row.
+        caption: small print below, such as the acknowledgement that real radiographs carry.
+    """
+    columns = min(columns, max(1, len(images)))
+    rows = -(-len(images) // columns)
+    lines = max((text.count("\n") + 1 for text in titles), default=1)
+    side = WIDTH / columns
+    figure, axes = canvas(rows, columns, WIDTH, rows * (side + 0.18 * lines) + 0.6)
+    figure.pictures = True
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, text in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(text, fontsize=8)
+    return titled(figure, title, note, caption)
+
+
+def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure and its (rows, columns) axes."""
+    figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def titled(figure: Figure, title: str, note: str, caption: str = "") -> Figure:
+    figure.suptitle(f"{title} ({note})" if note else title, fontsize="large")
+    if caption:
+        figure.supxlabel(caption, fontsize=7, color=GREY)
+    return figure
+
+
+def holds(table: pd.DataFrame, column: str | None) -> bool:
+    return column is not None and column in table and bool(table[column].notna().any())
+
+
+def runs(stages: pd.Series) -> list[tuple[str, int, int]]:
+    """Consecutive equal stages as (name, first row, one past the last row)."""
+    starts = np.flatnonzero((stages != stages.shift()).to_numpy())
+    stops = np.r_[starts[1:], len(stages)]
+    return [(str(stages.iloc[start]), int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
+
+
+def decimal(value: float) -> str:
+    """`.712`, as the field writes shares; `-.012`; `1.000`."""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 and not text.lstrip("-").startswith("1") else text
+
+
+def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> Figure:
+    """Bars of one quantity by category, a bar for each column.
+
+    Args:
+        table: categories as index, one column a group, values as drawn.
+        title: what is shown.
+        note: the data.
+        label: the name of the value axis.
+    """
+    figure, axes = canvas(1, 1, WIDTH, 1.1 + 0.34 * len(table) + 0.08 * table.size)
+    axis = axes[0, 0]
+    height = 0.8 / len(table.columns)
+    for number, name in enumerate(table.columns):
+        places = np.arange(len(table)) - 0.4 + (number + 0.5) * height
+        axis.barh(places, table[name], height, color=PALETTE[number], label=str(name))
+    axis.set(yticks=range(len(table)), yticklabels=[str(name).replace("_", " ") for name in table.index], xlabel=label)
+    axis.invert_yaxis()
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    if len(table.columns) > 1:
+        axis.legend(frameon=False, fontsize="small")
+    sns.despine(ax=axis)
+    return titled(figure, title, note)
+
+
+def signed(value: float) -> str:
+    """`+.012`, `−.034`, `.000`: a difference as the field writes it."""
+    text = decimal(abs(value))
+    return text if float(f"{value:.3f}") == 0 else ("+" if value > 0 else "−") + text
