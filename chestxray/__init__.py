@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from chestxray.reader import Reader
+    from chestxray.inference.reader import Reader
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,6 @@ def load(model: str | os.PathLike | None = None, engine: str | None = None) -> R
     Raises:
         StudyError: the model is missing or none of this study's, or what belongs to it is damaged.
     """
-    from chestxray import reader
+    from chestxray.inference import reader
 
     return reader.load(model, engine)

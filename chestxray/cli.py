@@ -312,9 +312,9 @@ def run_predict(chosen: argparse.Namespace) -> int:
     """`chestxray predict`."""
     from tqdm import tqdm
 
-    from chestxray import prediction, reader
+    from chestxray.inference import batch, reader
 
-    prediction.check(chosen.out, chosen.batch_size, chosen.finding)
+    batch.check(chosen.out, chosen.batch_size, chosen.finding)
     failed = 0
 
     def report(error: StudyError) -> None:
@@ -324,7 +324,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
 
     with _without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
         model = reader.load(chosen.model, chosen.engine)
-    answered = prediction.predict_files(
+    answered = batch.predict_files(
         chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
     )
     if answered:
@@ -336,7 +336,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
 
 def run_export(chosen: argparse.Namespace) -> int:
     """`chestxray export`."""
-    from chestxray import exporting
+    from chestxray.inference import exporting
 
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
@@ -350,7 +350,7 @@ def run_serve(chosen: argparse.Namespace) -> int:
     """`chestxray serve`."""
     if chosen.port is not None and not 1 <= chosen.port <= 65535:
         raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
-    from chestxray import web
+    from chestxray.inference import web
 
     web.serve(chosen.host, chosen.port, chosen.share)
     return 0

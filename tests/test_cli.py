@@ -19,7 +19,7 @@ from chestxray.data import preparation
 @pytest.fixture
 def predictor(monkeypatch):
     """Stand-ins for the model and for what asks it: all files are answered but those named bad; notes the calls."""
-    from chestxray import prediction, reader
+    from chestxray.inference import batch, reader
 
     called = types.SimpleNamespace()
 
@@ -39,7 +39,7 @@ def predictor(monkeypatch):
         return len(good)
 
     monkeypatch.setattr(reader, "load", load)
-    monkeypatch.setattr(prediction, "predict_files", predict_files)
+    monkeypatch.setattr(batch, "predict_files", predict_files)
     return called
 
 
@@ -68,7 +68,7 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
 
 
 def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
-    from chestxray import exporting
+    from chestxray.inference import exporting
 
     called = []
     monkeypatch.setattr(exporting, "export", lambda *given: called.append(given) or 12_345_678)

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from test_notebooks import texts
 
-from chestxray import config, execution, notebooks, web
+from chestxray import config, execution, notebooks
 from chestxray.config import CLASSES, REPOSITORY, Paths
 from chestxray.evaluation import metrics, predictions
+from chestxray.inference import web
 from chestxray.stages import BESIDE, STAGES
 
 pytestmark = pytest.mark.slow

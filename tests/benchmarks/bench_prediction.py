@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray import engines, exporting, prediction, reader
 from chestxray.images import pixels
+from chestxray.inference import engines, exporting, reader
+from chestxray.inference.batch import predict_files
 
 STARTS = 5
 IMAGES = 96
@@ -29,9 +30,10 @@ MANY = (100, 1000)
 _MEMORY = """
 import resource, sys
 from pathlib import Path
-from chestxray import prediction, reader
+from chestxray.inference import reader
+from chestxray.inference import batch
 files = [Path(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-prediction.predict_files(files, Path(sys.argv[2]), reader.load())
+batch.predict_files(files, Path(sys.argv[2]), reader.load())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -91,7 +93,7 @@ def main(folder: Path) -> None:
         streams, singles = [], []
         for _ in range(REPEATS):
             began = time.perf_counter()
-            prediction.predict_files(some, out, asked)
+            predict_files(some, out, asked)
             streams.append(len(some) / (time.perf_counter() - began))
             began = time.perf_counter()
             one_by_one(some)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_reader import FakeReader
 
-from chestxray import wording
 from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.inference import overlay, plain_words
 
 
 @pytest.fixture
@@ -14,22 +14,22 @@ def answer():
 
 
 def test_every_class_has_words_of_its_own():
-    assert list(wording.PLAIN) == list(CLASSES) or set(wording.PLAIN) == set(CLASSES)
-    assert len({plain.name for plain in wording.PLAIN.values()}) == len(CLASSES)
-    for name, plain in wording.PLAIN.items():
+    assert list(plain_words.PLAIN) == list(CLASSES) or set(plain_words.PLAIN) == set(CLASSES)
+    assert len({plain.name for plain in plain_words.PLAIN.values()}) == len(CLASSES)
+    for name, plain in plain_words.PLAIN.items():
         assert plain.sentence.endswith(".") and name.lower() not in plain.name.lower()
 
 
 def test_the_likeliest_finding_comes_first_and_no_finding_last(answer):
-    order = wording.order(answer)
+    order = plain_words.order(answer)
     assert order[-1] == "No_finding" and sorted(order[:-1]) == sorted(SIX_FINDINGS)
     probabilities = [answer.calibrated[name] for name in order[:-1]]
     assert probabilities == sorted(probabilities, reverse=True)
 
 
 def test_the_table_says_what_the_answer_says(answer):
-    table = wording.table(answer)
-    assert list(table.index) == [name.replace("_", " ") for name in wording.order(answer)]
+    table = plain_words.table(answer)
+    assert list(table.index) == [name.replace("_", " ") for name in plain_words.order(answer)]
     for name in CLASSES:
         row = table.loc[name.replace("_", " ")]
         assert (row["probability"], row["lowest"], row["highest"]) == (
@@ -45,7 +45,7 @@ def test_the_table_says_what_the_answer_says(answer):
 
 
 def test_a_heat_layer_hides_nothing_where_it_is_cold_and_grows_lighter():
-    layer = wording.heat_layer(np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(2, 30)).reshape(60, 4).astype(int)
+    layer = overlay.heat_layer(np.linspace(-0.1, 1.1, 60, dtype=np.float32).reshape(2, 30)).reshape(60, 4).astype(int)
     assert layer[0, 3] == 0 and layer[-1, 3] == 255
     assert (np.diff(layer[:, 3]) >= 0).all()
     luma = layer[:, :3] @ [0.299, 0.587, 0.114]

@@ -31,8 +31,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from chestxray import wording
 from chestxray.config import REPOSITORY, SIX_FINDINGS, StudyError
+from chestxray.inference import overlay, plain_words
 
 MODEL_CARD = REPOSITORY / "5_results" / "MODEL_CARD.md"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -314,9 +314,9 @@ class Page:
     def _ask(self, source: Path | np.ndarray, name: str, drawn: bool) -> View:
         try:
             answer = self.reader.examine(source)
-            notes = self._notes.render(flags=answer.flags, drawn=wording.DRAWN if drawn else "")
+            notes = self._notes.render(flags=answer.flags, drawn=plain_words.DRAWN if drawn else "")
             shown = Shown(shrink(answer.pixels), drawn)
-            finding = wording.order(answer)[0]
+            finding = plain_words.order(answer)[0]
             return View(notes, self.answer_html(answer), self.picture(shown, finding), finding, shown)
         except StudyError as error:
             line = str(error).replace(str(source), name) if isinstance(source, Path) else str(error)
@@ -328,12 +328,12 @@ class Page:
     def answer_html(self, answer: Any) -> str:
         """Every class with its probability, as HTML, folded away where it is doubtful; `answer` is a reader's."""
         rows = []
-        for name in wording.order(answer):
+        for name in plain_words.order(answer):
             low, high, point = answer.low[name], answer.high[name], answer.operating_points.get(name)
             rows.append(
                 {
                     "title": name.replace("_", " "),
-                    "plain": wording.PLAIN[name],
+                    "plain": plain_words.PLAIN[name],
                     "probability": percent(answer.calibrated[name]),
                     "range": f"{percent(low)} to {percent(high)}",
                     "at": round(100 * answer.calibrated[name], 1),
@@ -369,9 +369,9 @@ def picture_html(shown: Shown, finding: str, heat: np.ndarray) -> str:
         finding: what the heat-map is of.
         heat: (H, W), 0 to 1.
     """
-    plain = wording.PLAIN[finding].name
+    plain = plain_words.PLAIN[finding].name
     what = "Drawn radiograph (phantom)" if shown.drawn else "The radiograph"
-    layer = Image.fromarray(wording.heat_layer(heat))
+    layer = Image.fromarray(overlay.heat_layer(heat))
     layer.thumbnail((256, 256))
     peak = np.unravel_index(int(np.argmax(heat)), heat.shape)
     where = f", strongest {_place(peak[0] / heat.shape[0], peak[1] / heat.shape[1])}" if heat.max() > 0 else ""
@@ -512,7 +512,7 @@ def build(gradio: Any, page: Page) -> Any:
         options |= _looks(gradio)
     with gradio.Blocks(title=TITLE, **options) as blocks:
         gradio.HTML(f"<h1>{TITLE}</h1>", padding=False)
-        gradio.HTML(f'<p role="note">{wording.WARNING}</p>', elem_id="warning", padding=False)
+        gradio.HTML(f'<p role="note">{plain_words.WARNING}</p>', elem_id="warning", padding=False)
         with gradio.Tab("Radiograph"):
             visit = gradio.State(Visit(), time_to_live=3600)
             with gradio.Row():
@@ -536,7 +536,7 @@ def build(gradio: Any, page: Page) -> Any:
                         0, 100, _CHOSEN_OPACITY, step=5, label="Opacity of the heat-map, %", elem_id="opacity"
                     )
                     finding = gradio.Radio(
-                        [(f"{wording.PLAIN[name].name} ({name})", name) for name in SIX_FINDINGS],
+                        [(f"{plain_words.PLAIN[name].name} ({name})", name) for name in SIX_FINDINGS],
                         label="Heat-map of",
                         elem_id="finding",
                     )

@@ -11,7 +11,7 @@ from fake_reader import FakeReader
 from PIL import Image
 from test_web import left
 
-from chestxray import web, wording
+from chestxray.inference import plain_words, web
 
 pytest.importorskip("playwright", reason="playwright is not installed; it comes with the extra test")
 pytest.importorskip("gradio", reason="gradio is not installed; it comes with the extra web")
@@ -107,7 +107,7 @@ def test_an_upload_is_answered_and_leaves_nothing(page, server, png):
     upload(page, png)
     answered(page, "The radiograph.")
     words = page.locator("#answer").inner_text()
-    assert [plain.name for plain in wording.PLAIN.values() if plain.name not in words] == []
+    assert [plain.name for plain in plain_words.PLAIN.values() if plain.name not in words] == []
     assert len(re.findall("(?:Above|Below) the operating point", words)) == 6 and re.search(
         r"\d %", words.replace("\N{NO-BREAK SPACE}", " ")
     )

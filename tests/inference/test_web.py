@@ -21,8 +21,9 @@ import pytest
 from fake_reader import FakeReader
 from PIL import Image
 
-from chestxray import __main__, web
+from chestxray import __main__
 from chestxray.config import REPOSITORY, SIX_FINDINGS, StudyError
+from chestxray.inference import web
 
 PATIENT = "Doe^Jane"
 

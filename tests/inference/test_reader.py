@@ -14,11 +14,11 @@ from conftest import tiny_pixels
 from PIL import Image
 
 import chestxray
-from chestxray import engines, interpretation, prediction, reader
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.data.phantom import radiograph
-from chestxray.engines import Scores
 from chestxray.images import input_check, pixels
+from chestxray.inference import answers, engines, interpretation, reader
+from chestxray.inference.engines import Scores
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -107,7 +107,7 @@ def test_files_and_arrays_answer_alike_and_in_order(reference, drawn, tmp_path):
     Image.fromarray(drawn[::-1]).save(tmp_path / "b.tif")
     table = reference.predict([tmp_path / "b.tif", drawn, str(tmp_path / "a.png")])
     assert list(table["image"]) == [str(tmp_path / "b.tif"), "1", str(tmp_path / "a.png")]
-    assert list(table.columns) == prediction.columns()
+    assert list(table.columns) == answers.columns()
     assert table.iloc[1, 1:].equals(table.iloc[2, 1:]) and not table.iloc[0, 1:].equals(table.iloc[1, 1:])
     for one in (drawn, tmp_path / "a.png", str(tmp_path / "a.png")):
         assert reference.predict(one).iloc[0, 1:].equals(table.iloc[1, 1:])

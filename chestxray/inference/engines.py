@@ -25,6 +25,7 @@ from chestxray.networks import class_maps
 if TYPE_CHECKING:
     import keras
 
+
 REFERENCE_MODEL = "ensemble.keras"
 """The file of the default model, in `config.REFERENCE`."""
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from chestxray.config import SIX_FINDINGS
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 WARNING = (
     "This is a study, not a medical device: never use it for diagnosis, nor for any decision about a person's health."
@@ -42,9 +41,6 @@ PLAIN: dict[str, Plain] = {
     ),
 }
 """Every class of `CLASSES` in everyday words."""
-
-_HEAT = np.array([[130, 20, 60], [230, 70, 30], [255, 180, 40], [255, 245, 150]], dtype=float)
-"""Colours of a heat-map from cold to hot: they grow lighter, so that they are told apart without colour vision."""
 
 
 def order(answer: Any) -> list[str]:
@@ -85,18 +81,3 @@ def table(answer: Any) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("class")
-
-
-def heat_layer(heat: np.ndarray) -> np.ndarray:
-    """A heat-map as a coloured layer that hides nothing where it is cold.
-
-    Args:
-        heat: (H, W), 0 to 1.
-
-    Returns:
-        (H, W, 4) uint8: red, green, blue and opacity. Opacity grows with the heat.
-    """
-    heat = np.clip(np.asarray(heat, dtype=float), 0, 1)
-    steps = np.linspace(0, 1, len(_HEAT))
-    colours = [np.interp(heat, steps, _HEAT[:, channel]) for channel in range(3)]
-    return np.stack([*colours, 255 * heat**0.7], axis=-1).round().astype(np.uint8)

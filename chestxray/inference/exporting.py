@@ -10,12 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestxray import engines, files
+from chestxray import files
 from chestxray.config import StudyError
+from chestxray.inference import engines
 from chestxray.networks.class_maps import resizing_matrix
 
 if TYPE_CHECKING:
     import keras
+
 
 FORMATS = ("onnx", "litert")
 

@@ -12,25 +12,25 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from chestxray import engines, interpretation
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
-from chestxray.engines import Engine, Scores
+from chestxray.config import CLASSES, StudyError
 from chestxray.images import input_check
 from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
 from chestxray.images.load import read
-from chestxray.interpretation import Interpretation, OperatingPoint
+from chestxray.inference import engines, interpretation
+from chestxray.inference.engines import Engine, Scores
+from chestxray.inference.interpretation import Interpretation
 from chestxray.networks import class_maps
 
 if TYPE_CHECKING:
     import pandas as pd
+from chestxray.inference.answers import Answer
 
 Source = str | os.PathLike | np.ndarray
 """A file, or (height, width) uint8 grey pixels, black air."""
@@ -39,36 +39,6 @@ BATCH = 8
 """Radiographs that the model is asked about at a time; more take more memory and hardly less time on a CPU."""
 
 UNCALIBRATED = "not calibrated: no validation predictions beside the model"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model says of one radiograph, by class name.
-
-    Attributes:
-        pixels: (height, width) uint8, the radiograph as it was read.
-        probabilities: the model's own seven scores, 0 to 1; they don't sum to one.
-        calibrated: what validation makes of them: the share of such radiographs that show the class.
-        low, high: the lowest and the highest that a single member of the ensemble would say, calibrated alike. They
-            tell how far the members are apart, and are no confidence interval.
-        above: for each finding with an operating point, whether its score reaches it.
-        flags: why not to trust the answer, in short texts; empty where nothing speaks against it.
-        operating_points: of the findings, chosen on validation.
-    """
-
-    pixels: np.ndarray
-    probabilities: dict[str, float]
-    calibrated: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
-    above: dict[str, bool]
-    flags: list[str]
-    operating_points: dict[str, OperatingPoint]
-
-    @property
-    def finding(self) -> str:
-        """The finding of the highest calibrated probability."""
-        return max(SIX_FINDINGS, key=self.calibrated.__getitem__)
 
 
 class Prepared(NamedTuple):
@@ -120,13 +90,13 @@ class Reader:
         """
         import pandas as pd
 
-        from chestxray import prediction
+        from chestxray.inference import answers
 
         alone = isinstance(sources, str | os.PathLike) or (isinstance(sources, np.ndarray) and sources.ndim == 2)
         numbered = enumerate([sources] if alone else sources)
         named = ((str(number) if isinstance(part, np.ndarray) else str(part), part) for number, part in numbered)
-        rows = [prediction.row(name, answer) for name, answer in self.stream(named)]
-        return pd.DataFrame(rows, columns=prediction.columns())
+        rows = [answers.row(name, answer) for name, answer in self.stream(named)]
+        return pd.DataFrame(rows, columns=answers.columns())
 
     def heat_map(self, source: Source, finding: str) -> np.ndarray:
         """Where the model looked for one class (Grad-CAM; Selvaraju et al., ICCV 2017).

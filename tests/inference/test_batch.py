@@ -15,8 +15,9 @@ import pytest
 from conftest import tiny_pixels
 from PIL import Image
 
-from chestxray import config, prediction, reader
+from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.inference import answers, batch, reader
 
 SIDE = 16
 
@@ -65,8 +66,8 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndar
 
 def predict(paths, model_path, out: Path, **options) -> pd.DataFrame:
     """The table that is written; empty where none is."""
-    answered = prediction.predict_files(paths, out, reader.load(model_path), **options)
-    table = pd.read_csv(out, keep_default_na=False) if out.exists() else pd.DataFrame(columns=prediction.columns())
+    answered = batch.predict_files(paths, out, reader.load(model_path), **options)
+    table = pd.read_csv(out, keep_default_na=False) if out.exists() else pd.DataFrame(columns=answers.columns())
     assert len(table) == answered
     return table
 
@@ -151,7 +152,7 @@ def test_memory_does_not_grow_with_the_number_of_files(model_path, tmp_path):
     peaks = []
     for copies in (40, 400):
         tracemalloc.start()
-        prediction.predict_files([tmp_path / "large.png"] * copies, tmp_path / "p.csv", asked)
+        batch.predict_files([tmp_path / "large.png"] * copies, tmp_path / "p.csv", asked)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 1_000_000  # 360 more decoded images would be 24 MB
@@ -162,7 +163,7 @@ def test_json_says_the_same_as_the_table(mapped_path, tmp_path):
         draw(tmp_path / f"{name}.png", ord(name))
     table = predict([tmp_path], mapped_path, tmp_path / "out" / "p.csv")
     asked = reader.load(mapped_path)
-    assert prediction.predict_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "p.json", asked) == 2
+    assert batch.predict_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "p.json", asked) == 2
     document = json.loads((tmp_path / "p.json").read_text("utf-8"))
     assert "not a medical device" in document["warning"]
     for (_, row), entry in zip(table.iterrows(), document["images"], strict=True):
@@ -210,7 +211,7 @@ def test_nothing_of_a_patient_is_written_logged_or_printed(mapped_path, tmp_path
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(path.read_bytes()[:-900])
     out = tmp_path / f"p.{suffix}"
-    answered = prediction.predict_files([path, broken], out, reader.load(mapped_path), heat_maps=tmp_path / "maps")
+    answered = batch.predict_files([path, broken], out, reader.load(mapped_path), heat_maps=tmp_path / "maps")
     assert answered == 1
     said = [caplog.text.encode(), *(text.encode() for text in capfd.readouterr())]
     said += [file.read_bytes() for file in (out, *(tmp_path / "maps").iterdir())]
@@ -269,4 +270,4 @@ def test_wrong_use_is_told_before_anything_is_done(model_path, tmp_path, options
     (tmp_path / "folder.csv").mkdir()
     out = tmp_path / options.pop("out", "p.csv")
     with pytest.raises(StudyError, match=line):
-        prediction.predict_files([], out, reader.load(model_path), **options)
+        batch.predict_files([], out, reader.load(model_path), **options)

@@ -13,9 +13,10 @@ import pytest
 from conftest import tiny_pixels
 from keras import layers
 
-from chestxray import config, engines, exporting
+from chestxray import config
 from chestxray.config import CLASSES, StudyError
 from chestxray.images import pixels
+from chestxray.inference import engines, exporting
 from chestxray.networks import class_activation, ensemble, onnx_graph, transfer
 from chestxray.training import ensembling
 

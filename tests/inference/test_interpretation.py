@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import config, interpretation
+from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import calibration, operating_points, predictions
+from chestxray.inference import interpretation
 
 
 @pytest.fixture

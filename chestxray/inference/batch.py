@@ -18,25 +18,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from chestxray import files, wording
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray import files
+from chestxray.config import CLASSES, StudyError
 from chestxray.images import load
-from chestxray.interpretation import DECIMALS
-from chestxray.reader import BATCH, Answer, Reader
+from chestxray.inference import plain_words
+from chestxray.inference.answers import HEAT_MAP, SIDES, Answer, columns, row
+from chestxray.inference.interpretation import DECIMALS
+from chestxray.inference.overlay import overlay
+from chestxray.inference.reader import BATCH, Reader
 
 FORMATS = (".csv", ".json")
 """Suffixes of what `predict_files` writes."""
 
-OPACITY = 0.6
-"""Of the hottest place of a heat-map over its radiograph, 0 to 1."""
+
 _LARGEST_SIDE = 1024
 """Pixels of the longer side of a picture with a heat-map."""
-_HEAT_MAP = "heat_map"
-_SIDES = ("calibrated", "low", "high")
 
 
 def predict_files(
@@ -107,26 +105,6 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
         raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
 
 
-def columns(heat_maps: bool = False) -> list[str]:
-    """The columns of a table of answers.
-
-    `image`; the model's seven scores, named as `CLASSES`; of each class `…_calibrated`, `…_low` and `…_high`, where
-    validation taught them; of each finding `…_above`, whether it reaches its operating point; `flags`, joined by
-    semicolons; and `heat_map`, the picture's name.
-    """
-    further = [f"{name}_{side}" for side in _SIDES for name in CLASSES]
-    above = [f"{name}_above" for name in SIX_FINDINGS]
-    return ["image", *CLASSES, *further, *above, "flags", *([_HEAT_MAP] if heat_maps else [])]
-
-
-def row(name: str, answer: Answer) -> list[Any]:
-    """An answer as `columns` lists it, without a heat-map; numbers to six decimals."""
-    values = (answer.probabilities, *(getattr(answer, side) for side in _SIDES))
-    numbers = [round(value[cls], DECIMALS) for value in values for cls in CLASSES]
-    above = [answer.above.get(finding) for finding in SIX_FINDINGS]
-    return [name, *numbers, *above, "; ".join(answer.flags)]
-
-
 class _Table:
     """A CSV file that answers are added to."""
 
@@ -150,7 +128,7 @@ class _Document:
         for point in points.values():
             point["probability"] = round(point["probability"], DECIMALS)
         file.write(
-            f'{{"warning": {json.dumps(wording.WARNING)},\n"operating_points": {json.dumps(points)},\n"images": ['
+            f'{{"warning": {json.dumps(plain_words.WARNING)},\n"operating_points": {json.dumps(points)},\n"images": ['
         )
         self._file = file
         self._heat_maps = heat_maps
@@ -158,11 +136,11 @@ class _Document:
 
     def add(self, name: str, answer: Answer, picture: str) -> None:
         entry: dict[str, Any] = {"image": name}
-        for part in ("probabilities", *_SIDES):
+        for part in ("probabilities", *SIDES):
             entry[part] = {cls: round(value, DECIMALS) for cls, value in getattr(answer, part).items()}
         entry |= {"above": answer.above, "flags": answer.flags}
         if self._heat_maps:
-            entry[_HEAT_MAP] = picture
+            entry[HEAT_MAP] = picture
         self._file.write(f"{self._comma}\n{json.dumps(entry, ensure_ascii=False)}")
         self._comma = ","
 
@@ -199,14 +177,6 @@ class _Pictures:
             name = f"{stem}_{number}_{finding}.png"
         self._taken.add(name.casefold())
         return name
-
-
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A radiograph, (H, W) uint8, under its heat-map, (H, W) from 0 to 1, as a colour picture."""
-    layer = wording.heat_layer(heat)
-    layer[..., 3] = (layer[..., 3] * OPACITY).astype(np.uint8)
-    below = Image.fromarray(pixels).convert("RGBA")
-    return Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")
 
 
 def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> Iterator[Path]:
