@@ -235,9 +235,11 @@ def test_the_real_radiographs_keep_their_lists(nih, nih_plan):
 
 def test_the_real_sample_has_the_counts_it_was_published_with(nih_plan):
     table = nih_plan.table
-    if len(table) != 8011:
-        pytest.skip("CHESTXRAY_NIH is not the sample of 8,011 radiographs")
+    if len(table) != 9424:
+        pytest.skip("CHESTXRAY_NIH is not nih_9k, the 9,424 radiographs")
+    patients = table.groupby(table["split"].eq("test"))["patient"].agg(["size", "nunique"])
+    assert patients.loc[False].tolist() == [7465, 3761] and patients.loc[True].tolist() == [1959, 591]
     single = pd.crosstab(table["label"], table["split"].eq("test")).loc[list(CLASSES)]
-    assert single[False].tolist() == [350, 291, 612, 126, 2500, 226, 239]
-    assert single[True].tolist() == [54, 78, 118, 26, 486, 40, 74]
+    assert single[False].tolist() == [352, 291, 621, 127, 3003, 232, 242]
+    assert single[True].tolist() == [54, 80, 118, 26, 513, 40, 76]
     assert table.loc[table["balanced_test"], "label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 26)
