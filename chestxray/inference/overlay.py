@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image
-
-from chestxray.inference import overlay as inference_overlay
-
-if TYPE_CHECKING:
-    pass
-
 
 OPACITY = 0.6
 """Of the hottest place of a heat-map over its radiograph, 0 to 1."""
@@ -19,7 +11,7 @@ OPACITY = 0.6
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     """A radiograph, (H, W) uint8, under its heat-map, (H, W) from 0 to 1, as a colour picture."""
-    layer = inference_overlay.heat_layer(heat)
+    layer = heat_layer(heat)
     layer[..., 3] = (layer[..., 3] * OPACITY).astype(np.uint8)
     below = Image.fromarray(pixels).convert("RGBA")
     return Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")

@@ -1,1 +1,33 @@
-"""Plots: the figures of the notebooks, in one style."""
+"""Plots: the figures of the notebooks, in one style; notebooks take them from here, as `plots.forest`."""
+
+from chestxray import lazy
+
+_OWNERS = {
+    "save": "style",
+    "interval": "style",
+    "image_grid": "style",
+    "decimal": "style",
+    "shares": "style",
+    "signed": "style",
+    "people": "data",
+    "co_occurrence": "data",
+    "lesion_boxes": "data",
+    "grey_levels": "data",
+    "distributions": "data",
+    "mean_images": "data",
+    "effects": "data",
+    "learning_curves": "training",
+    "confusion_matrices": "evaluation",
+    "roc_curves": "evaluation",
+    "forest": "evaluation",
+    "places": "evaluation",
+    "pairs": "evaluation",
+    "reliability": "evaluation",
+    "decision_curves": "evaluation",
+    "groups": "evaluation",
+    "heat_maps": "explanation",
+    "pointing": "explanation",
+    "randomisation": "explanation",
+    "robustness": "explanation",
+}
+__getattr__ = lazy(__name__, _OWNERS)

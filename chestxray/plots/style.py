@@ -103,6 +103,7 @@ def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure
 
 
 def titled(figure: Figure, title: str, note: str, caption: str = "") -> Figure:
+    """Give a figure its title, with the data it comes from in parentheses, and a caption below; return it."""
     figure.suptitle(f"{title} ({note})" if note else title, fontsize="large")
     if caption:
         figure.supxlabel(caption, fontsize=7, color=GREY)
@@ -110,6 +111,7 @@ def titled(figure: Figure, title: str, note: str, caption: str = "") -> Figure:
 
 
 def holds(table: pd.DataFrame, column: str | None) -> bool:
+    """Whether a table has a column of this name with a value in it."""
     return column is not None and column in table and bool(table[column].notna().any())
 
 
