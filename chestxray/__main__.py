@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from chestxray import bootstrap
 from chestxray.config import StudyError
+from chestxray.pipeline import environment
 
 EXTRAS: dict[str, list[str]] = {"test": ["test"], "serve": ["web"]}
 """The extras of pyproject.toml that a command needs."""
@@ -21,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["colab"]:
-            return bootstrap.install_on_colab(arguments[1:])
+            return environment.install_on_colab(arguments[1:])
         if arguments and not {"-h", "--help", "--version"} & set(arguments):
-            bootstrap.ensure(EXTRAS.get(arguments[0], []), arguments)
-        from chestxray import cli
+            environment.ensure(EXTRAS.get(arguments[0], []), arguments)
+        from chestxray.pipeline.commands import user
 
-        return cli.main(arguments)
+        return user.main(arguments)
     except StudyError as error:
         print(f"chestxray: {error}", file=sys.stderr)
         return 2

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chestxray import cards
 from chestxray.config import CLASSES, MODELS
 from chestxray.evaluation import operating_points, subgroups
 from chestxray.evaluation.comparison import METRICS
+from chestxray.pipeline import documents
 from chestxray.plots import style
 
 TEMPLATE = "report.html.j2"
@@ -74,7 +74,7 @@ def build(folder: Path) -> str:
     Raises:
         StudyError: the folder lacks a file that every run leaves.
     """
-    results = cards.read_results(folder)
+    results = documents.read_results(folder)
     tables = _tables(results)
     sections = []
     for title in dict.fromkeys(section for section, _ in FIGURES.values()):
@@ -85,7 +85,7 @@ def build(folder: Path) -> str:
         ]
         if figures or tables.get(title):
             sections.append(Section(title, tables.get(title, []), figures))
-    page = cards.environment().get_template(TEMPLATE)
+    page = documents.environment().get_template(TEMPLATE)
     return page.render(sections=sections, **{name: results[name] for name in ("summary", "data", "metrics")})
 
 

@@ -85,6 +85,16 @@ def write_raw(raw: Path, images: int = 60, each: int = 3, lists: bool = True) ->
     return raw
 
 
+def texts(notebook):
+    """What a reader sees of a notebook's outputs, as text."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found.append(output.get("text", ""))
+            found += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(found)
+
+
 @pytest.fixture
 def make_raw(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a tiny dataset: `make_raw(name="tiny", images=60, each=3, lists=True)`."""

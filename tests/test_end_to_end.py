@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import texts
 from PIL import Image
-from test_notebooks import texts
 
-from chestxray import config, execution, notebooks
+from chestxray import config
 from chestxray.config import CLASSES, REPOSITORY, Paths
 from chestxray.evaluation import metrics, predictions
 from chestxray.inference import web
-from chestxray.stages import BESIDE, STAGES
+from chestxray.pipeline import execution, notebooks
+from chestxray.pipeline.stages import BESIDE, STAGES
 
 pytestmark = pytest.mark.slow
 

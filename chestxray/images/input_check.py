@@ -1,7 +1,7 @@
 """Whether an image looks like what the models were trained on: a frontal chest radiograph, upright, black air.
 
-It owns the check of the pixels, which `check_fitting` fitted, and what a file's own facts say against an image. It
-knows no model of findings, so that it holds for each of them, and needs NumPy and Pillow alone.
+It owns the check of the pixels, which `fit_input_check` of the benchmarks fitted, and what a file says against an
+image. It knows no model of findings, so that it holds for each of them, and needs NumPy and Pillow alone.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ _SPREAD = 8.0
 """Components further from the training data's mean than so many standard deviations count as so far."""
 
 
+_REMEDY = "restore it, or fit it anew by python -m tests.benchmarks.fit_input_check"
+
+
 @dataclass(frozen=True)
 class Check:
     """A small network that tells frontal chest radiographs from other images.
@@ -69,9 +72,9 @@ class Check:
                 check = _of(stored)
             check.scores(np.zeros((1, SIDE, SIDE), np.uint8))
         except OSError as error:
-            raise StudyError(f"{path}: cannot be read ({error.strerror}); restore it, or run fit-check") from error
+            raise StudyError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
         except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
-            raise StudyError(f"{path}: is damaged ({type(error).__name__}); restore it, or run fit-check") from error
+            raise StudyError(f"{path}: is damaged ({type(error).__name__}); {_REMEDY}") from error
         return check
 
     def save(self) -> bytes:

@@ -172,8 +172,8 @@ def cache_folder() -> Path:
 def _place(path: Path) -> Path:
     """Where the converted graph of a model is kept: a name for what the model is, and for what converted it."""
     digest = hashlib.sha256(path.read_bytes())
-    for module in ("onnx_export.py", "class_maps.py"):
-        digest.update(Path(__file__).with_name(module).read_bytes())
+    for module in ("onnx_graph.py", "class_maps.py"):
+        digest.update(Path(__file__).parents[1].joinpath("networks", module).read_bytes())
     return cache_folder() / f"{digest.hexdigest()}.onnx"
 
 

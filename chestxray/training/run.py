@@ -42,7 +42,7 @@ from chestxray.training.fitting import (
 )
 from chestxray.training.model_file import save_model
 from chestxray.training.recipe import Recipe
-from chestxray.training.samples import Samples, Views
+from chestxray.training.samples import Samples, Views, epoch_order
 
 PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
 
@@ -206,7 +206,7 @@ class Run:
             made = _as_features(varied, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
                 return made
-            order = samples.epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
+            order = epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
             return *made, _as_features(plain, train.take(np.sort(order)))
 
         # A step on pooled features costs less than what Keras does around it.

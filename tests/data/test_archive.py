@@ -20,12 +20,13 @@ from faults import note
 from killing import killed
 from tarballs import tar
 
-from chestxray import __main__, config, files, pipeline, stages
+from chestxray import __main__, config, files
 from chestxray.config import CLASSES, REPOSITORY, SPLITS, Paths, StageMissing, StudyError
 from chestxray.data import archive as data_archive
 from chestxray.data import augmentation, preparation, sources
 from chestxray.data import manifest as data_manifest
 from chestxray.data.manifest import raw_side, read_manifest, store_path
+from chestxray.pipeline import runner, stages
 from chestxray.training import samples
 
 
@@ -428,7 +429,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(packed, tmp_path, monkeypatch)
 
 def line_of(study, source="tiny", **overrides):
     stream = io.StringIO()
-    return pipeline.Pipeline(study, source, overrides, 1, stream=stream), stream
+    return runner.Pipeline(study, source, overrides, 1, stream=stream), stream
 
 
 def test_stages_1_and_2_1_count_as_run_while_the_manifest_is_the_one_unpacked(archive, elsewhere, monkeypatch):

@@ -6,7 +6,7 @@ from scipy import optimize, special
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
-from test_evaluation import predictions_table
+from tables import predictions_table
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation import calibration, predictions

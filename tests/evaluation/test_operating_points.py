@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import precision_score, recall_score, roc_curve
-from test_evaluation import predictions_table
+from tables import predictions_table
 
 from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.evaluation import operating_points, predictions

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.metrics import recall_score, roc_auc_score
-from test_evaluation import predictions_table
+from tables import predictions_table
 
 from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.evaluation import operating_points, predictions, subgroups

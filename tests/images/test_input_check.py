@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import fit_input_check
 from PIL import Image
 
-from chestxray import check_fitting
 from chestxray.config import StudyError
 from chestxray.data.phantom import radiograph
 from chestxray.images import input_check, pixels
@@ -31,7 +31,7 @@ def drawn() -> np.ndarray:
 def test_real_radiographs_pass_and_made_images_do_not(real):
     assert sum(bool(input_check.flags(image, Facts("PNG"))) for image in real) <= 2
     rng = np.random.default_rng(5)
-    for name, make in (check_fitting.TRAINED | check_fitting.UNSEEN).items():
+    for name, make in (fit_input_check.TRAINED | fit_input_check.UNSEEN).items():
         made = [np.ascontiguousarray(make(image, rng)) for image in real]
         assert sum(bool(input_check.flags(image)) for image in made) >= 24, name
 
@@ -48,14 +48,14 @@ def test_how_a_radiograph_is_held_is_told(real):
 
 
 def test_the_committed_rates_are_those_of_the_committed_check():
-    facts = json.loads((input_check.FOLDER / check_fitting.FACTS).read_text("utf-8"))
-    rates = pd.read_csv(input_check.FOLDER / check_fitting.RATES, index_col="kind")
+    facts = json.loads((input_check.FOLDER / fit_input_check.FACTS).read_text("utf-8"))
+    rates = pd.read_csv(input_check.FOLDER / fit_input_check.RATES, index_col="kind")
     assert input_check.committed().threshold == pytest.approx(facts["threshold"], abs=1e-4)
     on_validation = rates.loc["radiographs of validation"]
     assert on_validation["flagged"] <= facts["false_alarms_allowed_on_validation"] * facts["images"]["valid"]
     assert rates.loc["radiographs of test", "images"] == facts["images"]["test"]
     assert rates.loc["radiographs of test", "high"] < 0.03
-    assert set(rates.index[2:]) == {*check_fitting.TRAINED, *check_fitting.UNSEEN}
+    assert set(rates.index[2:]) == {*fit_input_check.TRAINED, *fit_input_check.UNSEEN}
     assert ((rates["low"] <= rates["rate"] + 1e-4) & (rates["rate"] <= rates["high"] + 1e-4)).all()
 
 
@@ -83,8 +83,8 @@ def test_tiny_and_blank_images_are_flagged(drawn):
 
 def test_a_check_is_fitted_and_stored_as_it_is_read_again(tmp_path):
     images = np.stack([radiograph.draw(number, 64, seed=1).image for number in range(60)])
-    check = check_fitting.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
-    again = check_fitting.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
+    check = fit_input_check.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
+    again = fit_input_check.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
     small = np.stack([input_check.reduced(image) for image in images])
     assert np.array_equal(check.scores(small), again.scores(small))
     assert check.looks_foreign(small[40:]).sum() == 2  # a tenth of validation, exactly
@@ -92,8 +92,8 @@ def test_a_check_is_fitted_and_stored_as_it_is_read_again(tmp_path):
     stored = input_check.Check.load(tmp_path / "check.npz")
     assert np.array_equal(stored.scores(small), check.scores(small)) and stored.threshold == check.threshold
     patients = np.repeat(np.arange(10), 2).astype(str)
-    split = check_fitting.Split(images[40:], patients)
-    rates = check_fitting.rates(check, split, split, seed=3, draws=50).set_index("kind")
+    split = fit_input_check.Split(images[40:], patients)
+    rates = fit_input_check.rates(check, split, split, seed=3, draws=50).set_index("kind")
     assert rates.loc["radiographs of test", ["images", "flagged"]].tolist() == [20, 2]
     assert rates.loc["inverted", "rate"] > 0.5
 

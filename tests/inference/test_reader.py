@@ -201,15 +201,17 @@ def test_a_folder_of_a_thousand_takes_no_more_memory_than_one_of_a_hundred(tmp_p
     for number in range(10):
         Image.fromarray(tiny_pixels(number, 300)).save(tmp_path / f"{number}.png")
     code = (
-        "import sys, resource; from pathlib import Path; from chestxray import prediction, reader\n"
+        "import sys, resource; from pathlib import Path\n"
+        "from chestxray.inference import batch, reader\n"
+        "from chestxray.inference.engines import Scores\n"
         "files = sorted(Path(sys.argv[1]).glob('*.png')) * (int(sys.argv[2]) // 10)\n"
         "class Engine:\n"
         "    name, side = 'none', 128\n"
         "    def scores(self, batch):\n"
         "        import numpy\n"
-        "        return reader.Scores(numpy.full((len(batch), 7), .5), numpy.full((len(batch), 2, 7), .5))\n"
+        "        return Scores(numpy.full((len(batch), 7), .5), numpy.full((len(batch), 2, 7), .5))\n"
         "asked = reader.Reader(Engine(), reader.interpretation.nothing_known(), reader.input_check.committed())\n"
-        "prediction.predict_files(files, Path(sys.argv[1]) / 'p.csv', asked)\n"
+        "batch.predict_files(files, Path(sys.argv[1]) / 'p.csv', asked)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     if sys.platform != "linux":

@@ -416,7 +416,7 @@ def test_without_gradio_one_line_says_how_to_get_it(monkeypatch):
 
 
 def test_a_port_out_of_range_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("chestxray.bootstrap.ensure", lambda extras, arguments: None)
+    monkeypatch.setattr("chestxray.pipeline.environment.ensure", lambda extras, arguments: None)
     assert __main__.main(["serve", "--port", "70000"]) == 2
     assert capsys.readouterr().err == "chestxray: --port 70000: give a number from 1 to 65535\n"
 
@@ -425,9 +425,9 @@ def test_a_port_out_of_range_is_one_line(capsys, monkeypatch):
 def test_the_command_serves_until_it_is_told_to_end_and_leaves_nothing(tmp_path, gradio_client):
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from fake_reader import FakeReader; import chestxray; from chestxray import cli\n"
+        "from fake_reader import FakeReader; import chestxray; from chestxray.pipeline.commands import user\n"
         "chestxray.load = FakeReader\n"
-        "sys.exit(cli.main(['serve']))"
+        "sys.exit(user.main(['serve']))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(

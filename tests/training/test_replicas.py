@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from test_training import FITTED
+from test_run import FITTED
 
 from chestxray import config
 
@@ -21,7 +21,7 @@ import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
-sys.path.append("tests")
+sys.path += ["tests", "tests/training"]
 import test_replicas
 
 getattr(test_replicas, sys.argv[2])(*sys.argv[3:])

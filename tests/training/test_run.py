@@ -23,7 +23,8 @@ from chestxray.training.samples import Samples, class_targets, load_augmented, l
 FITTED = """
 import os, signal, sys
 from chestxray.training import fitting
-from tests.test_training import fit_pooled, fit_small
+sys.path += ["tests", "tests/training"]
+from test_run import fit_pooled, fit_small
 
 network, where, moment = sys.argv[1:]
 go_on, predict = fitting.Fit.after_steps, fitting.predict_batches

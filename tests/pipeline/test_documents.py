@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluation import predictions_table
+from tables import predictions_table
 
-from chestxray import cards, cli, report
+from chestxray import report
 from chestxray.config import CLASSES, MODELS, REFERENCE, StudyError
 from chestxray.evaluation import calibration, comparison, operating_points, subgroups
+from chestxray.pipeline import documents
+from chestxray.pipeline.commands import user
 from chestxray.plots import evaluation, style
 
 
@@ -48,7 +50,7 @@ def results(tmp_path_factory):
     summary = {"dataset": "nih_sample", "profile": "cpu", "seed": 1, "draws": 10}
     summary |= {"single_label_test": sizes, "natural_test": {"images": 678, "patients": 90}}
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "data.json").write_text(json.dumps(cards.data_facts(manifest, boxes)))
+    (folder / "data.json").write_text(json.dumps(documents.data_facts(manifest, boxes)))
     for name in MODELS:
         (folder / name).mkdir()
         run = {"weights": 1234567, "members": ["cnn", "dense"], "head": "mean", "key": "k", "data_fingerprint": "f"}
@@ -59,7 +61,7 @@ def results(tmp_path_factory):
 
 
 def test_the_documents_hold_the_figures_of_the_files(results):
-    found = cards.render(results)
+    found = documents.render(results)
     card = found["MODEL_CARD.md"]
     metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
     assert style.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
@@ -79,21 +81,21 @@ def test_the_documents_change_with_the_files(results, tmp_path):
     facts = json.loads((copy / "data.json").read_text())
     facts["splits"]["train"]["selected"]["Mass"] = 98765
     (copy / "data.json").write_text(json.dumps(facts))
-    assert "98,765" in cards.render(copy)["DATA_SHEET.md"]
+    assert "98,765" in documents.render(copy)["DATA_SHEET.md"]
     (copy / "groups.csv").unlink()
     with pytest.raises(StudyError, match=r"copy/groups\.csv is missing: run stage 5"):
-        cards.render(copy)
+        documents.render(copy)
 
 
 def test_who_was_taught_by_other_visits_is_told(results, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(results, copy)
-    assert "other visits" not in cards.render(copy)["MODEL_CARD.md"]
+    assert "other visits" not in documents.render(copy)["MODEL_CARD.md"]
     for name in ("cnn", "fine_tuning_3a"):  # of these the first alone is a member
         run = json.loads((copy / name / "run.json").read_text())
         run["parameters"] = {"other_visits": "0123456789ab"}
         (copy / name / "run.json").write_text(json.dumps(run))
-    assert "Labels that 1 CNN learnt from were softened" in cards.render(copy)["MODEL_CARD.md"]
+    assert "Labels that 1 CNN learnt from were softened" in documents.render(copy)["MODEL_CARD.md"]
 
 
 def test_facts_are_counted(results):
@@ -140,19 +142,19 @@ def test_the_report_holds_all_it_shows(results):
 def test_the_report_is_one_command(results, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "5_results" / "mine"
     shutil.copytree(results, folder)
-    assert cli.main(["report", "--dataset", "mine", "--root", str(tmp_path)]) == 0
+    assert user.main(["report", "--dataset", "mine", "--root", str(tmp_path)]) == 0
     assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     assert "opens without a network" in capsys.readouterr().out
     monkeypatch.delenv("CHESTXRAY_ROOT")
 
 
 @pytest.mark.skipif(not (REFERENCE / "data.json").exists(), reason="the committed reference has no facts yet")
-@pytest.mark.parametrize("name", cards.DOCUMENTS)
+@pytest.mark.parametrize("name", documents.DOCUMENTS)
 def test_the_committed_documents_follow_from_the_reference(name):
-    assert (REFERENCE.parent / name).read_text("utf-8") == cards.render(REFERENCE)[name], "run chestxray stamp"
+    assert (REFERENCE.parent / name).read_text("utf-8") == documents.render(REFERENCE)[name], "run chestxray stamp"
 
 
 def test_every_class_has_a_row_in_the_data_sheet(results):
-    sheet = cards.render(results)["DATA_SHEET.md"]
+    sheet = documents.render(results)["DATA_SHEET.md"]
     for name in CLASSES:
         assert f"| {name.replace('_', ' ')}, selected | " in sheet

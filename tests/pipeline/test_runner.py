@@ -13,8 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from chestxray import config, fingerprints, notebooks, pipeline, stages
-from chestxray.stages import Stage
+from chestxray import config
+from chestxray.pipeline import notebooks, runner, stages
+from chestxray.pipeline.stages import Stage
 
 PARAMETERS = 'dataset = "none"\nprofile = "none"\nseed = 0\noverrides = {}\nextra = 1'
 
@@ -57,7 +58,7 @@ def at_once(monkeypatch):
                 exec(cell.source, names)
         notebooks.write(line.rendered(stage), executed)
 
-    monkeypatch.setattr(pipeline.Pipeline, "_execute_notebook", execute)
+    monkeypatch.setattr(runner.Pipeline, "_execute_notebook", execute)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ STAGES = (
 def run(repository, chosen=STAGES, seed=7, force=False, all_stages=STAGES, jobs=1):
     stream = io.StringIO()
     study = config.open_study("tiny", "quick", seed, {"cnn_epochs": 1})
-    line = pipeline.Pipeline(study, "tiny", {"cnn_epochs": 1}, jobs, repository, all_stages, stream)
+    line = runner.Pipeline(study, "tiny", {"cnn_epochs": 1}, jobs, repository, all_stages, stream)
     complete = line.run(chosen, force)
     return complete, [stage.number for stage in line.executed], stream.getvalue(), line
 
@@ -245,8 +246,8 @@ def test_a_killed_run_leaves_no_process_and_goes_on(place):
     notebooks.write(place / "folder" / "second.ipynb", notebook(waiting))
     code = f"""
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import test_pipeline, pathlib
-        test_pipeline.run(pathlib.Path({str(place)!r}))
+        import test_runner, pathlib
+        test_runner.run(pathlib.Path({str(place)!r}))
     """
     runner = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=config.REPOSITORY)
     pid = place / "folder" / "pid"
@@ -324,7 +325,7 @@ def test_code_fingerprint_follows_imports_and_ignores_words(tmp_path):
         (tmp_path / "below.py").write_text(below)
         (tmp_path / "other.py").write_text("VALUE = 1")
         cell = nbformat.v4.new_code_cell("%matplotlib inline\nfrom chestxray import top")
-        return fingerprints.Modules(tmp_path).of_notebook(nbformat.v4.new_notebook(cells=[cell]))
+        return runner.Modules(tmp_path).of_notebook(nbformat.v4.new_notebook(cells=[cell]))
 
     lazy = "def f():\n    from chestxray.below import g\n    return g()"
     base = fingerprint(lazy, '"""Words."""\nA = 1\n"""What A is."""')
@@ -360,7 +361,7 @@ ROOMS = {
             "from chestxray.data.phantom import anatomy",
             {"data/__init__.py", "data/phantom/__init__.py", "data/phantom/anatomy.py", "data/units.py"},
         ),
-        ("from chestxray.plots.evaluation import style as s", {"plots/__init__.py", "plots/style.py"}),
+        ("from chestxray.plots import style as s", {"plots/__init__.py", "plots/style.py"}),
     ],
 )
 def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):
@@ -369,11 +370,11 @@ def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(code)
     top = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
-    base = fingerprints.Modules(tmp_path).of_notebook(top)
+    base = runner.Modules(tmp_path).of_notebook(top)
     changing = set()
     for name, code in ROOMS.items():
         (tmp_path / name).write_text(code + "\nADDED = 1")
-        if fingerprints.Modules(tmp_path).of_notebook(top) != base:
+        if runner.Modules(tmp_path).of_notebook(top) != base:
             changing.add(name)
         (tmp_path / name).write_text(code)
     assert changing == depends_on

@@ -7,7 +7,6 @@ keep it. It must not know what a notebook computes, nor run one.
 from __future__ import annotations
 
 import ast
-import csv
 import hashlib
 import re
 import tomllib
@@ -32,7 +31,7 @@ LANGUAGE = {"name": "python"}
 
 COLAB_LINE = "<!-- colab -->"
 SETUP_LINE = "# setup"
-RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
+
 
 _BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\((?P<target>[^)]*)\)")
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
@@ -246,69 +245,6 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
         "it is not in normal form; run chestxray stamp": normalise(notebook, keep_stderr=True) != notebook,
     }
     return [f"{path}: {problem}" for problem, found in problems.items() if found]
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a results notebook's metrics.csv: `model`, `metric`, `estimate`, `low`, `high`.
-
-    Raises:
-        StudyError: the file can't be read, or lacks one of these columns.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path.name} can't be read ({error}): run stage 5 again") from error
-    absent = {"model", "metric", "estimate", "low", "high"} - set(rows[0] if rows else ())
-    if absent:
-        raise StudyError(f"{path.name} has no column {', '.join(sorted(absent))}: run stage 5 again")
-    return rows
-
-
-SHOWN = {
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "macro_auroc": "macro AUROC",
-    "six_finding_auroc": "AUROC, six findings",
-}
-"""The metrics of the short table of results, and their headings."""
-
-
-def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> list[list[str]]:
-    """The short table of results: a heading and one row a model, each figure with its 95 % interval.
-
-    Args:
-        metrics: rows of `read_metrics`.
-        titles: what a model's folder is called in tables; others appear as they are.
-    """
-    cells: dict[str, dict[str, str]] = {}
-    for row in metrics:
-        if row["metric"] in SHOWN:
-            numbers = [float(row[name]) for name in ("estimate", "low", "high")]
-            cells.setdefault(row["model"], {})[row["metric"]] = "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
-    table = [["model", *SHOWN.values()]]
-    for model, found in cells.items():
-        table.append([titles.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
-    return table
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Rows, the first of them the heading, as a table in Markdown."""
-    rule = ["---"] + ["--:"] * (len(rows[0]) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
-
-
-def fill_results(readme: str, table: str) -> str:
-    """Return the README's text with the table between its markers.
-
-    Raises:
-        StudyError: a marker is missing.
-    """
-    start, end = RESULTS_MARKERS
-    if start not in readme or end not in readme.partition(start)[2]:
-        raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
-    before, _, rest = readme.partition(start)
-    return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
 def _is_button(line: str) -> bool:

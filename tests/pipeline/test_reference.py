@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray import reference
 from chestxray.config import CLASSES, MODELS, REFERENCE, StageMissing, StudyError, open_study
 from chestxray.data import manifest
 from chestxray.evaluation import comparison, predictions
 from chestxray.networks import ensemble, transfer
+from chestxray.pipeline import reference
 from chestxray.training import model_file, run
 
 

@@ -1,22 +1,122 @@
-"""The model card and the data sheet: what a finished run's files say, in the words that readers expect.
-
-It owns which facts the two documents hold. Every figure in them is read from files that the results notebook wrote,
-and none is typed, so that they cannot drift from the results. It must not compute a metric.
-"""
+"""Documents filled from numbers: the table of results, the model card and the data sheet."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import pandas as pd
+from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Paths, StudyError
 
-from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, SIX_FINDINGS, SPLITS, StudyError
-from chestxray.evaluation import predictions
-from chestxray.evaluation.comparison import METRICS
-from chestxray.plots import style
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
+
+RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a results notebook's metrics.csv: `model`, `metric`, `estimate`, `low`, `high`.
+
+    Raises:
+        StudyError: the file can't be read, or lacks one of these columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path.name} can't be read ({error}): run stage 5 again") from error
+    absent = {"model", "metric", "estimate", "low", "high"} - set(rows[0] if rows else ())
+    if absent:
+        raise StudyError(f"{path.name} has no column {', '.join(sorted(absent))}: run stage 5 again")
+    return rows
+
+
+SHOWN = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "macro_auroc": "macro AUROC",
+    "six_finding_auroc": "AUROC, six findings",
+}
+"""The metrics of the short table of results, and their headings."""
+
+
+def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> list[list[str]]:
+    """The short table of results: a heading and one row a model, each figure with its 95 % interval.
+
+    Args:
+        metrics: rows of `read_metrics`.
+        titles: what a model's folder is called in tables; others appear as they are.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for row in metrics:
+        if row["metric"] in SHOWN:
+            numbers = [float(row[name]) for name in ("estimate", "low", "high")]
+            cells.setdefault(row["model"], {})[row["metric"]] = "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
+    table = [["model", *SHOWN.values()]]
+    for model, found in cells.items():
+        table.append([titles.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
+    return table
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows, the first of them the heading, as a table in Markdown."""
+    rule = ["---"] + ["--:"] * (len(rows[0]) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def fill_results(readme: str, table: str) -> str:
+    """Return the README's text with the table between its markers.
+
+    Raises:
+        StudyError: a marker is missing.
+    """
+    start, end = RESULTS_MARKERS
+    if start not in readme or end not in readme.partition(start)[2]:
+        raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
+    before, _, rest = readme.partition(start)
+    return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+
+
+RESULTS = "metrics.csv"
+"""What the results notebook writes its table of all models to."""
+
+
+def reference_table() -> str:
+    """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
+    if not (REFERENCE / RESULTS).exists():
+        return "No reference results are committed yet."
+    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS), _titles()))
+
+
+def reference_documents() -> dict[str, str]:
+    """The model card and the data sheet of the committed reference; none where it is of a run that left no facts."""
+    return render(REFERENCE) if (REFERENCE / "data.json").exists() else {}
+
+
+def _titles() -> dict[str, str]:
+    return {folder: title for folder, (title, _) in MODELS.items()}
+
+
+def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
+    """Print the table of results of a run, and where its executed notebooks are."""
+    from chestxray.pipeline.runner import shown
+
+    metrics = paths.results / RESULTS
+    if metrics.exists():
+        rows = results_rows(read_metrics(metrics), _titles())
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
+        print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if pages:
+        print("\nNotebooks, executed:")
+    for page in pages:
+        print(f"  {shown(page)}")
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 DOCUMENTS: dict[str, str] = {"MODEL_CARD.md": "model_card.md.j2", "DATA_SHEET.md": "data_sheet.md.j2"}
@@ -65,6 +165,10 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
     Returns:
         Plain numbers and texts, ready for JSON.
     """
+    import pandas as pd
+
+    from chestxray.evaluation import predictions
+
     ages = manifest["age"].dropna().astype(int)
     each = manifest.groupby("patient").size()
     here = boxes[boxes["image"].isin(manifest["image"]) & boxes["finding"].isin(SIX_FINDINGS)]
@@ -104,6 +208,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         StudyError: one of `NEEDED` is missing or unreadable.
     """
+    import pandas as pd
+
     for name in NEEDED:
         if not (folder / name).is_file():
             raise StudyError(f"{folder.name}/{name} is missing: run stage 5 again (chestxray run --only 5)")
@@ -145,6 +251,11 @@ def render(folder: Path, runs: Path | None = None) -> dict[str, str]:
 
 def environment() -> jinja2.Environment:
     """Templates with the study's words and number formats; a name that is not there is an error."""
+    import jinja2
+
+    from chestxray.evaluation.comparison import METRICS
+    from chestxray.plots import style
+
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,

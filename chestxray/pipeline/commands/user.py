@@ -19,20 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from chestxray import __version__
-from chestxray.config import (
-    CLASSES,
-    MODELS,
-    PROFILES,
-    REFERENCE,
-    REPOSITORY,
-    Paths,
-    StudyError,
-    dataset_name,
-    open_study,
-)
-
-RESULTS = "metrics.csv"
-"""What the results notebook writes its table of all models to."""
+from chestxray.config import CLASSES, PROFILES, REFERENCE, REPOSITORY, Paths, StudyError, dataset_name, open_study
+from chestxray.pipeline.documents import print_outcome, reference_documents, reference_table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,16 +82,6 @@ def parser() -> argparse.ArgumentParser:
     restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
     _add_root(restore)
     restore.set_defaults(command=run_restore)
-    fit_check = commands.add_parser(
-        "fit-check",
-        help="fit the check that tells frontal chest radiographs from other images",
-        description="Fit the check of inputs on a prepared dataset, and write it to 5_results/input_check with the "
-        "rates measured on test. It needs no model.",
-    )
-    fit_check.add_argument("--dataset", required=True, metavar="DIR", help="a dataset that stage 2.1 has prepared")
-    fit_check.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
-    _add_root(fit_check)
-    fit_check.set_defaults(command=run_fit_check)
     demonstrate = commands.add_parser(
         "demonstrate", help="execute the notebook for one's own radiographs with the committed reference, in place"
     )
@@ -283,18 +261,18 @@ def _add_archives(commands: Any) -> None:
 def run_study(chosen: argparse.Namespace) -> int:
     """`chestxray run`."""
     _set_root(chosen)
-    from chestxray import pipeline, stages
-    from chestxray.progress import duration
+    from chestxray.pipeline import runner, stages
+    from chestxray.pipeline.progress import duration
 
     started = time.monotonic()
     _check_seed(chosen.seed)
     overrides = dict(_override(text) for text in chosen.overrides)
     study = open_study(_known(chosen.dataset), chosen.profile, chosen.seed, overrides)
     wanted = stages.choose(chosen.only)
-    jobs = pipeline.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
+    jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
     if jobs < 1:
         raise StudyError(f"--jobs {jobs}: give 1 or more")
-    line = pipeline.Pipeline(study, chosen.dataset, overrides, jobs)
+    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
     if not line.run(wanted, chosen.force):
         again = "Mend it and run the same command again: it goes on there."
         print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
@@ -303,7 +281,7 @@ def run_study(chosen: argparse.Namespace) -> int:
         for path in line.refresh(wanted):
             print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
     rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
-    _print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
+    print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
     print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
     return 0
 
@@ -503,7 +481,7 @@ def run_pack(chosen: argparse.Namespace) -> int:
     """`chestxray pack`."""
     _set_root(chosen)
     from chestxray.data import archive, downloads
-    from chestxray.pipeline import shown
+    from chestxray.pipeline.runner import shown
 
     done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
     print(f"{shown(done.path)}: {downloads.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
@@ -515,7 +493,7 @@ def run_unpack(chosen: argparse.Namespace) -> int:
     """`chestxray unpack`."""
     _set_root(chosen)
     from chestxray.data import archive
-    from chestxray.pipeline import shown
+    from chestxray.pipeline.runner import shown
 
     done = archive.unpack(chosen.archive)
     kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
@@ -566,7 +544,8 @@ def run_tests(chosen: argparse.Namespace) -> int:
 
 def run_stamp(chosen: argparse.Namespace) -> int:
     """`chestxray stamp`."""
-    from chestxray import files, notebooks
+    from chestxray import files
+    from chestxray.pipeline import documents, notebooks
 
     published = notebooks.address()
     for path in notebooks.find():
@@ -578,7 +557,7 @@ def run_stamp(chosen: argparse.Namespace) -> int:
             print(f"stamped {place}")
     readme = REPOSITORY / "README.md"
     text = readme.read_text("utf-8")
-    filled = notebooks.fill_results(text, reference_table())
+    filled = documents.fill_results(text, reference_table())
     if filled != text:
         files.atomic_write(readme, filled.encode())
         print("filled README.md")
@@ -593,7 +572,7 @@ def run_stamp(chosen: argparse.Namespace) -> int:
 def run_publish(chosen: argparse.Namespace) -> int:
     """`chestxray publish`."""
     with _without_greetings():
-        from chestxray import reference
+        from chestxray.pipeline import reference
 
     done = reference.publish(open_study(_known(chosen.dataset), chosen.profile, seed=0))
     print(
@@ -607,7 +586,7 @@ def run_restore(chosen: argparse.Namespace) -> int:
     """`chestxray restore`."""
     _set_root(chosen)
     with _without_greetings():
-        from chestxray import reference
+        from chestxray.pipeline import reference
 
     study = open_study(_known(chosen.dataset), "cpu", seed=0)
     written = reference.restore(study)
@@ -616,26 +595,9 @@ def run_restore(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def run_fit_check(chosen: argparse.Namespace) -> int:
-    """`chestxray fit-check`."""
-    _set_root(chosen)
-    _check_seed(chosen.seed)
-    from chestxray import check_fitting
-    from chestxray.images import input_check
-
-    measured = check_fitting.write(open_study(_known(chosen.dataset), "cpu", chosen.seed), chosen.seed)
-    shown = measured.assign(fitted=measured["fitted"].map({True: "yes", False: "no"}))
-    for column in ("rate", "low", "high"):
-        shown[column] = shown[column].map("{:.1%}".format)
-    _print_table("Images flagged, with 95 % intervals", shown)
-    size = (input_check.FOLDER / input_check.WEIGHTS).stat().st_size
-    print(f"\n{input_check.FOLDER.relative_to(REPOSITORY).as_posix()}: the check, {size / 1e3:.0f} kB, and its rates")
-    return 0
-
-
 def run_demonstrate(chosen: argparse.Namespace) -> int:
     """`chestxray demonstrate`."""
-    from chestxray import execution, stages
+    from chestxray.pipeline import execution, stages
 
     for name in stages.BESIDE:
         with _without_greetings():
@@ -655,44 +617,6 @@ def run_report(chosen: argparse.Namespace) -> int:
     files.atomic_write(target, page)
     print(f"{target}: {len(page) / 1e6:.1f} MB, opens without a network")
     return 0
-
-
-def reference_table() -> str:
-    """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
-    from chestxray import notebooks
-
-    if not (REFERENCE / RESULTS).exists():
-        return "No reference results are committed yet."
-    return notebooks.markdown_table(notebooks.results_rows(notebooks.read_metrics(REFERENCE / RESULTS), _titles()))
-
-
-def reference_documents() -> dict[str, str]:
-    """The model card and the data sheet of the committed reference; none where it is of a run that left no facts."""
-    from chestxray import cards
-
-    return cards.render(REFERENCE) if (REFERENCE / "data.json").exists() else {}
-
-
-def _titles() -> dict[str, str]:
-    return {folder: title for folder, (title, _) in MODELS.items()}
-
-
-def _print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
-    from chestxray import notebooks
-    from chestxray.pipeline import shown
-
-    metrics = paths.results / RESULTS
-    if metrics.exists():
-        rows = notebooks.results_rows(notebooks.read_metrics(metrics), _titles())
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
-        print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if pages:
-        print("\nNotebooks, executed:")
-    for page in pages:
-        print(f"  {shown(page)}")
 
 
 @contextlib.contextmanager

@@ -6,15 +6,17 @@ inside a notebook; which files a stage takes and leaves stands in `stages`.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,12 +27,14 @@ from doit.exceptions import BaseFail, TaskFailed
 from doit.reporter import ZeroReporter
 from doit.runner import MThreadRunner
 from doit.task import Task
+from nbformat import NotebookNode
 
-from chestxray import files, fingerprints, notebooks
+from chestxray import files
 from chestxray.config import PROFILES, REPOSITORY, StageMissing, Study, StudyError
 from chestxray.data import sources
-from chestxray.progress import Progress
-from chestxray.stages import STAGES, Stage
+from chestxray.pipeline import notebooks
+from chestxray.pipeline.progress import Progress
+from chestxray.pipeline.stages import STAGES, Stage
 
 ERROR_LINES = 15
 """Lines of a cell's traceback that are shown; the whole of it is in the notebook that is kept."""
@@ -76,7 +80,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self._progress = Progress(self.stream)
-        self._modules = fingerprints.Modules(Path(__file__).parent)
+        self._modules = Modules(REPOSITORY / PACKAGE)
         self._workers: set[subprocess.Popen[str]] = set()
 
     @property
@@ -108,9 +112,9 @@ class Pipeline:
             control = TaskControl(tasks)
             control.process([task.name for task in tasks])
             record = Dependency(_Record, str(self.state))
-            runner = MThreadRunner(record, _Reporter(self, record), always_execute=force, num_process=self.jobs)
+            threads = MThreadRunner(record, _Reporter(self, record), always_execute=force, num_process=self.jobs)
             try:
-                complete = runner.run_all(_InOrder(control.tasks, control.targets, control.selected_tasks)) == 0
+                complete = threads.run_all(_InOrder(control.tasks, control.targets, control.selected_tasks)) == 0
             finally:
                 for worker in list(self._workers):
                     worker.kill()
@@ -165,14 +169,14 @@ class Pipeline:
     def _describe(self, stage: Stage) -> dict[str, str]:
         """What a stage's outcome depends on besides the files it reads: a fingerprint for each kind of thing."""
         profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
-        described = {"parameters": fingerprints.of_text(self.study.paths.dataset, profile, str(self.study.seed))}
+        described = {"parameters": of_text(self.study.paths.dataset, profile, str(self.study.seed))}
         if not stage.notebook:
             place = str(Path(self.source).resolve()) if Path(self.source).is_dir() else self.source
-            return described | {"source": fingerprints.of_text(place), "code": self._modules.of(["data.sources"])}
+            return described | {"source": of_text(place), "code": self._modules.of(["data.sources"])}
         if stage.reads_raw:
-            described["raw data"] = fingerprints.of_raw(self.study.paths.raw)
+            described["raw data"] = of_raw(self.study.paths.raw)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
-        notebook_is, code_is = fingerprints.of_notebook(notebook), self._modules.of_notebook(notebook)
+        notebook_is, code_is = of_notebook(notebook), self._modules.of_notebook(notebook)
         return described | {"notebook": notebook_is, "code": code_is}
 
     def _parameters(self) -> dict[str, Any]:
@@ -205,7 +209,12 @@ class Pipeline:
         places = {"source": str(source), "target": str(target), "folder": str(source.parent)}
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "chestxray.execution", json.dumps(places | {"parameters": self._parameters()})],
+                [
+                    sys.executable,
+                    "-m",
+                    "chestxray.pipeline.execution",
+                    json.dumps(places | {"parameters": self._parameters()}),
+                ],
                 stdin=subprocess.PIPE,  # held open: the worker ends when this process does, even if that is killed
                 stdout=subprocess.PIPE,
                 stderr=noise,
@@ -356,3 +365,151 @@ class _Reporter(ZeroReporter):
         if fail.report:
             self._pipeline.failed.append(task.meta["stage"])
             self._pipeline._progress.say(f"{task.meta['stage'].label}: {fail.get_msg().strip()}")
+
+
+PACKAGE = "chestxray"
+
+
+def of_text(*texts: str) -> str:
+    """A digest of some texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:".encode() + text.encode())
+    return digest.hexdigest()
+
+
+def of_raw(raw: Path) -> str:
+    """Of a folder of raw data: the tables by content; images, too many to read, by name, size and time of change."""
+    lines = []
+    for folder, subfolders, names in os.walk(raw, followlinks=True):
+        subfolders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            place = path.relative_to(raw).as_posix()
+            if name.endswith((".csv", ".txt")):
+                lines.append(f"{place} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+            elif not name.startswith("."):
+                status = path.stat()
+                lines.append(f"{place} {status.st_size} {status.st_mtime_ns}")
+    return of_text(*lines)
+
+
+def of_notebook(notebook: NotebookNode) -> str:
+    """Of a notebook's cells without their outputs. What `chestxray stamp` writes doesn't count."""
+    from chestxray.pipeline.notebooks import without_stamps
+
+    return of_text(*(f"{cell.cell_type}\n{cell.source}" for cell in without_stamps(notebook).cells))
+
+
+class Modules:
+    """Fingerprints of modules of the package, each with all that it imports from the package.
+
+    Modules are named from the package on: `config`, `data.manifest`; a sub-package by its folder, `data`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._trees: dict[str, ast.Module] = {}
+        self._files: dict[str, Path] = {}
+        for path in folder.rglob("*.py"):
+            place = path.relative_to(folder).with_suffix("").parts
+            self._files[".".join(place[:-1] if place[-1] == "__init__" else place)] = path
+
+    def of_notebook(self, notebook: NotebookNode) -> str:
+        """Of what the notebook's cells import."""
+        code = "\n".join(_python(cell.source) for cell in notebook.cells if cell.cell_type == "code")
+        return self.of(self._imported(ast.parse(code), ""))
+
+    def of(self, names: Iterable[str]) -> str:
+        """Of these modules and what they import."""
+        reached: set[str] = set()
+        waiting = set(names)
+        while waiting:
+            name = waiting.pop()
+            reached.add(name)
+            waiting |= self._imported(self._tree(name), name) - reached
+        return of_text(*(f"{name}\n{ast.dump(self._tree(name))}" for name in sorted(reached)))
+
+    def _tree(self, name: str) -> ast.Module:
+        if name not in self._trees:
+            self._trees[name] = _without_docstrings(ast.parse(self._files[name].read_text("utf-8")))
+        return self._trees[name]
+
+    def _imported(self, tree: ast.Module, importer: str) -> set[str]:
+        """The modules that the code imports, at its top or inside functions, with the sub-packages above them."""
+        found = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith(f"{PACKAGE}.")}
+            elif isinstance(node, ast.ImportFrom):
+                base = self._base(node, importer)
+                for alias in node.names if base is not None else ():
+                    found |= self._named(base, alias, tree)
+        above = {name.rpartition(".")[0] for name in found} | {name.partition(".")[0] for name in found}
+        return (found | above) & self._files.keys() - {""}
+
+    def _base(self, node: ast.ImportFrom, importer: str) -> str | None:
+        """The module named after `from`; None if it isn't of the package."""
+        if node.level:
+            is_package = self._files.get(importer, Path()).stem == "__init__"
+            parts = importer.split(".")
+            parts = parts[: len(parts) - node.level + is_package]
+            return ".".join([*parts, *filter(None, [node.module])])
+        head, _, rest = (node.module or "").partition(".")
+        return rest if head == PACKAGE else None
+
+    def _named(self, base: str, alias: ast.alias, tree: ast.Module) -> set[str]:
+        """The modules that `from base import alias` reaches in this code."""
+        name = f"{base}.{alias.name}".lstrip(".")
+        if name not in self._files:
+            return {base, self._owner(base, alias.name)}
+        if self._files[name].stem != "__init__":
+            return {name}
+        # A whole sub-package: what is taken from it by name, or all of it where it is passed on as it is.
+        bound = alias.asname or alias.name
+        taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, bound)]
+        if len(taken) < sum(_is_name(node, bound) for node in ast.walk(tree)):
+            return {name, *(other for other in self._files if other.startswith(f"{name}."))}
+        return {name}.union(*(self._named(name, ast.alias(node.attr), tree) for node in taken))
+
+    def _owner(self, base: str, name: str) -> str:
+        """The module that defines what a sub-package hands on under this name by its `_OWNERS`."""
+        for node in ast.walk(self._tree(base)) if base in self._files else ():
+            if isinstance(node, ast.Assign) and _is_name(node.targets[0], "_OWNERS"):
+                return f"{base}.{ast.literal_eval(node.value).get(name, '')}".lstrip(".")
+        return base
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        for body in _bodies(node):
+            body[:] = [statement for statement in body if not _is_text(statement)]
+    return tree
+
+
+def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.body
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """A docstring, or the words below an attribute."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _python(source: str) -> str:
+    """A cell's code as Python, its magics as the calls that they stand for."""
+    try:
+        ast.parse(source)
+        return source
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        return TransformerManager().transform_cell(source)

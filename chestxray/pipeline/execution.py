@@ -20,8 +20,9 @@ import nbformat
 import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 
-from chestxray import files, notebooks
+from chestxray import files
 from chestxray.config import REPOSITORY, StudyError
+from chestxray.pipeline import notebooks
 
 Report = Callable[..., None]
 """Takes the fields of one message to the parent: `event` (`cell` or `failed`) and what belongs to it."""

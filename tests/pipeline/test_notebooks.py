@@ -8,25 +8,16 @@ import sys
 
 import nbformat
 import pytest
+from conftest import texts
 
-from chestxray import cli, notebooks
 from chestxray.config import REFERENCE, REPOSITORY, StudyError
-from chestxray.stages import BESIDE, STAGES
+from chestxray.pipeline import documents, notebooks
+from chestxray.pipeline.stages import BESIDE, STAGES
 
 COMMITTED = notebooks.find()
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in COMMITTED]
 OF_STAGES = [path for path, name in zip(COMMITTED, NAMES, strict=True) if name not in BESIDE]
 PUBLISHED = "https://github.com/someone/a-study"
-
-
-def texts(notebook):
-    """What a reader sees of a notebook's outputs, as text."""
-    found = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            found.append(output.get("text", ""))
-            found += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
-    return "\n".join(found)
 
 
 def parameters(notebook):
@@ -69,7 +60,7 @@ def test_notebooks_beside_the_study_are_of_the_committed_reference(name):
 
 def test_readme_shows_the_reference_results():
     readme = (REPOSITORY / "README.md").read_text()
-    assert notebooks.fill_results(readme, cli.reference_table()) == readme, "run chestxray stamp"
+    assert documents.fill_results(readme, documents.reference_table()) == readme, "run chestxray stamp"
 
 
 def good():
@@ -249,23 +240,23 @@ def test_results_table(tmp_path):
         "model,metric,estimate,low,high,n_images\n"
         "cnn,macro_auroc,0.9004,0.85,0.95,10\ncnn,accuracy,0.5,0.4,0.6,10\nmean,macro_f1,0.5,0.4,0.6,10\n"
     )
-    rows = notebooks.results_rows(notebooks.read_metrics(table), {"cnn": "1 CNN"})
+    rows = documents.results_rows(documents.read_metrics(table), {"cnn": "1 CNN"})
     assert rows == [
         ["model", "balanced accuracy", "macro-F1", "macro AUROC", "AUROC, six findings"],
         ["1 CNN", "–", "–", "0.900 (0.850–0.950)", "–"],
         ["mean", "–", "0.500 (0.400–0.600)", "–", "–"],
     ]
-    assert notebooks.markdown_table(rows).split("\n")[1] == "| --- | --: | --: | --: | --: |"
+    assert documents.markdown_table(rows).split("\n")[1] == "| --- | --: | --: | --: | --: |"
     table.write_text("model,metric\ncnn,macro_f1\n")
     with pytest.raises(StudyError, match=r"metrics.csv has no column estimate, high, low"):
-        notebooks.read_metrics(table)
+        documents.read_metrics(table)
 
 
 def test_readme_without_markers_is_refused():
-    filled = notebooks.fill_results("a\n<!-- results:start -->\nold\n<!-- results:end -->\nb", "new")
+    filled = documents.fill_results("a\n<!-- results:start -->\nold\n<!-- results:end -->\nb", "new")
     assert filled == "a\n<!-- results:start -->\nnew\n<!-- results:end -->\nb"
     with pytest.raises(StudyError, match="markers"):
-        notebooks.fill_results("a", "new")
+        documents.fill_results("a", "new")
 
 
 def test_what_is_no_notebook_is_named(tmp_path):

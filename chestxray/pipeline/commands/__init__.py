@@ -1,0 +1,1 @@
+"""Commands: what users and maintainers type."""
