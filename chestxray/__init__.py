@@ -5,10 +5,8 @@ Importing this package is cheap and pulls in neither TensorFlow nor pandas; each
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chestxray.inference.reader import Reader
@@ -18,24 +16,6 @@ __version__ = "0.1.0"
 # TensorFlow reads this once, when it is imported. By itself it leaves oneDNN's kernels out on a CPU with AVX2 alone,
 # where `tests/benchmarks/bench_kernels.py` found them faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-
-def lazy(package: str, owners: dict[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` by which a sub-package hands on names of its modules, each imported when it is first used.
-
-    Args:
-        package: the sub-package's `__name__`.
-        owners: each name handed on, and the module that defines it.
-    """
-
-    def find(name: str) -> Any:
-        if name in owners:
-            return getattr(importlib.import_module(f"{package}.{owners[name]}"), name)
-        if name in owners.values():
-            return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    return find
 
 
 def load(model: str | os.PathLike | None = None, engine: str | None = None) -> Reader:

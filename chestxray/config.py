@@ -6,8 +6,10 @@ It knows nothing of images or models, and imports only the standard library, so 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -350,3 +352,21 @@ def open_study(dataset: str, profile: str, seed: int, overrides: dict[str, Any] 
     if profile not in PROFILES:
         raise StudyError(f"profile {profile!r} is unknown; there are: {', '.join(PROFILES)}")
     return Study(Paths(dataset_name(dataset)), PROFILES[profile].override(**(overrides or {})), seed)
+
+
+def lazy(package: str, owners: dict[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` by which a sub-package hands on names of its modules, each imported when it is first used.
+
+    Args:
+        package: the sub-package's `__name__`.
+        owners: each name handed on, and the module that defines it.
+    """
+
+    def find(name: str) -> Any:
+        if name in owners:
+            return getattr(importlib.import_module(f"{package}.{owners[name]}"), name)
+        if name in owners.values():
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find

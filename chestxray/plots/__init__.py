@@ -1,6 +1,6 @@
 """Plots: the figures of the notebooks, in one style; notebooks take them from here, as `plots.forest`."""
 
-from chestxray import lazy
+from chestxray.config import lazy
 
 _OWNERS = {
     "save": "style",
