@@ -28,7 +28,6 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from chestxray.config import CLASSES, Study, StudyError
-from chestxray.evaluation import associations
 from chestxray.files import atomic_write, in_threads, keep_only, make_folder
 
 if TYPE_CHECKING:
@@ -256,23 +255,6 @@ def _png(pixels: np.ndarray, stamp: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()
-
-
-def class_cue(plan: pd.DataFrame, seed: int, files: int = 6000) -> float:
-    """Ask how well the class can be told from the transform alone, without any picture.
-
-    Randomised trees see the columns of `PARAMETERS`; they are scored on held-out source images.
-
-    Args:
-        plan: as `plan` returns it, or any table with its columns.
-        seed: seeds the sample, the folds and the trees.
-        files: how many files are looked at, drawn at random.
-
-    Returns:
-        Macro one-vs-rest AUROC over 5 folds; .5 means that the transforms tell nothing.
-    """
-    rows = plan.sample(min(files, len(plan)), random_state=seed)
-    return float(associations.told_by(rows[list(PARAMETERS)], rows["label"], rows["image"], seed).mean())
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:
