@@ -49,8 +49,8 @@ NIH_FINDINGS: tuple[str, ...] = (
 """The fourteen findings of ChestX-ray14, spelt as in the NIH table (Wang et al., CVPR 2017)."""
 
 NO_FINDING_NIH = "No Finding"
-QUESTIONS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
-"""What the preliminary stage asks of every radiograph, each a yes or no: the fourteen findings, and whether none."""
+ALL_LABELS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
+"""The fifteen labels of the preliminary multi-label stage, one sigmoid per label: the fourteen findings, and none."""
 MODELS: dict[str, tuple[str, str]] = {
     "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
     "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),

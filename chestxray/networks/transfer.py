@@ -18,7 +18,7 @@ import numpy as np
 import scipy.special
 from keras import layers
 
-from chestxray.config import CLASSES, QUESTIONS, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, StudyError
 from chestxray.networks import efficientnet
 from chestxray.networks.layers import BatchNormalization, Identity
 
@@ -75,7 +75,7 @@ class Transfer:
         features: radiograph to pooled features, (N, C); likewise. Pooled at several depths, they pass through the layer
             `standardised`, which leaves them alone until `standardise` is called.
         pooled: what these features are, in their order: the name of the layer that pools, and how many it gives.
-        findings: radiograph to the answers to `QUESTIONS`, (N, 15) sigmoids: the preliminary stage.
+        findings: radiograph to the labels `ALL_LABELS`, (N, 15) sigmoids: the preliminary stage.
         head: pooled features to seven probabilities: fitted first, on features computed once.
         classifier: radiograph to seven probabilities: what is fine-tuned and saved. Where `transfer` was given
             log-odds both heads answer, one class at a time, since findings occur together: .5 says that the radiograph
@@ -123,7 +123,7 @@ class Transfer:
 
         Returns:
             Radiographs (N, H, W, 1) to the maps of the last of those blocks (N, h, w, C), without augmentation; and
-            such maps to the answers to `QUESTIONS`, (N, 15). They share their layers with `findings`.
+            such maps to the labels `ALL_LABELS`, (N, 15). They share their layers with `findings`.
 
         Raises:
             StudyError: the backbone has no such block.
@@ -227,7 +227,7 @@ def transfer(
     drop = layers.Dropout(dropout, dtype="float32", name="dropout")
     dropped = drop(x)
     classes = layers.Dense(len(CLASSES), dtype="float32", name="classes")
-    answers = layers.Dense(len(QUESTIONS), dtype="float32", name="findings")(dropped)
+    answers = layers.Dense(len(ALL_LABELS), dtype="float32", name="findings")(dropped)
     pooled = layers.Input((width,), name="pooled")
     logits = classes(dropped)
     together = _softmax(logits) if log_odds is None else _sigmoid(_blend(answers, logits, log_odds, share))
@@ -287,10 +287,10 @@ def _blend(
     """
     if not 0 <= share <= 1:
         raise StudyError(f"share {share}: give 0 (the class head alone) to 1 (the findings' head alone)")
-    kernel = np.zeros((len(QUESTIONS) + len(CLASSES), len(CLASSES)), "float32")
+    kernel = np.zeros((len(ALL_LABELS) + len(CLASSES), len(CLASSES)), "float32")
     for place, name in enumerate(CLASSES):
-        kernel[QUESTIONS.index(name), place] = share
-        kernel[len(QUESTIONS) + place, place] = 1 - share
+        kernel[ALL_LABELS.index(name), place] = share
+        kernel[len(ALL_LABELS) + place, place] = 1 - share
     blend = layers.Dense(len(CLASSES), dtype="float32", trainable=False, name="blend")
     both = blend(layers.Concatenate(name="both_heads", dtype="float32")([answers, logits]))
     blend.set_weights([kernel, -share * np.asarray(log_odds, "float32")])
@@ -308,8 +308,8 @@ def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
     Returns:
         (N, 7) probabilities.
     """
-    asked = both[:, [QUESTIONS.index(name) for name in CLASSES]] - log_odds
-    return scipy.special.expit(share * asked + (1 - share) * both[:, len(QUESTIONS) :])
+    asked = both[:, [ALL_LABELS.index(name) for name in CLASSES]] - log_odds
+    return scipy.special.expit(share * asked + (1 - share) * both[:, len(ALL_LABELS) :])
 
 
 def _sigmoid(logits: keras.KerasTensor) -> keras.KerasTensor:

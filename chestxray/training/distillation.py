@@ -43,7 +43,7 @@ _HELD = (0.003, 0.997)
 
 
 class Teacher(NamedTuple):
-    """What teaches beside the labels of training radiographs; each (N, 15) float32 in 0–1, in the order of `QUESTIONS`.
+    """What softens the labels of training radiographs; each (N, 15) float32 in 0–1, in the order of `ALL_LABELS`.
 
     Attributes:
         expected: what the other visits let expect.
@@ -105,7 +105,7 @@ def expect(study: Study, samples: Samples) -> np.ndarray:
         samples: radiographs of the training split.
 
     Returns:
-        (N, 15) float32 in 0–1, in the order of `samples` and of `QUESTIONS`.
+        (N, 15) float32 in 0–1, in the order of `samples` and of `ALL_LABELS`.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
@@ -138,7 +138,7 @@ def expectation(table: pd.DataFrame) -> np.ndarray:
             rows apart.
 
     Returns:
-        (N, 15) float32 in 0–1, in the table's order and that of `QUESTIONS`. An answer that nobody or everybody gives
+        (N, 15) float32 in 0–1, in the table's order and that of `ALL_LABELS`. An answer that nobody or everybody gives
         stays 0 or 1.
 
     Raises:

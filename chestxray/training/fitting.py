@@ -22,7 +22,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import QUESTIONS, SIX_FINDINGS, StudyError
+from chestxray.config import ALL_LABELS, SIX_FINDINGS, StudyError
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.training.recipe import LOSSES, Recipe
 from chestxray.training.samples import Samples, class_weights, dataset, epoch_order, mixing_shares
@@ -356,8 +356,8 @@ class Fit:
         """The validation macro-AUROC that chooses the epoch, from the validation samples' `scores` or anew."""
         if self.judged_on is not None:
             return mean_auroc(self.judged_on.y, predict_batches(self.forward, self.judged_on))
-        if self.recipe.is_binary and self.valid.y.shape[1] == len(QUESTIONS):
-            six = [QUESTIONS.index(name) for name in SIX_FINDINGS]
+        if self.recipe.is_binary and self.valid.y.shape[1] == len(ALL_LABELS):
+            six = [ALL_LABELS.index(name) for name in SIX_FINDINGS]
             return mean_auroc(self.valid.y[:, six], scores[:, six])
         return mean_auroc(self.valid.y, scores)
 

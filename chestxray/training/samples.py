@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray import files
-from chestxray.config import CLASSES, NIH_FINDINGS, QUESTIONS, Paths, Study, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, NIH_FINDINGS, Paths, Study, StudyError
 from chestxray.data.manifest import read_manifest, store_path
 from chestxray.images.pixels import decode
 
@@ -88,7 +88,7 @@ def class_targets(labels: pd.Series) -> np.ndarray:
 
 
 def finding_targets(findings: pd.Series) -> np.ndarray:
-    """The answers to `QUESTIONS` as 0 and 1, (N, 15) float32: the fourteen findings of ChestX-ray14, and No_finding."""
+    """The `ALL_LABELS` as 0 and 1, (N, 15) float32: the fourteen findings of ChestX-ray14, and No_finding."""
     present = findings.str.get_dummies("|").reindex(columns=list(NIH_FINDINGS), fill_value=0).to_numpy("float32")
     return np.column_stack([present, ~present.any(axis=1)]).astype("float32")
 
@@ -105,7 +105,7 @@ def class_weights(y: np.ndarray) -> np.ndarray:
 
 def shown_classes(samples: Samples) -> Samples:
     """The radiographs of `load_findings` with the seven classes as targets, (N, 7): each 0 or 1, several may be 1."""
-    return samples.with_targets(samples.y[:, [QUESTIONS.index(name) for name in CLASSES]])
+    return samples.with_targets(samples.y[:, [ALL_LABELS.index(name) for name in CLASSES]])
 
 
 def log_odds(samples: Samples) -> np.ndarray:
@@ -144,7 +144,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
 
 
 def load_findings(study: Study, split: str) -> Samples:
-    """Every radiograph of one split, also those with several labels, with answers to `QUESTIONS` as targets (N, 15).
+    """Every radiograph of one split, also those with several labels, with `ALL_LABELS` as targets (N, 15).
 
     Raises:
         StageMissing: stage 2.1 has not been run.

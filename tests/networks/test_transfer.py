@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chestxray.config import CLASSES, QUESTIONS, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, StudyError
 from chestxray.data import augmentation
 from chestxray.networks import transfer
 from chestxray.training import model_file
@@ -47,7 +47,7 @@ def test_the_classifier_answers_by_both_heads(share):
     net = small_transfer(log_odds=log_odds, share=share)
     x = radiographs()
     sigmoids = net.findings(x, training=False).numpy().astype(float)
-    asked = sigmoids[:, [QUESTIONS.index(name) for name in CLASSES]]
+    asked = sigmoids[:, [ALL_LABELS.index(name) for name in CLASSES]]
     own = net.head(net.features(x, training=False), training=False).numpy()
     # The same by odds: how they changed by the findings' head, and the class head's logits, which its softmax hides up
     # to a number for each radiograph.

@@ -6,11 +6,11 @@ import pytest
 import scipy.special
 from sklearn.metrics import roc_auc_score
 
-from chestxray.config import QUESTIONS, StudyError
+from chestxray.config import ALL_LABELS, StudyError
 from chestxray.data import nih_tables
 from chestxray.training import distillation, samples
 
-EFFUSION, NONE = QUESTIONS.index("Effusion"), QUESTIONS.index("No_finding")
+EFFUSION, NONE = ALL_LABELS.index("Effusion"), ALL_LABELS.index("No_finding")
 
 
 def table(patients=120, most=6, seed=0):

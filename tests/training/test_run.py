@@ -270,7 +270,7 @@ def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
         return history, predict_batches(net.findings, valid), valid
 
     history, scores, valid = fit(2)
-    six = [config.QUESTIONS.index(name) for name in config.SIX_FINDINGS]
+    six = [config.ALL_LABELS.index(name) for name in config.SIX_FINDINGS]
     # What was fitted is the end of the whole network; maps are kept as float16.
     whole = mean_auroc(valid.y[:, six], scores[:, six])
     assert whole == pytest.approx(history["val_macro_auroc"].max(), abs=0.02)

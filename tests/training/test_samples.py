@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestxray.config import CLASSES, QUESTIONS, StageMissing
+from chestxray.config import ALL_LABELS, CLASSES, StageMissing
 from chestxray.data.manifest import fingerprint, read_manifest
 from chestxray.training.samples import (
     Samples,
@@ -26,7 +26,7 @@ def test_targets_by_hand():
     labels = pd.Series(["Mass", "", "No_finding"])
     assert class_targets(labels).tolist() == [[0, 0, 0, 1, 0, 0, 0], [0] * 7, [0, 0, 0, 0, 1, 0, 0]]
     findings = finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia"]))
-    shown = [[QUESTIONS[k] for k in np.flatnonzero(row)] for row in findings]
+    shown = [[ALL_LABELS[k] for k in np.flatnonzero(row)] for row in findings]
     assert shown == [["Effusion", "Mass"], ["No_finding"], ["Hernia"]]
 
 
