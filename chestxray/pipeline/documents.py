@@ -245,11 +245,11 @@ def render(folder: Path, runs: Path | None = None) -> dict[str, str]:
         if not path.is_file():
             raise StudyError(f"{name}/run.json is missing beside the results: run stage 4 for {name}")
         results["runs"][name] = json.loads(path.read_text("utf-8"))
-    page = environment()
+    page = _templates()
     return {file: page.get_template(template).render(**results) for file, template in DOCUMENTS.items()}
 
 
-def environment() -> jinja2.Environment:
+def _templates() -> jinja2.Environment:
     """Templates with the study's words and number formats; a name that is not there is an error."""
     import jinja2
 
@@ -262,7 +262,6 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=jinja2.select_autoescape(["html.j2", "html"]),
     )
     page.filters |= {
         "decimal": style.decimal,

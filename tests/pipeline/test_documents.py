@@ -1,6 +1,5 @@
-"""The model card, the data sheet and the report say what the computed files say, and nothing else."""
+"""The model card and the data sheet say what the computed files say, and nothing else."""
 
-import html.parser
 import json
 import re
 import shutil
@@ -10,12 +9,10 @@ import pandas as pd
 import pytest
 from tables import predictions_table
 
-from chestxray import report
 from chestxray.config import CLASSES, MODELS, REFERENCE, StudyError
 from chestxray.evaluation import calibration, comparison, operating_points, subgroups
 from chestxray.pipeline import documents
-from chestxray.pipeline.commands import user
-from chestxray.plots import evaluation, style
+from chestxray.plots import style
 
 
 def people(table):
@@ -56,7 +53,6 @@ def results(tmp_path_factory):
         run = {"weights": 1234567, "members": ["cnn", "dense"], "head": "mean", "key": "k", "data_fingerprint": "f"}
         run["versions"] = {"tensorflow": "2", "keras": "3"}
         (folder / name / "run.json").write_text(json.dumps(run))
-    style.save(evaluation.forest(tables["metrics"].loc["cnn"], "Forest"), folder / "forest.png")
     return folder
 
 
@@ -106,46 +102,6 @@ def test_facts_are_counted(results):
     assert facts["splits"]["test"]["natural"]["No_finding"] == (test["findings"] == "No Finding").sum()
     assert facts["boxed_images"] == 1
     assert facts["balanced_test"] == 70
-
-
-class Page(html.parser.HTMLParser):
-    """Collects what a page would fetch, and pictures without words."""
-
-    def __init__(self):
-        super().__init__()
-        self.fetched, self.silent, self.titles, self.cells = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag == "img" and len(attributes.get("alt", "")) < 20:
-            self.silent.append(attributes)
-        if tag in ("script", "iframe", "object", "embed"):
-            self.fetched.append(tag)
-        for name in ("src", "srcset", "data", "poster") + (("href",) if tag == "link" else ()):
-            if not attributes.get(name, "data:").startswith("data:"):
-                self.fetched.append(attributes[name])
-
-
-def test_the_report_holds_all_it_shows(results):
-    text = report.build(results)
-    page = Page()
-    page.feed(text)
-    assert page.fetched == [] and page.silent == []
-    assert "url(" not in text and "@import" not in text
-    assert text.count("<img") == 1 and 'name="viewport"' in text
-    metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
-    for model in ("cnn", "ensemble"):
-        assert style.interval(metrics.loc[(model, "balanced_accuracy")]) in text
-    assert "Groups of patients" in text and '<th scope="row">3a Fine tuning</th>' in text
-
-
-def test_the_report_is_one_command(results, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "5_results" / "mine"
-    shutil.copytree(results, folder)
-    assert user.main(["report", "--dataset", "mine", "--root", str(tmp_path)]) == 0
-    assert (folder / "report.html").read_text("utf-8").startswith("<!DOCTYPE html>")
-    assert "opens without a network" in capsys.readouterr().out
-    monkeypatch.delenv("CHESTXRAY_ROOT")
 
 
 @pytest.mark.skipif(not (REFERENCE / "data.json").exists(), reason="the committed reference has no facts yet")

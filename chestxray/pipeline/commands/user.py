@@ -86,11 +86,6 @@ def parser() -> argparse.ArgumentParser:
         "demonstrate", help="execute the notebook for one's own radiographs with the committed reference, in place"
     )
     demonstrate.set_defaults(command=run_demonstrate)
-    report = commands.add_parser("report", help="write a run's results as one page of HTML that fetches nothing")
-    report.add_argument("--dataset", metavar="NAME", help="the dataset of the run (default: the committed reference)")
-    _add_root(report)
-    report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the results")
-    report.set_defaults(command=run_report)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
     return top
 
@@ -603,19 +598,6 @@ def run_demonstrate(chosen: argparse.Namespace) -> int:
         with _without_greetings():
             execution.refresh(REPOSITORY / name)
         print(f"refreshed {name}")
-    return 0
-
-
-def run_report(chosen: argparse.Namespace) -> int:
-    """`chestxray report`."""
-    _set_root(chosen)
-    from chestxray import files, report
-
-    folder = Paths(dataset_name(chosen.dataset)).results if chosen.dataset else REFERENCE
-    target = chosen.out or (folder if chosen.dataset else REPOSITORY / "5_results") / "report.html"
-    page = report.build(folder).encode()
-    files.atomic_write(target, page)
-    print(f"{target}: {len(page) / 1e6:.1f} MB, opens without a network")
     return 0
 
 
