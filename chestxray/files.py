@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,9 @@ from chestxray.config import StudyError
 
 TEMPORARY = ".tmp-"
 """What every unfinished file has in its name, so that leftovers of a killed run are told from results."""
+
+RESERVE = 256 << 20
+"""Bytes of the disk that a write of known size leaves free."""
 
 
 @contextlib.contextmanager
@@ -168,6 +172,42 @@ def keep_only(folder: Path, names: set[str]) -> int:
     for stranger in strangers:
         remove(stranger)
     return len(strangers)
+
+
+def require_space(folder: Path, needed: int, remedy: str) -> None:
+    """Make sure of free space before the first byte.
+
+    Args:
+        folder: where the bytes will go; it need not exist yet.
+        needed: bytes.
+        remedy: what the user can do, besides freeing space.
+
+    Raises:
+        StudyError: there is less.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed + RESERVE > free:
+        spare = f" beside {gigabytes(RESERVE)} to spare" if needed <= free else ""
+        raise StudyError(
+            f"{folder}: needs {gigabytes(needed)}{spare}, {gigabytes(free)} are free; free space, or {remedy}"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as people read them: `45.1 GB`, `3.2 MB`, `12 kB`, `14 bytes`."""
+    for unit, worth in (("GB", 10**9), ("MB", 10**6)):
+        if size >= worth:
+            return f"{size / worth:,.1f} {unit}"
+    return f"{size / 1000:,.0f} kB" if size >= 1000 else f"{size} bytes"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 Batch = TypeVar("Batch")

@@ -1,4 +1,4 @@
-"""What users see of each broken download, archive and image: recorded by the tests, and held to `faults.md`."""
+"""What users see of each broken download, image and packed dataset: recorded by the tests, and held to `faults.md`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 TABLE = Path(__file__).with_name("faults.md")
 SECTIONS = {
-    "data/test_downloads": "Downloads",
-    "data/test_kaggle": "Datasets from Kaggle and from lists of archives",
+    "data/test_kaggle": "Datasets from Kaggle",
     "data/test_archives": "Archives of images",
     "data/test_integrity": "Images, as chestxray verify tells of them",
     "data/test_preparation": "Images, as stage 2.1 tells of them in rejected.csv",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import CLASSES, PROFILES, Paths, Study, StudyError
-from chestxray.data import archives, downloads, nih_tables, preparation, sources
+from chestxray.data import archives, nih_tables, preparation, sources
 from chestxray.data import manifest as data_manifest
 from chestxray.images import pixels
 
@@ -120,7 +120,7 @@ def pack(paths: Paths, target: Path | None = None) -> Packed:
     index = _index(paths, places)
     head = _member(INDEX, _as_json(index._asdict() | {"format": FORMAT}))
     whole = len(head) + sum(2 * _BLOCK + entry.size for entry in index.entries)
-    downloads.require_space(target.parent, whole, "write it to another disk by --out")
+    files.require_space(target.parent, whole, "write it to another disk by --out")
     files.remove_leftovers(target)
     digest = hashlib.sha256(head)
     with files.atomic_file(target) as file, _bar(index, f"Packing {target.name}") as bar:
@@ -156,7 +156,7 @@ def unpack(path: Path, root: Path | None = None) -> Unpacked:
     if mending and ((sources.unpacked(paths) or {}).get("archive") != seal or paths.raw.is_symlink()):
         raise StudyError(f"{paths.data}: is there already, and not from this archive; remove it or rename it")
     here = paths if mending else Paths(f".{paths.dataset}{files.TEMPORARY}unpack", paths.root)
-    downloads.require_space(paths.data, _missing(index, here.data), "set CHESTXRAY_ROOT or --root to another disk")
+    files.require_space(paths.data, _missing(index, here.data), "set CHESTXRAY_ROOT or --root to another disk")
     _remove_strangers(index, here.data, mending)
     try:
         kept = _take(path, index, here.data)
@@ -197,7 +197,7 @@ def _places(paths: Paths) -> dict[str, Path]:
         tree = paths.tree("train_augmented")
         for file in sorted(pd.read_csv(paths.augmented_rows, usecols=["file"])["file"]):
             places[f"train_augmented/{file}"] = tree / file
-    tables = [sources.find_table(paths.raw).name, nih_tables.BOXES_NAME, *nih_tables.LIST_NAMES]
+    tables = [nih_tables.find_table(paths.raw).name, nih_tables.BOXES_NAME, *nih_tables.LIST_NAMES]
     places |= {f"raw/{name}": paths.raw / name for name in sorted(tables) if (paths.raw / name).is_file()}
     return places | {name: paths.data / name for name in TABLES if (paths.data / name).is_file()}
 
@@ -376,7 +376,7 @@ def _missing(index: Index, folder: Path) -> int:
 def _right(path: Path, entry: Entry) -> bool:
     """Whether a file is there with the bytes that the index tells."""
     try:
-        return path.stat().st_size == entry.size and downloads.digest(path) == entry.sha256
+        return path.stat().st_size == entry.size and files.digest(path) == entry.sha256
     except OSError:
         return False
 

@@ -19,12 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
-from chestxray.data import sources
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera
 
 
+TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+"""The image table: the NIH's corrected edition, and its first one."""
+
+SAMPLE_TABLE_NAME = "sample_labels.csv"
+"""The image table of Kaggle's sample."""
+
+LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
 OLDEST = 120
@@ -44,6 +50,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 TABLE_COLUMNS = ("image", "patient", "follow_up", "age", "sex", "view", "findings", "label")
 LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): name for name in CLASSES}
 """Finding Labels that equal one class → the class as its folder is named."""
+
+UNLISTED = "without a row"
+"""What a rejected image is that has no row in the table."""
 
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
 _VIEWS = ("PA", "AP")
@@ -92,6 +101,21 @@ class Present:
     paths: dict[str, Path]
     rejected: tuple[Rejection, ...]
     absent: int
+
+
+def find_table(raw: Path) -> Path:
+    """Return the table that lists the images of a folder in the NIH layout.
+
+    Raises:
+        StudyError: there is none.
+    """
+    for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME):
+        if (raw / name).is_file():
+            return raw / name
+    others = sorted(raw.glob("Data_Entry_2017*.csv"))
+    if others:
+        return others[0]
+    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -238,7 +262,7 @@ def read_entries(raw: Path) -> Entries:
     Raises:
         StudyError: there is no table, it lacks a column, or no row of it can be used.
     """
-    path = raw if raw.is_file() else sources.find_table(raw)
+    path = raw if raw.is_file() else find_table(raw)
     text = _rename(_read_csv(path), path)
     rows = len(text)
     drop, lines = _repeated(text)
@@ -307,7 +331,7 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
     ]
     used = set(found.values()) | {file for line in lines if (file := file_of(line.file)) is not None}
     remedy = f"no row in {entries.source.name}: the image is left out; add a row to use it"
-    lines += [Rejection(name, "without a row", remedy) for name in images if name not in used]
+    lines += [Rejection(name, UNLISTED, remedy) for name in images if name not in used]
     absent = len(entries.table) - len(table)
     return Present(table, {image: images[file] for image, file in found.items()}, tuple(lines), absent)
 
@@ -404,7 +428,7 @@ def oddities(raw: Path) -> pd.DataFrame:
     Raises:
         StudyError: as `read_entries` and `read_boxes`.
     """
-    path = sources.find_table(raw)
+    path = find_table(raw)
     table = _read_csv(path)
     text = _rename(table, path)
     age = text["age"].str.upper()

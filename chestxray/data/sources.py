@@ -1,13 +1,11 @@
-"""Where raw data comes from: phantoms, a folder in the NIH layout, or a published dataset; all end as a `raw` folder.
+"""Sources: phantoms, a folder in the NIH layout, or a published dataset; each becomes the `raw` folder of a dataset.
 
-It owns the raw folder, finds the image files in it, and knows the datasets that were unpacked from an archive and have
-none. It must not know what the tables say or how images are decoded.
+Datasets that were unpacked from an archive have no raw images and are recognised by `unpacked.json`.
 """
 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -17,30 +15,11 @@ from typing import Any
 from chestxray import files
 from chestxray.config import IMAGE_SUFFIXES, Paths, Study, StudyError
 
-TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")
-"""Names of the image table, the best first: the NIH's corrected edition, its first one, and Kaggle's sample's."""
-
-LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 UNPACKED = "unpacked.json"
-"""What `packing` leaves beside the files of an archive: a dataset that has this has raw tables, but no raw images."""
+"""What `archive.unpack` leaves beside the files: a dataset that has this has raw tables, but no raw images."""
 
 PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
-
-
-def find_table(raw: Path) -> Path:
-    """Return the table that lists the images of a folder in the NIH layout.
-
-    Raises:
-        StudyError: there is none.
-    """
-    for name in TABLE_NAMES:
-        if (raw / name).is_file():
-            return raw / name
-    others = sorted(raw.glob("Data_Entry_2017*.csv"))
-    if others:
-        return others[0]
-    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
 
 
 def find_images(raw: Path) -> dict[str, Path]:
@@ -67,12 +46,14 @@ def find_images(raw: Path) -> dict[str, Path]:
                     raise StudyError(f"{path}: differs from {found[name]}, which has the same name; remove one of them")
                 found.setdefault(name, path)
     if not found:
-        raise StudyError(f"{raw}: no image there; {LAYOUT}")
+        from chestxray.data import nih_tables  # here, because it imports pandas, which the runner waits for otherwise
+
+        raise StudyError(f"{raw}: no image there; {nih_tables.LAYOUT}")
     return dict(sorted(found.items()))
 
 
 def unpacked(paths: Paths) -> dict[str, Any] | None:
-    """What is known of a dataset that was unpacked from an archive; None where it was not.
+    """Read the record of a dataset that was unpacked from an archive; None where it was not.
 
     Returns:
         `archive` and `manifest`, the SHA-256 of either; `image_size` and `raw_side`, of the prepared and the raw
@@ -90,7 +71,7 @@ def is_unpacked(paths: Paths) -> bool:
     record = unpacked(paths)
     if record is None or not paths.manifest.exists():
         return False
-    return hashlib.sha256(paths.manifest.read_bytes()).hexdigest() == record["manifest"]
+    return files.digest(paths.manifest) == record["manifest"]
 
 
 def prepare_raw(source: str, study: Study) -> None:
@@ -110,25 +91,35 @@ def prepare_raw(source: str, study: Study) -> None:
             f"{study.paths.relative(study.paths.data)}: was unpacked from an archive, which has no raw images; leave "
             "out stages 1 and 2.1 by --only, or remove that folder to begin with a source"
         )
-    from chestxray.data import kaggle  # here, because what it downloads with is slow to import and rarely needed
+    from chestxray.data import kaggle, nih_tables  # here, because they import pandas, as above
 
     if study.is_phantom:
         _draw_phantoms(study)
     elif Path(source).is_dir():
         _link_folder(Path(source).resolve(), study.paths.raw)
     elif source in kaggle.DATASETS:
-        kaggle.provide(kaggle.DATASETS[source], study.paths)
+        kaggle.provide(kaggle.DATASETS[source], study.paths.raw)
     elif not study.paths.raw.exists():
-        raise StudyError(f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {LAYOUT}")
-    find_table(study.paths.raw)
-    find_images(study.paths.raw)
+        raise StudyError(
+            f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {nih_tables.LAYOUT}"
+        )
+    _check_layout(study.paths.raw)
+
+
+def _check_layout(folder: Path) -> None:
+    """Make sure that a folder has an image table and images.
+
+    Raises:
+        StudyError: it has not.
+    """
+    from chestxray.data import nih_tables
+
+    nih_tables.find_table(folder)
+    find_images(folder)
 
 
 def _draw_phantoms(study: Study) -> None:
-    from chestxray.data.phantom import (
-        anatomy,
-        dataset,  # here, because it imports SciPy, which no other source needs
-    )
+    from chestxray.data.phantom import anatomy, dataset  # here, because it imports SciPy, which no other source needs
 
     smallest, largest = anatomy.SIZES
     size = min(max(smallest, PHANTOM_OVERSIZE * study.profile.image_size), largest)
@@ -137,8 +128,7 @@ def _draw_phantoms(study: Study) -> None:
 
 def _link_folder(folder: Path, raw: Path) -> None:
     """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
-    find_table(folder)
-    find_images(folder)
+    _check_layout(folder)
     if raw.exists() and raw.samefile(folder):
         return
     if raw.is_symlink() and raw.exists():

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chestxray import kept
 from chestxray.config import Study, StudyError
-from chestxray.data import nih_tables, sources
+from chestxray.data import nih_tables
 from chestxray.data.manifest import read_manifest
 from chestxray.training import ridge
 from chestxray.training.samples import Samples, finding_targets
@@ -89,7 +89,7 @@ def fingerprint(study: Study) -> str:
     digest = hashlib.sha256()
     raw = study.paths.raw
     lists = [raw / name for name in nih_tables.LIST_NAMES]
-    for path in (sources.find_table(raw), *(path for path in lists if path.is_file()), study.paths.manifest):
+    for path in (nih_tables.find_table(raw), *(path for path in lists if path.is_file()), study.paths.manifest):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from chestxray.config import StudyError, open_study
-from chestxray.data import sources
+from chestxray.data import nih_tables, sources
 
 
 def test_a_folder_is_linked_and_not_written(tiny_raw, study_of):
@@ -79,7 +79,7 @@ def test_phantoms_are_drawn_once_in_the_nih_layout(tmp_path, monkeypatch):
     study = open_study("phantom", "quick", 5, {"phantom_images": 24, "image_size": 32})
     sources.prepare_raw("phantom", study)
     images = sources.find_images(study.paths.raw)
-    with sources.find_table(study.paths.raw).open() as table:
+    with nih_tables.find_table(study.paths.raw).open() as table:
         assert {row["Image Index"] for row in csv.DictReader(table)} == set(images)
     first = {path: path.stat().st_mtime_ns for path in images.values()}
     assert Image.open(next(iter(first))).size == (64, 64)
@@ -93,7 +93,7 @@ def test_phantoms_are_drawn_once_in_the_nih_layout(tmp_path, monkeypatch):
 def test_the_corrected_edition_of_the_table_is_preferred(tmp_path):
     for name in ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"):
         (tmp_path / name).write_text("")
-    assert sources.find_table(tmp_path).name == "Data_Entry_2017_v2020.csv"
+    assert nih_tables.find_table(tmp_path).name == "Data_Entry_2017_v2020.csv"
 
 
 def test_real_radiographs_are_all_found(nih):

@@ -206,7 +206,7 @@ def test_what_tensorflow_says_of_missing_gpus_is_not_shown(monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     with pytest.raises(StudyError, match="nowhere"):
-        user.main(["show", "nowhere"])
+        user.main(["verify", "nowhere"])
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
 
 

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     _add_serve(commands)
-    _add_data(commands)
+    _add_verify(commands)
     _add_plan(commands)
     _add_archives(commands)
     test = commands.add_parser(
@@ -171,28 +171,19 @@ def _add_serve(commands: Any) -> None:
     serve.set_defaults(command=run_serve)
 
 
-def _add_data(commands: Any) -> None:
-    fetch = commands.add_parser(
-        "fetch",
-        help="fetch ChestX-ray14 or its sample, and verify it",
-        description="Use a copy that is here, or fetch it: from Kaggle, or the NIH's archives by --urls. Goes on where "
-        "an earlier call was stopped, and verifies what it got.",
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a dataset: all there, nothing broken",
+        description="Compare the raw images with their table, and name each that is missing or broken.",
     )
-    fetch.add_argument("dataset", choices=("nih", "nih-sample"), help="112,120 images (42 GB), or 5,606 of them")
-    fetch.add_argument("--urls", type=Path, metavar="FILE", help="a list of archives and tables: URL [NAME] [SHA256]")
-    fetch.add_argument("--mend", action="store_true", help="fetch again only what is missing or broken")
-    verify = commands.add_parser("verify", help="check a dataset: all there, nothing broken")
+    verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
+    verify.add_argument(
+        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
+    )
     verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
-    show = commands.add_parser("show", help="show what a dataset has: images, patients, findings, views, splits, sizes")
-    for command in (verify, show):
-        command.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
-    for command in (fetch, verify):
-        command.add_argument(
-            "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
-        )
-    for command, run in ((fetch, run_fetch), (verify, run_verify), (show, run_show)):
-        _add_root(command)
-        command.set_defaults(command=run)
+    _add_root(verify)
+    verify.set_defaults(command=run_verify)
 
 
 def _add_root(command: argparse.ArgumentParser) -> None:
@@ -329,62 +320,27 @@ def run_serve(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def run_fetch(chosen: argparse.Namespace) -> int:
-    """`chestxray fetch`."""
-    _set_root(chosen)
-    from chestxray.data import integrity, kaggle
-
-    dataset, paths = kaggle.DATASETS[chosen.dataset], Paths(chosen.dataset)
-    failed: list[str] = []
-    if chosen.urls:
-        failed += kaggle.fetch_urls(paths, kaggle.read_list(chosen.urls))
-    if chosen.mend:
-        broken, listed = integrity.to_mend(paths.raw, dataset, chosen.verify == "full")
-        print(f"{len(broken):,} files to mend")
-        failed += kaggle.mend(dataset, paths, broken, listed)
-    elif not chosen.urls:
-        print(kaggle.provide(dataset, paths))
-    for line in failed:
-        print(line, file=sys.stderr)
-    if failed:
-        print("Run the same command again: it goes on with what is missing.", file=sys.stderr)
-        return 1
-    return _verify(paths.raw, dataset, chosen.verify == "full", None)
-
-
 def run_verify(chosen: argparse.Namespace) -> int:
     """`chestxray verify`."""
     _set_root(chosen)
-    from chestxray.data import kaggle
-
-    raw, _ = _raw_of(chosen.dataset)
-    whole = None if Path(chosen.dataset).is_dir() else kaggle.DATASETS.get(chosen.dataset)
-    return _verify(raw, whole, chosen.verify == "full", chosen.report)
-
-
-def _verify(raw: Path, dataset: Any, full: bool, target: Path | None) -> int:
     from chestxray import files
-    from chestxray.data import integrity, nih_tables
+    from chestxray.data import integrity, kaggle, nih_tables
 
-    report = integrity.verify(raw, dataset, full)
-    for line in integrity.describe(report, dataset):
-        print(line)
-    if target:
+    raw, whole = Path(chosen.dataset), None
+    if not raw.is_dir():
+        raw, whole = Paths(dataset_name(chosen.dataset)).raw, kaggle.DATASETS.get(chosen.dataset)
+        if not raw.exists():
+            raise StudyError(
+                f"dataset {chosen.dataset!r}: no such folder, and none of this name under 1_Datasets; give a folder, "
+                "or run stage 1 of a dataset first"
+            )
+    report = integrity.verify(raw, whole, chosen.verify == "full")
+    print(*report.lines(), sep="\n")
+    if chosen.report:
         table = nih_tables.rejections_frame(report.faults)
-        files.atomic_write(target, table.to_csv(index=False, lineterminator="\n").encode())
-        print(f"{target}: {len(table):,} lines")
+        files.atomic_write(chosen.report, table.to_csv(index=False, lineterminator="\n").encode())
+        print(f"{chosen.report}: {len(table):,} lines")
     return 1 if report.faults else 0
-
-
-def run_show(chosen: argparse.Namespace) -> int:
-    """`chestxray show`."""
-    _set_root(chosen)
-    from chestxray.data import integrity
-
-    raw, paths = _raw_of(chosen.dataset)
-    for title, table in integrity.contents(raw, paths):
-        _print_table(title, table)
-    return 0
 
 
 def run_plan(chosen: argparse.Namespace) -> int:
@@ -475,11 +431,12 @@ def _check_seed(seed: int) -> None:
 def run_pack(chosen: argparse.Namespace) -> int:
     """`chestxray pack`."""
     _set_root(chosen)
-    from chestxray.data import archive, downloads
+    from chestxray import files
+    from chestxray.data import archive
     from chestxray.pipeline.runner import shown
 
     done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
-    print(f"{shown(done.path)}: {downloads.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
+    print(f"{shown(done.path)}: {files.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
     print(f"SHA-256 {done.sha256}")
     return 0
 
@@ -509,23 +466,6 @@ def _held(index: Any) -> str:
 def _set_root(chosen: argparse.Namespace) -> None:
     if chosen.root:
         os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
-
-
-def _raw_of(word: str) -> tuple[Path, Paths | None]:
-    """The raw folder meant by a folder or a dataset's name, and the places of the dataset if it is one already.
-
-    Raises:
-        StudyError: there is neither.
-    """
-    paths = Paths(dataset_name(word))
-    if Path(word).is_dir():
-        same = paths.raw.exists() and paths.raw.samefile(word)
-        return Path(word), paths if same else None
-    if paths.raw.exists():
-        return paths.raw, paths
-    raise StudyError(
-        f"dataset {word!r}: no such folder, and none of this name under 1_Datasets; fetch it, or give a folder"
-    )
 
 
 def run_tests(chosen: argparse.Namespace) -> int:
