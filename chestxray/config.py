@@ -284,6 +284,23 @@ class Paths:
         except ValueError:
             return path.name
 
+    def require(self, path: Path, stage: str, options: str = "") -> Path:
+        """Return `path`, or say which earlier stage writes it.
+
+        Args:
+            path: a file or folder of this dataset.
+            stage: the stage that writes it, such as `stage 2.1`.
+            options: what the command of the message has besides the dataset, such as ` --profile cpu`.
+
+        Raises:
+            StageMissing: `path` does not exist.
+        """
+        if not path.exists():
+            raise StageMissing(
+                f"{self.relative(path)} is missing: run {stage} first (chestxray run --dataset {self.dataset}{options})"
+            )
+        return path
+
 
 REFERENCE = REPOSITORY / "5_results" / "reference"
 """The committed numbers, figures and ensemble, made from real radiographs."""
@@ -310,17 +327,12 @@ class Study:
         return "phantom images" if self.is_phantom else f"{self.paths.dataset} radiographs"
 
     def require(self, path: Path, stage: str) -> Path:
-        """Return `path`, or say which earlier stage writes it.
+        """Return `path`, or say which earlier stage writes it, as `Paths.require` does.
 
         Raises:
             StageMissing: `path` does not exist.
         """
-        if not path.exists():
-            raise StageMissing(
-                f"{self.paths.relative(path)} is missing: run {stage} first "
-                f"(chestxray run --dataset {self.paths.dataset} --profile {self.profile.name})"
-            )
-        return path
+        return self.paths.require(path, stage, f" --profile {self.profile.name}")
 
 
 def dataset_name(source: str) -> str:

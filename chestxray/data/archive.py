@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, PROFILES, Paths, Study, StudyError
+from chestxray.config import CLASSES, Paths, StudyError
 from chestxray.data import archives, nih_tables, preparation, sources
 from chestxray.data import manifest as data_manifest
 from chestxray.images import pixels
@@ -164,8 +164,7 @@ def unpack(path: Path, root: Path | None = None) -> Unpacked:
         if not mending:
             files.remove(here.data)
         raise StudyError(f"{path}: {_words(error)}; nothing was unpacked: pack the dataset again") from error
-    study = _study(here)
-    preparation.link_trees(study, data_manifest.read_manifest(study))
+    preparation.link_trees(here, data_manifest.read_manifest(here))
     record = {"archive": seal, "image_size": index.image_size, "raw_side": index.raw_side}
     record["manifest"] = next(entry.sha256 for entry in index.entries if entry.name == "manifest.csv")
     files.atomic_write(here.data / sources.UNPACKED, _as_json(record))
@@ -173,11 +172,6 @@ def unpack(path: Path, root: Path | None = None) -> Unpacked:
         with files.explained(paths.data):
             here.data.replace(paths.data)
     return Unpacked(paths.data, kept, index)
-
-
-def _study(paths: Paths) -> Study:
-    """A study on these paths, for functions that want nothing else of it."""
-    return Study(paths, PROFILES["quick"], 0)
 
 
 def _as_json(value: Any) -> bytes:
@@ -190,7 +184,7 @@ def _bar(index: Index, doing: str) -> tqdm:
 
 def _places(paths: Paths) -> dict[str, Path]:
     """Name in the archive → file on disk, in the archive's order."""
-    manifest = data_manifest.read_manifest(_study(paths))
+    manifest = data_manifest.read_manifest(paths)
     stored = [data_manifest.store_path(paths.store, image) for image in manifest["image"]]
     places = {f"images/{path.name}": path for path in sorted(stored)}
     if paths.augmented_rows.exists():
@@ -209,7 +203,7 @@ def _index(paths: Paths, places: dict[str, Path]) -> Index:
         StudyError: one is missing or has a name that not every system allows; or an image is not the one that the
             manifest tells.
     """
-    manifest = data_manifest.read_manifest(_study(paths))
+    manifest = data_manifest.read_manifest(paths)
     told = dict(zip(manifest["image"].map(lambda image: f"{Path(image).stem}.png"), manifest["sha256"], strict=True))
     entries = []
     for name, path in tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None):
@@ -219,7 +213,7 @@ def _index(paths: Paths, places: dict[str, Path]) -> Index:
         if folder == "images" and entries[-1].sha256 != told[file]:
             raise StudyError(f"{path}: is not the image that manifest.csv tells; run stage 2.1 again")
     side = pixels.decode(places[entries[0].name]).shape[0]
-    stamp = data_manifest.fingerprint(_study(paths))
+    stamp = data_manifest.fingerprint(paths)
     index = Index(paths.dataset, side, data_manifest.raw_side(paths), len(manifest), stamp, tuple(entries))
     try:
         _judge(index)

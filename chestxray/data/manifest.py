@@ -1,4 +1,7 @@
-"""The manifest: one row an image, written by stage 2.1 and read by all later ones."""
+"""Manifest: one row per readable image, written by stage 2.1 and read by all later ones.
+
+It owns the columns of `manifest.csv`, where the prepared image of a row lies, and the fingerprint of the prepared data.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,55 @@ from pathlib import Path
 
 import pandas as pd
 
-from chestxray.config import Paths, Study
-from chestxray.data import sources, splits
+from chestxray.config import Paths, StudyError
+from chestxray.data import sources
+from chestxray.data.nih_tables import TABLE_COLUMNS
 from chestxray.images.pixels import decode
 
-MANIFEST_COLUMNS = (*splits.PLAN_COLUMNS, "sha256")
-
-
 _BOOLEANS = ("selected", "natural_test", "balanced_test")
+MANIFEST_COLUMNS = (*TABLE_COLUMNS, "split", *_BOOLEANS, "sha256")
+
+
+def store_path(store: Path, image: str) -> Path:
+    """Where the prepared PNG of an image lies.
+
+    Args:
+        store: the folder of prepared images, `Paths.store`.
+        image: the image's name, such as `00000001_000.png`.
+    """
+    return store / f"{Path(image).stem}.png"
+
+
+def read_manifest(paths: Paths) -> pd.DataFrame:
+    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` and the tests as bool.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+        StudyError: a column is missing, as in the manifest of an earlier version.
+    """
+    path = paths.require(paths.manifest, "stage 2.1")
+    types = dict.fromkeys(MANIFEST_COLUMNS, "str") | {"follow_up": "int64", "age": "Int64"}
+    types |= dict.fromkeys(_BOOLEANS, "bool")
+    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"age": [""]})
+    for column in MANIFEST_COLUMNS:
+        if column not in table:
+            raise StudyError(f"{path}: lacks the column {column!r}; run stage 2.1 again")
+    return table[list(MANIFEST_COLUMNS)]
+
+
+def fingerprint(paths: Paths) -> str:
+    """Twelve hexadecimal digits that change when any image, split or augmented file changes.
+
+    It is the SHA-256 of the manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
+    """
+    digest = hashlib.sha256(paths.manifest.read_bytes())
+    if paths.augmented_rows.exists():
+        digest.update(paths.augmented_rows.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def raw_side(paths: Paths) -> int:
-    """Side in pixels of a dataset's raw radiographs: of the first one, or as told by the archive that it came in.
+    """Side in pixels of a dataset's raw radiographs: of the first one, or as recorded in the archive it came from.
 
     Raises:
         StudyError: there is no raw radiograph and no archive, or it cannot be read.
@@ -27,34 +67,3 @@ def raw_side(paths: Paths) -> int:
     if record is not None:
         return record["raw_side"]
     return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)
-
-
-def store_path(store: Path, image: str) -> Path:
-    """Where the prepared PNG of an image lies."""
-    return store / f"{Path(image).stem}.png"
-
-
-def read_manifest(study: Study) -> pd.DataFrame:
-    """Read `manifest.csv`: `patient` and texts as str (empty: ""), `age` as Int64, `selected` and the tests as bool.
-
-    Raises:
-        StageMissing: stage 2.1 has not been run.
-    """
-    path = study.require(study.paths.manifest, "stage 2.1")
-    types = dict.fromkeys(MANIFEST_COLUMNS, "str") | {"follow_up": "int64", "age": "Int64"}
-    types |= dict.fromkeys(_BOOLEANS, "bool")
-    table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"age": [""]})
-    if "balanced_test" not in table:  # of a dataset prepared before the manifest told the tests
-        table = table.join(splits.test_sets(table, study.seed))
-    return table[list(MANIFEST_COLUMNS)]
-
-
-def fingerprint(study: Study) -> str:
-    """Twelve hexadecimal digits that change when any image, split or augmented file changes.
-
-    It is the SHA-256 of the manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
-    """
-    digest = hashlib.sha256(study.paths.manifest.read_bytes())
-    if study.paths.augmented_rows.exists():
-        digest.update(study.paths.augmented_rows.read_bytes())
-    return digest.hexdigest()[:12]

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, SPLITS, Study, StudyError
+from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
 from chestxray.data import nih_tables, sources, splits
 from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
 from chestxray.data.nih_tables import Rejection
@@ -137,8 +137,12 @@ def _rejection(image: str, error: str) -> Rejection:
     return Rejection(image, value, f"the image is left out; {remedy}")
 
 
-def link_trees(study: Study, manifest: pd.DataFrame) -> int:
+def link_trees(paths: Paths, manifest: pd.DataFrame) -> int:
     """Make the class folders of train, valid and test hold links to the selected images, and nothing else.
+
+    Args:
+        paths: where the dataset lies.
+        manifest: as `read_manifest` gives.
 
     Returns:
         How many entries that belonged to none of them were removed.
@@ -149,12 +153,12 @@ def link_trees(study: Study, manifest: pd.DataFrame) -> int:
     chosen = manifest[manifest["selected"]]
     removed = 0
     for split in SPLITS:
-        tree = study.paths.tree(split)
+        tree = paths.tree(split)
         removed += files.keep_only(tree, set(CLASSES))
         for label in CLASSES:
             folder = files.make_folder(tree / label)
             images = chosen.loc[chosen["split"].eq(split) & chosen["label"].eq(label), "image"]
-            targets = [store_path(study.paths.store, image) for image in images]
+            targets = [store_path(paths.store, image) for image in images]
             removed += files.keep_only(folder, {target.name for target in targets})
             for target in targets:
                 files.link(target, folder / target.name)
@@ -267,7 +271,7 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
     if after != before:
         for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.near_duplicates, paths.cache):
             files.remove(outdated)
-    link_trees(study, manifest)
+    link_trees(paths, manifest)
     rejected = nih_tables.rejections_frame([*plan.rejected, *unreadable])
     atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
     atomic_write(paths.manifest, after)

@@ -1,7 +1,6 @@
-"""Who is in train, valid and test, and which images make the study's selection.
+"""Splits: which patients are in train, valid and test, which images the study selects, and the tables of both.
 
-It owns the rule that a patient is in one split only. It works on the image table and needs no image; it must not know
-files or pixels.
+A patient is in one split only. Everything here works on the image table: no file or image is read.
 """
 
 from __future__ import annotations
@@ -12,12 +11,8 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SPLITS, StudyError
-from chestxray.data.nih_tables import LABELS, TABLE_COLUMNS
+from chestxray.data.nih_tables import LABELS, Entries
 
-PLAN_COLUMNS = (*TABLE_COLUMNS, "split", "selected", "natural_test", "balanced_test")
-"""Columns of a planned image table."""
-
-_CELLS = (("view", "PA"), ("view", "AP"), ("sex", "F"), ("sex", "M"))
 TEST_SHARE = 0.2
 """Share of the images held out for test where the source has no official lists."""
 
@@ -35,8 +30,8 @@ def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
     return lists is not None and all(table["image"].isin(names).any() for names in lists)
 
 
-def _profile(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """What a split should have its share of: images of each patient in each stratum.
+def _strata(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Count the images of each patient in each stratum, of which every split should have its share.
 
     Strata are label × view, each label, each view, the images and the patients. Images without a single-class label
     form a stratum of their own.
@@ -76,7 +71,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     Returns:
         The patients held out; they don't depend on the order of the table's rows.
     """
-    patients, strata, counts = _profile(table)
+    patients, strata, counts = _strata(table)
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
     # Whole numbers throughout, so that ties fall the same way on every machine.
@@ -96,7 +91,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
                 movable = np.flatnonzero(has)
                 held[movable[np.argmin(counts[movable].sum(axis=1))]] = side
         if has.sum() == 1:
-            held[has] = False  # a lone patient teaches more than it tests
+            held[has] = False  # one patient is more use in training than in a test of one
     return set(patients[held])
 
 
@@ -109,7 +104,7 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
 
     Args:
         table: the image table, with `image`, `patient`, `view` and `label`.
-        lists: as `metadata.read_lists` gives.
+        lists: as `nih_tables.read_lists` gives.
         valid_share: share of the train_val images held out for validation, 0 to 1.
         seed: seeds the draw.
 
@@ -178,12 +173,12 @@ def _in_rounds(images: pd.DataFrame, random: np.random.Generator) -> pd.DataFram
 
 
 def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Choose the images of the two tests. Both are of the test split's patients.
+    """Choose the images of the two tests, both of the test split's patients.
 
-    The natural test is every image of the split, whatever it shows: published figures are on it. The balanced test has
-    the same number of selected images of each class, `BALANCED_TEST` as in the published study, or as many as the
-    rarest class has; where few No_finding are selected that class may be No_finding, and without any image of some
-    class the test is empty. A class is drawn over patients in rounds, as `select` draws No_finding.
+    `natural_test` is all test images, whatever they show: published figures are on them. The balanced test has the same
+    number of selected images of each class, `BALANCED_TEST` as in the published study, or as many as the rarest class
+    has; where few No_finding are selected that class may be No_finding, and without any image of some class the test is
+    empty. A class is drawn over patients in rounds, as `select` draws No_finding.
 
     Args:
         planned: the image table with `split` and `selected`.
@@ -213,7 +208,17 @@ def _in_proportion(counts: pd.Series, total: int) -> pd.Series:
 
 
 def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_finding: int, seed: int) -> pd.DataFrame:
-    """Return `table` with the columns `split`, `selected`, `natural_test` and `balanced_test`. Needs no image.
+    """Decide every image's split, and whether it is selected and in either test.
+
+    Args:
+        table: the image table, one row per image.
+        lists: the official train_val and test images, as `nih_tables.read_lists` gives; None where there are none.
+        valid_share: share of the train_val images held out for validation, 0 to 1.
+        no_finding: at most this many No_finding images are selected.
+        seed: seeds every draw.
+
+    Returns:
+        `table` with the columns `split`, `selected`, `natural_test` and `balanced_test`.
 
     Raises:
         StudyError: as `assign`.
@@ -223,28 +228,40 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
     return planned.join(test_sets(planned, seed))
 
 
+def selection(planned: pd.DataFrame) -> pd.DataFrame:
+    """Selected images by split and class, with their patients, views and sexes.
+
+    Returns:
+        One row per split and class, and `Total` for each split: `class`, `split`, `images`, `patients`, and the images
+        of either view (`PA`, `AP`) and sex (`F`, `M`); an image whose view or sex is unknown is in neither.
+    """
+    rows = []
+    for split in SPLITS:
+        part = planned[planned["selected"] & planned["split"].eq(split)]
+        for label in (*CLASSES, "Total"):
+            group = part if label == "Total" else part[part["label"].eq(label)]
+            cells = [int(group["view"].eq(view).sum()) for view in ("PA", "AP")]
+            cells += [int(group["sex"].eq(sex).sum()) for sex in ("F", "M")]
+            rows.append((label, split, len(group), group["patient"].nunique(), *cells))
+    return pd.DataFrame(rows, columns=["class", "split", "images", "patients", "PA", "AP", "F", "M"])
+
+
 def counts(planned: pd.DataFrame) -> pd.DataFrame:
     """Selected images and their patients, by class and split, with totals.
 
     Returns:
         Index: the classes and `Total`. Columns: (split, `images` | `patients` | `PA` | `AP`).
     """
-    chosen = planned[planned["selected"]]
-    parts = {}
-    for split in SPLITS:
-        part = chosen[chosen["split"].eq(split)]
-        groups = part.groupby("label")
-        parts[split] = pd.DataFrame(
-            {
-                "images": groups.size(),
-                "patients": groups["patient"].nunique(),
-                "PA": part[part["view"].eq("PA")].groupby("label").size(),
-                "AP": part[part["view"].eq("AP")].groupby("label").size(),
-            }
-        ).reindex(CLASSES)
-        parts[split].loc["Total"] = parts[split].sum()
-        parts[split].loc["Total", "patients"] = part["patient"].nunique()
-    return pd.concat(parts, axis=1).fillna(0).astype(int)
+    table = selection(planned).set_index(["split", "class"]).drop(columns=["F", "M"])
+    return pd.concat({split: table.loc[split] for split in SPLITS}, axis=1).rename_axis("label")
+
+
+def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`images` and `patients` of each class; `Total` counts `everything` where a row is not an image."""
+    everything = rows if everything is None else everything
+    table = rows.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
+    table.loc["Total"] = [len(everything), everything["patient"].nunique()]
+    return table
 
 
 def single_labels(planned: pd.DataFrame) -> pd.DataFrame:
@@ -253,59 +270,31 @@ def single_labels(planned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Index: the classes and `Total`. Columns: (`train_val` | `test`, `images` | `patients`).
     """
-    parts = {}
-    for side, belongs in (("train_val", planned["split"].ne("test")), ("test", planned["split"].eq("test"))):
-        part = planned[belongs & planned["label"].ne("")]
-        groups = part.groupby("label")["patient"]
-        table = groups.agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
-        table.loc["Total"] = [len(part), part["patient"].nunique()]
-        parts[side] = table
-    return pd.concat(parts, axis=1)
-
-
-def selection(planned: pd.DataFrame) -> pd.DataFrame:
-    """Selected images by split and class, with their patients, views and sexes.
-
-    Returns:
-        One row a split and class, and `Total` for each split: `class`, `split`, `images`, `patients`, and the images of
-        either view (`PA`, `AP`) and sex (`F`, `M`); an image whose view or sex is not known is in neither.
-    """
-    rows = []
-    for split in SPLITS:
-        part = planned[planned["selected"] & planned["split"].eq(split)]
-        for label in (*CLASSES, "Total"):
-            group = part if label == "Total" else part[part["label"].eq(label)]
-            cells = [int(group[name].eq(value).sum()) for name, value in _CELLS]
-            rows.append((label, split, len(group), group["patient"].nunique(), *cells))
-    return pd.DataFrame(rows, columns=["class", "split", "images", "patients", *(value for _, value in _CELLS)])
+    single = planned[planned["label"].ne("")]
+    is_test = single["split"].eq("test")
+    return pd.concat({"train_val": _by_class(single[~is_test]), "test": _by_class(single[is_test])}, axis=1)
 
 
 def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     """Images and patients of both tests, by class.
 
-    In the natural test an image counts for each of its findings, so the rows do not add up to the total.
+    Among all test images (`natural`) an image counts for each of its findings, so the rows do not add up to the total.
 
     Returns:
         Index: the classes and `Total`. Columns: (`natural` | `balanced`, `images` | `patients`).
     """
-    natural, balanced = planned[planned["natural_test"]], planned[planned["balanced_test"]]
-    shown = natural["findings"].str.split("|").explode().map(LABELS)
-    parts = {}
-    for test, images, shows in (
-        ("natural", natural, natural.loc[shown.index].assign(label=shown)),
-        ("balanced", balanced, balanced),
-    ):
-        table = shows.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
-        table.loc["Total"] = [len(images), images["patient"].nunique()]
-        parts[test] = table
-    return pd.concat(parts, axis=1)
+    natural = planned[planned["natural_test"]]
+    findings = natural["findings"].str.split("|").explode().map(LABELS)
+    each_finding = natural.loc[findings.index].assign(label=findings)
+    balanced = _by_class(planned[planned["balanced_test"]])
+    return pd.concat({"natural": _by_class(each_finding, natural), "balanced": balanced}, axis=1)
 
 
 def departures(planned: pd.DataFrame) -> pd.DataFrame:
     """How far validation departs from its share of each class and view.
 
     Returns:
-        One row a stratum (class, or class and view) of the train_val images, selected or not: `label`, `view` (empty:
+        One row per stratum (class, or class and view) of the train_val images, selected or not: `label`, `view` (empty:
         both), `train_val` and `valid` images, `share` (of the stratum that is held out), `departure` (from the share of
         all train_val images that is held out, in percentage points) and `images_off` (the same in images).
     """
@@ -327,3 +316,42 @@ def thin_classes(planned: pd.DataFrame) -> pd.Series:
     """Number of patients of each class that has fewer than `FEWEST_PATIENTS`, on the class names."""
     patients = planned[planned["label"].ne("")].groupby("label")["patient"].nunique().reindex(CLASSES, fill_value=0)
     return patients[patients < FEWEST_PATIENTS]
+
+
+def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> list[str]:
+    """What was read and how it was split, one line each.
+
+    Args:
+        entries: the image table as read.
+        planned: what `plan` made of it.
+        lists: the official lists that `plan` was given.
+    """
+    table = entries.table
+    lines = [
+        f"{entries.source.name}: {entries.rows:,} rows, {len(table):,} images of {table['patient'].nunique():,} "
+        f"patients, {len(entries.rejected):,} things left out or emptied"
+    ]
+    if lists:
+        rest = int((~table["image"].isin(lists[0] | lists[1])).sum())
+        lines.append(f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither")
+    else:
+        lines.append("No lists given: test is held out here, by patient")
+    crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
+    return [*lines, f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"]
+
+
+def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Title → table to print: single-label images, the selection, validation's departures, and both tests."""
+    apart = departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
+    for column, form in {"share": "{:.2%}", "departure": "{:+.2f}", "images_off": "{:+.1f}"}.items():
+        apart[column] = apart[column].map(form.format)
+
+    def flat(table: pd.DataFrame) -> pd.DataFrame:
+        return table.set_axis([" ".join(names) for names in table.columns], axis=1).rename_axis("class").reset_index()
+
+    return {
+        "Images with one of the seven labels": flat(single_labels(planned)),
+        "Selected images": selection(planned),
+        "Validation's share of train_val, and how far it departs (percentage points, images)": apart,
+        "Images of both tests; of all test images (natural) each counts for each finding": flat(test_counts(planned)),
+    }

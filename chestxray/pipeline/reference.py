@@ -104,7 +104,7 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         StudyError: the data are others than the reference's, or a model of another fit is there.
     """
     study.require(study.paths.manifest, "stages 1 and 2")
-    data, copies = manifest.fingerprint(study), {}
+    data, copies = manifest.fingerprint(study.paths), {}
     for model in MODELS:
         run, there = json.loads((source / model / "run.json").read_text()), study.paths.saved(model) / "run.json"
         if run["data_fingerprint"] != data:

@@ -111,7 +111,7 @@ def expect(study: Study, samples: Samples) -> np.ndarray:
         StageMissing: stage 2.1 has not been run.
         StudyError: a sample is of a patient in validation or test, or the table lacks its row.
     """
-    manifest = read_manifest(study)
+    manifest = read_manifest(study.paths)
     entries, lists = nih_tables.read_entries(study.paths.raw), nih_tables.read_lists(study.paths.raw)
     tested = entries.table["patient"][entries.table["image"].isin(lists[1] if lists else set())]
     elsewhere = {*manifest["patient"][manifest["split"].isin(("valid", "test"))], *tested}

@@ -98,7 +98,7 @@ def describe_run(study: Study) -> str:
         device = f"CPU, {os.cpu_count()} cores; no GPU is needed for the {study.profile.name} profile"
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"data     {study.data_note}, fingerprint {manifest.fingerprint(study)}\n"
+        f"data     {study.data_note}, fingerprint {manifest.fingerprint(study.paths)}\n"
         f"profile  {study.profile.name}, seed {study.seed}\n"
         f"device   {device}\n"
         f"versions {listed}"
@@ -128,7 +128,7 @@ class Run:
         self.folder = study.paths.saved(name)
         self.checkpoint_steps = checkpoint_steps
         self.parameters = {"profile": study.profile.name, **parameters}
-        self.data = manifest.fingerprint(study)
+        self.data = manifest.fingerprint(study.paths)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, tuple[int, float]] = {}

@@ -129,7 +129,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
         StageMissing: stage 2.1 has not been run.
         StudyError: the split has no image.
     """
-    manifest = read_manifest(study)
+    manifest = read_manifest(study.paths)
     keep = (manifest["split"] == split).to_numpy()
     if selected:
         keep = keep & manifest["selected"].to_numpy()

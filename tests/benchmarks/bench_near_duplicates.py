@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="phantom")
     study = open_study(parser.parse_args().dataset, "cpu", 2024)
-    manifest = read_manifest(study)
+    manifest = read_manifest(study.paths)
     paths = [store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]
     started, cpu = time.perf_counter(), time.process_time()

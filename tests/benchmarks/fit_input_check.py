@@ -212,7 +212,7 @@ def read_split(study: Study, split: str) -> Split:
         StageMissing: stage 2.1 has not been run.
         StudyError: the split has no image.
     """
-    manifest = read_manifest(study)
+    manifest = read_manifest(study.paths)
     table = manifest[manifest["split"] == split]
     if table.empty:
         raise StudyError(f"{study.paths.relative(study.paths.manifest)}: no image in split {split!r}; prepare it again")

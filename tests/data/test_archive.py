@@ -82,8 +82,8 @@ def test_what_comes_out_is_what_went_in(packed, elsewhere):
     del unpacked[sources.UNPACKED]
     assert unpacked == hashes(study.paths.data)
     assert not (there.paths.raw / "images").exists() and not there.paths.raw.is_symlink()
-    assert data_manifest.fingerprint(there) == data_manifest.fingerprint(study) == done.index.fingerprint
-    manifest = read_manifest(there)
+    assert data_manifest.fingerprint(there.paths) == data_manifest.fingerprint(study.paths) == done.index.fingerprint
+    manifest = read_manifest(there.paths)
     chosen = manifest[manifest["selected"]]
     for row in chosen.itertuples():
         stored = store_path(there.paths.store, row.image)
@@ -110,7 +110,7 @@ def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
     assert all(listed[name] == (len(content[name]), hashlib.sha256(content[name]).hexdigest()) for name in listed)
     data = archive.read_bytes()
     assert sealed == hashlib.sha256(data[:-2048]).hexdigest()
-    assert index["fingerprint"] == data_manifest.fingerprint(study)
+    assert index["fingerprint"] == data_manifest.fingerprint(study.paths)
 
 
 def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
@@ -137,7 +137,7 @@ def test_a_dataset_without_augmented_files_lists_or_boxes(make_raw, study_of, el
         ["images", "manifest.csv", "raw", "rejected.csv", "unpacked.json", *SPLITS]
     )
     assert [path.name for path in (done.folder / "raw").iterdir()] == ["Data_Entry_2017_v2020.csv"]
-    assert data_manifest.fingerprint(of_tiny(elsewhere)) == data_manifest.fingerprint(study)
+    assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == data_manifest.fingerprint(study.paths)
 
 
 def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, elsewhere):
@@ -175,7 +175,7 @@ archive.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     """Killed among the images, among the links to them, and before the folder gets its name."""
     study, archive = packed
-    manifest = read_manifest(study)
+    manifest = read_manifest(study.paths)
     entries, links = len(data_archive._read_index(archive).entries), int(manifest["selected"].sum())
     moves = {"images": 100, "links": entries + 20, "folder": entries + links + 2}[point]
     killed(UNPACKS, moves, archive, elsewhere)
@@ -315,7 +315,7 @@ def test_a_forged_archive_is_one_line_and_leaves_nothing(archive, elsewhere, cap
 def test_forging_alone_is_no_fault(archive, elsewhere):
     forge(archive, lambda index, members: None)
     done = data_archive.unpack(archive, elsewhere)
-    assert data_manifest.fingerprint(of_tiny(elsewhere)) == done.index.fingerprint
+    assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == done.index.fingerprint
 
 
 def test_no_archive_at_all(tmp_path, elsewhere, capsys):
@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_what_is_right_for_the_next_call(packed, elsewhere, mo
     assert not (elsewhere / "1_Datasets" / "tiny").exists()
     monkeypatch.setattr(Path, "replace", replace)
     assert data_archive.unpack(archive, elsewhere).kept == 50
-    assert data_manifest.fingerprint(of_tiny(elsewhere)) == data_manifest.fingerprint(study)
+    assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == data_manifest.fingerprint(study.paths)
 
 
 def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewhere):
@@ -476,7 +476,7 @@ def test_later_stages_run_from_the_archive_alone(tmp_path, monkeypatch):
     study = config.open_study("phantom", "quick", 2024, small)
     sources.prepare_raw("phantom", study)
     augmentation.write(study, augmentation.plan(preparation.prepare(study).manifest, study.seed))
-    fingerprint = data_manifest.fingerprint(study)
+    fingerprint = data_manifest.fingerprint(study.paths)
     assert __main__.main(["pack", "phantom", "--out", str(archive)]) == 0
     shutil.rmtree(home)
     assert __main__.main(["unpack", str(archive), "--root", str(away)]) == 0

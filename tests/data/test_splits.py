@@ -187,7 +187,7 @@ def test_both_tests_are_counted():
 
 
 def test_counts_and_departures_add_up():
-    planned = splits.plan(made_table(), None, 0.2, 100, 0)
+    planned = splits.plan(made_table().assign(sex="F"), None, 0.2, 100, 0)
     counts = splits.counts(planned)
     assert list(counts.index) == [*CLASSES, "Total"]
     assert counts.xs("images", axis=1, level=1).loc["Total"].sum() == planned["selected"].sum()

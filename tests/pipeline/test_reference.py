@@ -60,7 +60,7 @@ def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
 def made_from(study, folder, fingerprint=None):
     """A reference that says which data it comes from."""
     run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k", "members": []}
-    run["data_fingerprint"] = fingerprint or manifest.fingerprint(study)
+    run["data_fingerprint"] = fingerprint or manifest.fingerprint(study.paths)
     for model in MODELS:
         (folder / model).mkdir(parents=True)
         for name in reference.MODEL_FILES:

@@ -77,7 +77,7 @@ def test_a_split_holds_its_own_images(prepared_study):
 
 def test_every_image_of_a_split_teaches_findings(prepared_study):
     samples = load_findings(prepared_study, "train")
-    manifest = read_manifest(prepared_study)
+    manifest = read_manifest(prepared_study.paths)
     assert len(samples) == (manifest["split"] == "train").sum() > manifest["selected"].sum() / 3
     several = samples.table["findings"].eq("Effusion|Infiltration").to_numpy()
     assert several.any() and (samples.y[several].sum(axis=1) == 2).all()
@@ -127,10 +127,10 @@ def test_mixup_mixes_a_batch_with_itself_reversed(prepared_study):
 
 
 def test_the_fingerprint_follows_the_data(prepared_study):
-    before = fingerprint(prepared_study)
+    before = fingerprint(prepared_study.paths)
     manifest = prepared_study.paths.manifest
     manifest.write_text(manifest.read_text().replace("valid", "train", 1))
-    assert fingerprint(prepared_study) != before
+    assert fingerprint(prepared_study.paths) != before
 
 
 def test_missing_stages_are_named(tiny_study):

@@ -362,53 +362,13 @@ def run_plan(chosen: argparse.Namespace) -> int:
     entries = nih_tables.read_entries(chosen.metadata)
     lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
     planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
-    for line in _plan_lines(entries, planned, lists):
-        print(line)
-    for title, table in _plan_tables(planned):
+    print("\n".join(splits.describe(entries, planned, lists)))
+    for title, table in splits.tables(planned).items():
         _print_table(title, table)
-    csv = planned[list(splits.PLAN_COLUMNS)].to_csv(index=False, lineterminator="\n")
+    csv = planned.to_csv(index=False, lineterminator="\n")
     files.atomic_write(chosen.out, csv.encode())
     print(f"\n{chosen.out}: {len(planned):,} rows")
     return 0
-
-
-def _plan_lines(entries: Any, planned: Any, lists: Any) -> list[str]:
-    """What was read and how it was split, in words; `entries` is a `metadata.Entries`."""
-    table = entries.table
-    lines = [
-        f"{entries.source.name}: {entries.rows:,} rows, {len(table):,} images of {table['patient'].nunique():,} "
-        f"patients, {len(entries.rejected):,} things left out or emptied"
-    ]
-    if lists:
-        rest = int((~table["image"].isin(lists[0] | lists[1])).sum())
-        lines.append(f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither")
-    else:
-        lines.append("No lists given: test is held out here, by patient")
-    crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
-    lines.append(f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits")
-    return lines
-
-
-def _plan_tables(planned: Any) -> list[tuple[str, Any]]:
-    """Titles and tables of numbers: single-label images, the selection, validation's departures, and both tests."""
-    from chestxray.data import splits
-
-    departures = splits.departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
-    departures["share"] = departures["share"].map("{:.2%}".format)
-    departures["departure"] = departures["departure"].map("{:+.2f}".format)
-    departures["images_off"] = departures["images_off"].map("{:+.1f}".format)
-    tests = _flat(splits.test_counts(planned))
-    return [
-        ("Images with one of the seven labels", _flat(splits.single_labels(planned))),
-        ("Selected images", splits.selection(planned)),
-        ("Validation's share of train_val, and how far it departs (percentage points, images)", departures),
-        ("Images of both tests; in the natural one an image counts for each finding", tests),
-    ]
-
-
-def _flat(table: Any) -> Any:
-    """A table by class with its two rows of column names joined to one."""
-    return table.set_axis([" ".join(names) for names in table.columns], axis=1).rename_axis("class").reset_index()
 
 
 def _print_table(title: str, table: Any) -> None:
