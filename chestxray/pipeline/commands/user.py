@@ -393,7 +393,7 @@ def run_pack(chosen: argparse.Namespace) -> int:
     _set_root(chosen)
     from chestxray import files
     from chestxray.data import archive
-    from chestxray.pipeline.runner import shown
+    from chestxray.pipeline.progress import shown
 
     done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
     print(f"{shown(done.path)}: {files.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
@@ -405,7 +405,7 @@ def run_unpack(chosen: argparse.Namespace) -> int:
     """`chestxray unpack`."""
     _set_root(chosen)
     from chestxray.data import archive
-    from chestxray.pipeline.runner import shown
+    from chestxray.pipeline.progress import shown
 
     done = archive.unpack(chosen.archive)
     kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
