@@ -1,79 +1,24 @@
-"""Who and what is in the data: findings, how they go together, and what age, sex, view and grey levels tell of them.
+"""Associations: findings with each other, and with age, sex, view and grey levels.
 
-It owns the exploratory statistics: counts, co-occurrence, effect sizes, and the question of what can be told without
-looking at a lung. It takes tables with the manifest's columns and arrays of grey levels; it must not know files,
-figures, splits or models. They are here, not in a notebook, because each needs a test against an independent source,
-and because an interval that forgets that a patient has many images is the commonest error in the field.
-
-Every interval resamples patients: one bootstrap draw takes as many patients as there are, with replacement, and all the
-images of each. The draws of one `Resample` serve all statistics, so each of them is one sparse product.
+The statistics of the exploratory analysis, on tables with the manifest's columns and arrays of grey levels. Intervals
+and p-values come from resampled patients (`bootstrap`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
 
 from chestxray.config import NIH_FINDINGS
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
 
 FEWEST_PATIENTS = 10
 """A finding in fewer patients than this gets no estimate: its interval would be fiction."""
 
-
 _COUNTED = ["factor", "finding", "images", "patients"]
 _EFFECT = ["effect", "effect_low", "effect_high", "p"]
-
-
-@dataclass(frozen=True)
-class Resample:
-    """Bootstrap draws of patients.
-
-    Attributes:
-        codes: (images,) number of each image's patient.
-        times: (draws + 1, patients) float32, how often each draw takes each patient; the first row takes each once, so
-            that the first entry of every statistic is its estimate and the rest its bootstrap distribution.
-    """
-
-    codes: np.ndarray
-    times: np.ndarray
-
-    @classmethod
-    def of(cls, patients: pd.Series, draws: int, seed: int) -> Resample:
-        """Draw from the patients of a table.
-
-        Args:
-            patients: the patient of each image.
-            draws: bootstrap draws.
-            seed: seeds them.
-        """
-        codes, names = pd.factorize(patients)
-        rng = np.random.default_rng(seed)
-        times = np.ones((draws + 1, len(names)), dtype=np.float32)
-        for row in times[1:]:
-            row[:] = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
-        return cls(codes, times)
-
-    def count(self, cells: np.ndarray, size: int, where: np.ndarray) -> np.ndarray:
-        """Count images by cell in every draw.
-
-        Args:
-            cells: (images,) integers from 0 to size - 1; ignored where `where` is false.
-            size: number of cells.
-            where: (images,) bool, which images count.
-
-        Returns:
-            (draws + 1, size) float64.
-        """
-        shape = (self.times.shape[1], size)
-        counts = sparse.csr_array((np.ones(where.sum(), np.float32), (self.codes[where], cells[where])), shape=shape)
-        return np.asarray((counts.T @ self.times.T).T, dtype=np.float64)
-
-    def patients(self, where: np.ndarray) -> int:
-        """Return how many patients the images `where` belong to."""
-        return len(np.unique(self.codes[where]))
 
 
 def findings_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -92,18 +37,18 @@ def co_occurrence(marks: pd.DataFrame) -> pd.DataFrame:
     Args:
         marks: as `findings_of` returns it.
     """
-    whole = marks.astype(int)
-    return whole.T @ whole
+    ones = marks.astype(int)
+    return ones.T @ ones
 
 
 def lift(marks: pd.DataFrame) -> pd.DataFrame:
-    """How many times as often two findings go together as they would if they knew nothing of each other.
+    """How many times as often two findings occur together as they would if they were independent.
 
     Args:
         marks: as `findings_of` returns it.
 
     Returns:
-        Observed over expected images of each pair; 1 is chance; empty on the diagonal and for findings never seen.
+        Observed over expected images of each pair; 1 is chance; empty on the diagonal and for a finding without images.
     """
     both = co_occurrence(marks)
     alone = pd.Series(np.diag(both), index=both.index, dtype=float).replace(0, np.nan)
@@ -114,7 +59,7 @@ def lift(marks: pd.DataFrame) -> pd.DataFrame:
 def binary_effects(
     marks: pd.DataFrame,
     exposed: pd.Series,
-    resample: Resample,
+    draws: Draws,
     factor: str,
     strata: pd.Series | None = None,
 ) -> pd.DataFrame:
@@ -127,7 +72,7 @@ def binary_effects(
     Args:
         marks: (images, findings) bool.
         exposed: True or False for each image; empty values leave the image out.
-        resample: draws over the same images.
+        draws: over the same images.
         factor: name of the comparison, for the table.
         strata: a group for each image; empty values leave the image out.
 
@@ -142,33 +87,33 @@ def binary_effects(
     if strata is not None:
         group, _ = pd.factorize(strata)
         known = known & (group >= 0)
-    size = 2 * (group.max() + 1)
     cells = 2 * group + exposed.where(exposed.notna(), False).to_numpy(dtype=bool)
-    everyone = resample.count(cells, size, known).reshape(-1, size // 2, 2)
+    shape = (-1, group.max() + 1, 2)
+    everyone = _counts(draws, cells, known, 2 * (group.max() + 1)).reshape(shape)
     rows = []
     for finding in marks.columns:
         where = known & marks[finding].to_numpy()
-        with_it = resample.count(cells, size, where).reshape(everyone.shape)
-        row = {"factor": factor, "finding": finding, "images": int(where.sum()), "patients": resample.patients(where)}
-        total, seen = everyone[0].sum(axis=0), with_it[0].sum(axis=0)
+        with_it = _counts(draws, cells, where, 2 * (group.max() + 1)).reshape(shape)
+        row = _row(factor, finding, where, draws)
         ratio = _odds_ratio(with_it, everyone)
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = _wald(np.log(ratio))
+            p = bootstrap.p_value(np.log(ratio))
         if row["patients"] >= FEWEST_PATIENTS and not np.isnan(p):
             phi = _phi(with_it.sum(axis=1), everyone.sum(axis=1))
-            low, high = _interval(phi)
-            row |= {"rate": seen[1] / total[1], "rate_other": seen[0] / total[0], "odds_ratio": ratio[0]}
-            row |= dict(zip(("odds_low", "odds_high"), _interval(ratio), strict=True))
+            low, high, _ = bootstrap.interval(phi)
+            other, rate = with_it[0].sum(axis=0) / everyone[0].sum(axis=0)
+            odds_low, odds_high, _ = bootstrap.interval(ratio)
+            row |= {"rate": rate, "rate_other": other}
+            row |= {"odds_ratio": ratio[0], "odds_low": odds_low, "odds_high": odds_high}
             # V has no sign: an interval of the signed coefficient that holds 0 starts, for V, at 0.
             ends = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
             row |= {"effect": abs(phi[0]), "effect_low": ends[0], "effect_high": ends[1], "p": p}
         rows.append(row)
-    return pd.DataFrame(
-        rows, columns=[*_COUNTED, "rate", "rate_other", "odds_ratio", "odds_low", "odds_high", *_EFFECT]
-    )
+    odds = ["rate", "rate_other", "odds_ratio", "odds_low", "odds_high"]
+    return pd.DataFrame(rows, columns=[*_COUNTED, *odds, *_EFFECT])
 
 
-def ordinal_effects(marks: pd.DataFrame, values: pd.Series, resample: Resample, factor: str) -> pd.DataFrame:
+def ordinal_effects(marks: pd.DataFrame, values: pd.Series, draws: Draws, factor: str) -> pd.DataFrame:
     """Rank-biserial correlation of each finding with whole numbers such as age, the intervals resampled by patient.
 
     It is the chance that an image with the finding has the larger value, less the chance that it has the smaller one:
@@ -177,7 +122,7 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, resample: Resample, 
     Args:
         marks: (images, findings) bool.
         values: whole numbers from 0; empty values leave the image out.
-        resample: draws over the same images.
+        draws: over the same images.
         factor: name of the comparison, for the table.
 
     Returns:
@@ -187,29 +132,30 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, resample: Resample, 
     known = values.notna().to_numpy()
     cells = values.fillna(0).to_numpy(dtype=int)
     size = int(cells.max(initial=0)) + 1
-    everyone = resample.count(cells, size, known)
+    everyone = _counts(draws, cells, known, size)
     rows = []
     for finding in marks.columns:
         mark = marks[finding].to_numpy()
         where = known & mark
-        row = {"factor": factor, "finding": finding, "images": int(where.sum()), "patients": resample.patients(where)}
+        row = _row(factor, finding, where, draws)
         if row["patients"] >= FEWEST_PATIENTS and (known & ~mark).any():
-            with_it = resample.count(cells, size, where)
+            with_it = _counts(draws, cells, where, size)
             correlation = _rank_biserial(with_it, everyone - with_it)
+            low, high, _ = bootstrap.interval(correlation)
             row |= {"median": np.median(cells[where]), "median_other": np.median(cells[known & ~mark])}
-            row |= {"effect": correlation[0], "p": _wald(correlation)}
-            row |= dict(zip(("effect_low", "effect_high"), _interval(correlation), strict=True))
+            row |= {"effect": correlation[0], "effect_low": low, "effect_high": high}
+            row["p"] = bootstrap.p_value(correlation)
         rows.append(row)
     return pd.DataFrame(rows, columns=[*_COUNTED, "median", "median_other", *_EFFECT])
 
 
-def association(labels: pd.Series, factor: pd.Series, resample: Resample) -> tuple[float, float, float]:
+def association(labels: pd.Series, factor: pd.Series, draws: Draws) -> tuple[float, float, float]:
     """Cramér's V of the class with a factor of any number of values, and its 95 % interval by patients.
 
     Args:
         labels: class of each image; empty values leave the image out.
         factor: value of each image; empty values leave the image out.
-        resample: draws over the same images.
+        draws: over the same images.
 
     Returns:
         Estimate, low, high. V is never negative, so its interval cannot hold 0: read it as a size, not as a test.
@@ -217,17 +163,17 @@ def association(labels: pd.Series, factor: pd.Series, resample: Resample) -> tup
     rows, columns = pd.factorize(labels), pd.factorize(factor)
     known = (rows[0] >= 0) & (columns[0] >= 0)
     shape = (len(rows[1]), len(columns[1]))
-    tables = resample.count(rows[0] * shape[1] + columns[0], shape[0] * shape[1], known).reshape(-1, *shape)
+    tables = _counts(draws, rows[0] * shape[1] + columns[0], known, shape[0] * shape[1]).reshape(-1, *shape)
     total = tables.sum(axis=(1, 2), keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = tables.sum(axis=1, keepdims=True) * tables.sum(axis=2, keepdims=True) / total
         squared = np.nansum((tables - expected) ** 2 / expected, axis=(1, 2)) / total[:, 0, 0]
     values = np.sqrt(squared / (min(shape) - 1))
-    return float(values[0]), *_interval(values)
+    return float(values[0]), *bootstrap.interval(values)[:2]
 
 
 def correct(effects: pd.DataFrame) -> pd.DataFrame:
-    """Correct `p` for having asked many questions at once; the rows given are the family.
+    """Correct `p` for the number of tests; the rows given are the family.
 
     Args:
         effects: rows of `binary_effects` and `ordinal_effects` put together.
@@ -236,16 +182,15 @@ def correct(effects: pd.DataFrame) -> pd.DataFrame:
         The same with `p_holm` (Holm, Scand J Stat 1979: the chance of one false claim among all) and `p_bh` (Benjamini
         and Hochberg, J R Stat Soc B 1995: the share of false claims among those made). Rows without p stay empty.
     """
-    asked = effects["p"].dropna()
-    order = asked.sort_values()
-    steps = order * np.arange(len(order), 0, -1)
-    holm = steps.cummax().clip(upper=1)
-    found = pd.Series(stats.false_discovery_control(asked), index=asked.index) if len(asked) else asked
-    return effects.assign(p_holm=holm.reindex(effects.index), p_bh=found.reindex(effects.index))
+    tested = effects["p"].dropna()
+    found = pd.Series(stats.false_discovery_control(tested), index=tested.index) if len(tested) else tested
+    return effects.assign(p_holm=bootstrap.holm(effects["p"]), p_bh=found.reindex(effects.index))
 
 
-def told_by(features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: int, folds: int = 5) -> pd.Series:
-    """How well a few plain numbers tell a class, on rows of groups that were not learned from.
+def predictability(
+    features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: int, folds: int = 5
+) -> pd.Series:
+    """How well a few plain numbers predict a class, cross-validated by group.
 
     Args:
         features: numbers of each row; empty values are allowed.
@@ -255,7 +200,7 @@ def told_by(features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: 
         folds: cross-validation folds.
 
     Returns:
-        AUROC of each class against the rest, by extremely randomised trees; .5 means that the numbers tell nothing.
+        AUROC of each class against the rest, by extremely randomised trees; .5 means that the numbers predict nothing.
     """
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import roc_auc_score
@@ -265,8 +210,8 @@ def told_by(features: pd.DataFrame, target: pd.Series, groups: pd.Series, seed: 
     trees = ExtraTreesClassifier(60, max_depth=8, min_samples_leaf=10, random_state=seed)
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     numbers = features.astype(float)
-    told = cross_val_predict(trees, numbers, target, groups=groups, cv=parts, method="predict_proba")
-    return pd.Series({name: roc_auc_score(target == name, told[:, place]) for place, name in enumerate(names)})
+    scores = cross_val_predict(trees, numbers, target, groups=groups, cv=parts, method="predict_proba")
+    return pd.Series({name: roc_auc_score(target == name, scores[:, k]) for k, name in enumerate(names)})
 
 
 def pixel_summary(stack: np.ndarray) -> pd.DataFrame:
@@ -296,6 +241,17 @@ def pixel_summary(stack: np.ndarray) -> pd.DataFrame:
     )
 
 
+def _counts(draws: Draws, cells: np.ndarray, where: np.ndarray, size: int) -> np.ndarray:
+    """(1 + draws, size) images in each cell, of those `where` is true."""
+    return draws.within(where).counts(cells[where], size)
+
+
+def _row(factor: str, finding: str, where: np.ndarray, draws: Draws) -> dict[str, object]:
+    """The images that show a finding, and their patients."""
+    patients = len(np.unique(draws.codes[where]))
+    return {"factor": factor, "finding": finding, "images": int(where.sum()), "patients": patients}
+
+
 def _odds_ratio(with_it: np.ndarray, everyone: np.ndarray) -> np.ndarray:
     """Mantel–Haenszel odds ratio of (draws, strata, 2) counts; with one stratum the plain odds ratio."""
     without = everyone - with_it
@@ -319,20 +275,3 @@ def _rank_biserial(with_it: np.ndarray, without: np.ndarray) -> np.ndarray:
     above = without.sum(axis=1, keepdims=True) - below - without
     with np.errstate(divide="ignore", invalid="ignore"):
         return (with_it * (below - above)).sum(axis=1) / (with_it.sum(axis=1) * without.sum(axis=1))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the draws after the first entry, which is the estimate."""
-    drawn = values[1:][~np.isnan(values[1:])]
-    if not len(drawn):
-        return np.nan, np.nan
-    low, high = np.quantile(drawn, (0.025, 0.975), method="nearest")
-    return float(low), float(high)
-
-
-def _wald(values: np.ndarray) -> float:
-    """Two-sided p of the estimate against 0; NaN where more than 1 in 100 draws has no finite value."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or len(drawn) < 0.99 * (len(values) - 1) or drawn.std() == 0:
-        return np.nan
-    return float(2 * stats.norm.sf(abs(values[0]) / drawn.std(ddof=1)))

@@ -1,17 +1,18 @@
-"""Drawing patients again and again, and what their draws say: intervals, p-values, and Holm's correction.
+"""Bootstrap: resampled patients, their intervals and p-values, and Holm's correction.
 
-It owns the bootstrap of the study. Patients are drawn, not images: images of one patient resemble each other, and
-counting them as independent makes intervals too narrow. A draw is a weight for each patient, how often he was drawn, so
-that a statistic is computed for all draws at once. It knows neither metrics nor the columns of any table.
+Patients are resampled, not images: images of one patient resemble each other, and counting them as independent makes
+intervals too narrow. A draw is a weight for each patient, how often it takes that patient, so that a statistic is
+computed for all draws at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import sparse, stats
 
 COVERAGE = 95.0
 """Per cent of the draws that an interval encloses."""
@@ -23,8 +24,8 @@ class Draws:
 
     Attributes:
         codes: (n,) int, each image's patient, a row of `weights`.
-        weights: (patients, 1 + draws) float, how often each draw takes each patient. Column 0 is all ones, the data as
-            they are, so that estimate and draws come from the same arithmetic.
+        weights: (patients, 1 + draws) float, how often each draw takes each patient. Column 0 is all ones, the data
+            themselves, so that estimate and draws come from the same arithmetic.
     """
 
     codes: np.ndarray
@@ -48,17 +49,17 @@ class Draws:
         return cls(codes, weights)
 
     def within(self, images: np.ndarray) -> Draws:
-        """The same draws for some images, (n,) bool or positions: a patient is in or out of all such sets together."""
+        """The same draws for a subset of the images, (n,) bool or positions."""
         return Draws(self.codes[images], self.weights)
 
     def totals(self, values: np.ndarray) -> np.ndarray:
-        """Sum what each image counts, in every draw.
+        """Sum of the images' values in every draw.
 
         Args:
             values: (n,) or (n, K) numbers or truths.
 
         Returns:
-            (1 + draws,) or (1 + draws, K); row 0 is the data as they are.
+            (1 + draws,) or (1 + draws, K); row 0 is the estimate.
         """
         values = np.asarray(values, dtype=float)
         flat = values.reshape(len(values), -1)
@@ -66,8 +67,21 @@ class Draws:
         each = np.stack([np.bincount(self.codes, column, number) for column in flat.T], axis=1)
         return (self.weights.T @ each).reshape(-1, *values.shape[1:])
 
+    def counts(self, cells: np.ndarray, size: int) -> np.ndarray:
+        """Images in each cell of a table in every draw; quick where there are many cells.
+
+        Args:
+            cells: (n,) int, the cell of each image, 0 to size - 1.
+            size: cells of the table.
+
+        Returns:
+            (1 + draws, size).
+        """
+        each = sparse.csr_array((np.ones(len(cells)), (self.codes, cells)), shape=(len(self.weights), size))
+        return (each.T @ self.weights).T
+
     def means(self, values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
-        """Mean of each image's value in every draw, NaN where a draw has no such image.
+        """Mean of the images' values in every draw, NaN where a draw has no such image.
 
         Args:
             values: (n,) or (n, K).
@@ -83,13 +97,13 @@ class Draws:
 
 
 def interval(values: np.ndarray, basic: bool = False) -> tuple[float, float, int]:
-    """The middle 95 % of the draws.
+    """The 95 % interval of a statistic: the middle of its draws.
 
     Args:
         values: (1 + draws,), the estimate first; draws in which the statistic is undefined are NaN and left out.
-        basic: turn the percentiles about the estimate (Davison & Hinkley 1997, 5.2): for a statistic that is biased
-            upwards by chance, such as a calibration error, draws are biased a second time, and plain percentiles would
-            lie above the truth.
+        basic: the basic interval (Davison & Hinkley 1997, 5.2), percentiles reflected about the estimate. For a
+            statistic that is biased upwards, such as a calibration error, draws are biased a second time, and plain
+            percentiles would lie above the truth.
 
     Returns:
         Low, high (NaN where nothing is defined), and how many draws are defined.
@@ -129,17 +143,29 @@ def p_value(values: np.ndarray) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Correct p-values for having asked many questions at once (Holm, Scand J Stat 1979).
+    """Holm's correction of the p-values of one family of tests (Scand J Stat 1979).
 
     Args:
-        p: (n,) 0 to 1; NaN where nothing was asked.
+        p: (n,) 0 to 1; NaN where nothing was tested.
 
     Returns:
         (n,): rejecting what is below .05 here makes one false claim or more in at most 5 of 100 such families.
     """
     p = np.asarray(p, dtype=float)
-    asked = np.flatnonzero(~np.isnan(p))
-    order = asked[np.argsort(p[asked], kind="stable")]
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
     corrected = np.full(len(p), np.nan)
     corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return corrected
+
+
+def table(rows: Mapping[tuple, Mapping[str, object]], names: Sequence[str]) -> pd.DataFrame:
+    """A results table of rows such as `entry` makes.
+
+    Args:
+        rows: the columns of each row, by its place in the index.
+        names: of the index's levels.
+    """
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    found.index = pd.MultiIndex.from_tuples(rows, names=names)
+    return found

@@ -1,17 +1,13 @@
-"""Whether a probability means what it says, and putting it right where it doesn't.
+"""Calibration: temperature scaling, Platt scaling, bias and prior correction, and the errors they leave.
 
-It owns reliability diagrams, calibration errors, temperature scaling fitted on validation, and the correction for
-classes that are rarer in the clinic than in training. It knows predictions tables and nothing of networks or figures.
-
-Two questions are asked of a model. Of a **finding**, on the natural test: of the radiographs given 20 %, do 20 % show
-it? Each finding is a question of its own, and nothing needs to sum to one. Of the **classes**, on the radiographs with
-exactly one of them: is the most probable class right as often as its probability says? There the seven probabilities
-are first brought to sum to one (`evaluation.one_class`).
+Of a **finding**, over all test images: of the radiographs given 20 %, do 20 % show it? Each has a probability of its
+own. Of the **classes**, over the images with exactly one: is the most probable class right as often as its probability
+says? There the seven probabilities are first brought to sum to one. Everything is fitted on validation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -27,123 +23,91 @@ _TINY = 1e-7
 _HOTTEST = 100.0
 
 
-def bin_edges(scores: np.ndarray, bins: int = BINS, strategy: str = "quantile") -> np.ndarray:
-    """Where the bins of a reliability diagram end.
-
-    Args:
-        scores: (n,) probabilities.
-        bins: how many.
-        strategy: `quantile`, bins of equally many images, or `uniform`, bins of equal width.
-
-    Returns:
-        (bins + 1,) from lowest to highest, fewer where scores coincide; an image belongs to the bin whose upper edge
-        is the first not below its score.
-
-    Raises:
-        StudyError: the strategy is unknown.
-    """
-    if strategy == "uniform":
-        return np.linspace(0, 1, bins + 1)
-    if strategy == "quantile":
-        return np.unique(np.percentile(scores, np.linspace(0, 100, bins + 1)))
-    raise StudyError(f"strategy {strategy!r} is unknown; there are: quantile, uniform")
-
-
 def _bin_totals(
-    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int, strategy: str
+    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins)."""
-    edges = bin_edges(scores, bins, strategy)
+    """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins).
+
+    Bins hold equally many images, fewer bins where scores coincide.
+    """
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
+    edges = np.unique(np.percentile(scores, np.linspace(0, 100, bins + 1)))
     inside = np.searchsorted(edges[1:-1], scores)
     cells = np.eye(max(1, len(edges) - 1))[inside]
     return draws.totals(cells), draws.totals(cells * scores[:, None]), draws.totals(cells * truth[:, None])
 
 
-def reliability(
-    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS, strategy: str = "quantile"
-) -> pd.DataFrame:
-    """The points of a reliability diagram.
+def reliability(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS) -> pd.DataFrame:
+    """The points of a reliability diagram, in bins of equally many images.
 
     Args:
         scores: (n,) probabilities.
-        truth: (n,) bool, whether what they foretell is so.
+        truth: (n,) bool.
         draws: draws over the same images.
         bins: how many.
-        strategy: as for `bin_edges`.
 
     Returns:
-        One row a bin that has images: `predicted` (mean probability), `observed` (share that is so) with its interval
-        `low` and `high`, and `images`.
+        One row per bin that has images: `predicted` (mean probability), `observed` (share of positives) with its
+        interval `low` and `high`, and `images`.
     """
-    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
-    images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
+    images, predicted, positive = _bin_totals(scores, truth, draws, bins)
     with np.errstate(divide="ignore", invalid="ignore"):
-        observed = found / images
+        observed = positive / images
     rows = []
-    for place in np.flatnonzero(images[0]):
-        low, high, _ = bootstrap.interval(observed[:, place])
-        point = {"predicted": foretold[0, place] / images[0, place], "observed": observed[0, place]}
-        rows.append(point | {"low": low, "high": high, "images": int(images[0, place])})
+    for k in np.flatnonzero(images[0]):
+        low, high, _ = bootstrap.interval(observed[:, k])
+        point = {"predicted": predicted[0, k] / images[0, k], "observed": observed[0, k]}
+        rows.append(point | {"low": low, "high": high, "images": int(images[0, k])})
     return pd.DataFrame(rows)
 
 
-def error_draws(
-    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS, strategy: str = "quantile"
-) -> np.ndarray:
+def error_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS) -> np.ndarray:
     """Expected calibration error in every draw: the mean gap of a reliability diagram (Naeini et al., AAAI 2015).
 
     Even a perfect model shows some error on few images, and a draw shows more; give its interval by
-    `resampling.interval(…, basic=True)`.
+    `bootstrap.interval(…, basic=True)`.
+
+    Args:
+        scores: (n,) probabilities.
+        truth: (n,) bool.
+        draws: draws over the same images.
+        bins: how many, of equally many images.
 
     Returns:
         (1 + draws,), 0 to 1.
     """
-    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
-    images, foretold, found = _bin_totals(scores, truth, draws, bins, strategy)
-    return np.abs(foretold - found).sum(axis=1) / images.sum(axis=1)
+    images, predicted, positive = _bin_totals(scores, truth, draws, bins)
+    return np.abs(predicted - positive).sum(axis=1) / images.sum(axis=1)
 
 
 def brier_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> np.ndarray:
     """Brier score in every draw: the mean squared error of probabilities (Brier, Mon Weather Rev 1950).
 
     Args:
-        scores: (n,) probabilities of one question, or (n, K) of classes that sum to one.
+        scores: (n,) probabilities of one finding, or (n, K) of classes that sum to one.
         truth: the same shape, 0 or 1.
         draws: draws over the same images.
 
     Returns:
-        (1 + draws,), 0 to 1 of one question, 0 to 2 of classes.
+        (1 + draws,), 0 to 1 of a finding, 0 to 2 of classes.
     """
     squares = (np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2
     return draws.means(squares.reshape(len(squares), -1).sum(axis=1))
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """Temperature scaling of classes (Guo et al., ICML 2017), with a bias for each class where one was fitted.
-
-    Attributes:
-        temperature: above 1 makes the probabilities more even.
-        bias: (K,) added to each class's scaled log-probability.
-    """
-
-    temperature: float
-    bias: np.ndarray
-
-    def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Scale (n, K) scores, which need not sum to one; what comes back does."""
-        logits = np.log(one_class(probabilities)) / self.temperature + self.bias
-        return special.softmax(logits, axis=1)
-
-
-def fit_classes(probabilities: np.ndarray, labels: np.ndarray, bias: bool = False, even: bool = False) -> Scaling:
-    """Fit a temperature, and on request a bias for each class, by the log-likelihood of the true classes.
+def fit_classes(
+    probabilities: np.ndarray, labels: np.ndarray, bias: bool = False, even: bool = False
+) -> tuple[float, np.ndarray]:
+    """Temperature, and on request a bias for each class, by maximum likelihood (Guo et al., ICML 2017).
 
     Args:
         probabilities: (n, K) scores of validation images.
         labels: (n,) class indices.
         bias: fit a bias for each class too; they sum to zero.
-        even: let every class weigh the same, as if all were equally common.
+        even: weigh all classes the same, as if all were equally common.
+
+    Returns:
+        Temperature (above 1 makes probabilities more even) and (K,) biases, for `apply_classes`.
 
     Raises:
         StudyError: no image.
@@ -164,17 +128,57 @@ def fit_classes(probabilities: np.ndarray, labels: np.ndarray, bias: bool = Fals
         by_heat = -(slope * logits).sum() * np.exp(-parameters[0])
         return float(weights @ surprise), np.r_[by_heat, slope.sum(axis=0) if bias else []]
 
-    reach = np.log(_HOTTEST)
-    limits = [(-reach, reach)] + [(-20, 20)] * (number if bias else 0)
-    found = optimize.minimize(loss, np.zeros(len(limits)), jac=True, method="L-BFGS-B", bounds=limits)
-    shifts = found.x[1:] - found.x[1:].mean() if bias else np.zeros(number)
-    return Scaling(float(np.exp(found.x[0])), shifts)
+    temperature, shifts = _minimise(loss, number if bias else 0)
+    return temperature, shifts - shifts.mean() if bias else np.zeros(number)
+
+
+def apply_classes(probabilities: np.ndarray, temperature: float, bias: np.ndarray) -> np.ndarray:
+    """Calibrated probabilities of classes: (n, K), each row sums to one.
+
+    Args:
+        probabilities: (n, K) scores, which need not sum to one.
+        temperature: above 0; divides the log-probabilities.
+        bias: (K,) added to them.
+    """
+    return special.softmax(np.log(one_class(probabilities)) / temperature + bias, axis=1)
+
+
+def fit_offsets(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, pull: float = 0.01) -> np.ndarray:
+    """Bias correction alone: what to add to each class's log-odds so that classes are named as often as they occur.
+
+    An offset moves all radiographs alike: no AUROC changes, only which class is the most probable. The offsets minimise
+    the weighted cross-entropy of the softmax of the log-odds (Alexandari et al., ICML 2020).
+
+    Args:
+        logits: (n, K) log-odds of images on which nothing else was fitted.
+        labels: (n,) class indices.
+        weights: (n,) of the images, sum 1; give every class the same sum for classes that are equally common.
+        pull: weight of the squared offsets, which keeps those of rare classes small.
+
+    Returns:
+        (K,) offsets with mean 0.
+    """
+    rows = range(len(labels))
+
+    def loss(offsets: np.ndarray) -> float:
+        right = special.log_softmax(logits + offsets, axis=1)[rows, labels]
+        return float(-(weights * right).sum() + pull * (offsets**2).sum())
+
+    found = optimize.minimize(loss, np.zeros(logits.shape[1]), method="L-BFGS-B").x
+    return found - found.mean()
+
+
+def _minimise(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], biases: int) -> tuple[float, np.ndarray]:
+    """Temperature and biases of the smallest loss, a function of the temperature's logarithm and the biases."""
+    limits = [(-np.log(_HOTTEST), np.log(_HOTTEST)), *[(-20, 20)] * biases]
+    found = optimize.minimize(loss, np.zeros(1 + biases), jac=True, method="L-BFGS-B", bounds=limits).x
+    return float(np.exp(found[0])), found[1:]
 
 
 def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
-    """Fit a temperature and a bias for each class's log-odds on all validation images (Platt, 1999).
+    """Platt scaling of each class on all validation images.
 
-    A rare finding's probability, learned where it was made common, becomes the share of such radiographs that show it.
+    A rare finding's probability, trained where it was made common, becomes the share of such radiographs that show it.
 
     Args:
         valid: predictions for validation.
@@ -194,7 +198,13 @@ def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_finding(scores: np.ndarray, truth: np.ndarray, bias: bool = True) -> tuple[float, float]:
-    """Temperature and bias of one finding's log-odds: `expit(logit(score) / temperature + bias)` fits `truth` best."""
+    """Temperature and bias of one finding's log-odds by maximum likelihood (Platt, 1999).
+
+    Args:
+        scores: (n,) probabilities.
+        truth: (n,) bool.
+        bias: fit a bias too; 0 otherwise.
+    """
     truth = np.asarray(truth, dtype=bool)
     if truth.all() or not truth.any():
         return 1.0, 0.0
@@ -207,18 +217,33 @@ def fit_finding(scores: np.ndarray, truth: np.ndarray, bias: bool = True) -> tup
         gap = (special.expit(scaled) - truth) / len(truth)
         return float(surprise), np.r_[-(gap * odds).sum() * slope, [gap.sum()] if bias else []]
 
-    limits = [(-np.log(_HOTTEST), np.log(_HOTTEST)), (-20, 20)][: 1 + bias]
-    found = optimize.minimize(loss, np.zeros(len(limits)), jac=True, method="L-BFGS-B", bounds=limits)
-    return float(np.exp(found.x[0])), float(found.x[1]) if bias else 0.0
+    temperature, shifts = _minimise(loss, int(bias))
+    return temperature, float(shifts.sum())
+
+
+def apply_finding(scores: np.ndarray, temperature: float, bias: float) -> np.ndarray:
+    """Calibrated probabilities of one finding.
+
+    Args:
+        scores: (n,) probabilities.
+        temperature: above 0; divides the log-odds.
+        bias: added to them.
+    """
+    return special.expit(_log_odds(scores) / temperature + bias)
 
 
 def apply_findings(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
-    """Predictions with each class's probability calibrated by what `fit_findings` found on validation."""
-    calibrated = predictions.copy()
-    for name, row in fitted.iterrows():
-        odds = _log_odds(predictions[name].to_numpy(dtype=float))
-        calibrated[name] = special.expit(odds / row["temperature"] + row["bias"])
-    return calibrated
+    """Predictions with each class's probability calibrated.
+
+    Args:
+        predictions: a predictions table.
+        fitted: from `fit_findings`.
+    """
+    scaled = {
+        name: apply_finding(predictions[name].to_numpy(dtype=float), row["temperature"], row["bias"])
+        for name, row in fitted.iterrows()
+    }
+    return predictions.assign(**scaled)
 
 
 def _log_odds(scores: np.ndarray) -> np.ndarray:
@@ -226,7 +251,7 @@ def _log_odds(scores: np.ndarray) -> np.ndarray:
 
 
 def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Correct for classes being commoner or rarer than in training (Saerens, Latinne & Decaestecker, 2002, eq. 2.4).
+    """Prior correction for classes commoner or rarer than in training (Saerens, Latinne & Decaestecker, 2002, eq. 2.4).
 
     It holds where only the classes' shares differ, and not what a class looks like.
 
@@ -242,30 +267,26 @@ def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> 
     return moved / moved.sum(axis=1, keepdims=True)
 
 
-def estimate_shares(
-    probabilities: np.ndarray, trained: np.ndarray, steps: int = 1000, tolerance: float = 1e-8
-) -> np.ndarray:
+def estimate_shares(probabilities: np.ndarray, trained: np.ndarray) -> np.ndarray:
     """The classes' shares among images without any label, by expectation-maximisation (Saerens et al., 2002, eq. 2.9).
 
     Args:
         probabilities: (n, K) scores of the images in question; the better calibrated, the better the estimate.
         trained: (K,) shares of the classes that the model was trained on.
-        steps: at most so many.
-        tolerance: stop when no share changes by more.
 
     Returns:
         (K,) shares that sum to one.
     """
     shares = np.asarray(trained, dtype=float)
-    for _ in range(steps):
+    for _ in range(1000):
         before, shares = shares, shift(probabilities, trained, shares).mean(axis=0)
-        if np.abs(shares - before).max() < tolerance:
+        if np.abs(shares - before).max() < 1e-8:
             break
     return shares
 
 
 def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Calibration of each class on the natural test, before and after what validation teaches.
+    """Calibration of each class over all test images, before and after scaling.
 
     Args:
         valid: predictions for validation, on which temperature and bias are fitted.
@@ -281,27 +302,27 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
     drawn = Draws.of(test["patient"], draws, seed)
     rows = {}
     for name in CLASSES:
-        truth, learned = shows(test, name), shows(valid, name)
-        scores, held_out = (table[name].to_numpy(dtype=float) for table in (test, valid))
-        stages = {"as trained": scores}
-        for stage, bias in (("temperature", False), ("temperature and bias", True)):
-            temperature, moved = fit_finding(held_out, learned, bias)
-            stages[stage] = special.expit(_log_odds(scores) / temperature + moved)
+        truth, scores = shows(test, name), test[name].to_numpy(dtype=float)
+        fitted_on = valid[name].to_numpy(dtype=float), shows(valid, name)
+        stages = {
+            "as trained": scores,
+            "temperature": apply_finding(scores, *fit_finding(*fitted_on, bias=False)),
+            "temperature and bias": apply_finding(scores, *fit_finding(*fitted_on)),
+        }
         for stage, values in stages.items():
             rows[name, stage, "ece"] = _error_entry(values, truth, drawn)
             rows[name, stage, "brier"] = bootstrap.entry(brier_draws(values, truth, drawn))
-    return _frame(rows, ["class", "stage", "metric"])
+    return bootstrap.table(rows, ["class", "stage", "metric"])
 
 
 def classes_table(
-    valid: pd.DataFrame, test: pd.DataFrame, trained: np.ndarray | None = None, draws: int = 2000, seed: int = 0
+    valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Calibration of the most probable class among the radiographs with exactly one of the seven.
+    """Calibration of the most probable class over the test images with exactly one of the seven.
 
     Args:
         valid: predictions for validation; temperature and shares come from it.
         test: predictions for test.
-        trained: (7,) shares of the classes in training; equal if None, as in the study's balanced training set.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
 
@@ -311,28 +332,22 @@ def classes_table(
         classes weighing the same), metrics `ece` (of the most probable class), `brier` (0 to 2) and `accuracy`.
         Shares: index `class`, columns `training`, `validation`, `estimated` (on test without labels) and `test`.
     """
-    tables = [table[table["label"].ne("")] for table in (checked(valid), checked(test))]
-    (held_out, learned), (scores, truth) = (
-        (
-            table[list(CLASSES)].to_numpy(dtype=float),
-            pd.Categorical(table["label"], categories=list(CLASSES)).codes.astype(int),
-        )
-        for table in tables
-    )
+    valid, test = checked(valid), checked(test)
+    (fitted_on, learned), (scores, truth) = _single(valid), _single(test)
     number = len(CLASSES)
-    trained = np.full(number, 1 / number) if trained is None else np.asarray(trained, dtype=float)
+    trained = np.full(number, 1 / number)  # the training set is balanced
     there = np.bincount(learned, minlength=number) / max(1, len(learned))
     # Without the biases the estimate goes astray (Alexandari, Kundaje & Shrikumar, ICML 2020).
-    even = fit_classes(held_out, learned, bias=True, even=True).apply(scores)
+    even = apply_classes(scores, *fit_classes(fitted_on, learned, bias=True, even=True))
     estimated = estimate_shares(even, trained)
     stages = {
         "as trained": one_class(scores),
-        "temperature": fit_classes(held_out, learned).apply(scores),
-        "temperature and bias": fit_classes(held_out, learned, bias=True).apply(scores),
+        "temperature": apply_classes(scores, *fit_classes(fitted_on, learned)),
+        "temperature and bias": apply_classes(scores, *fit_classes(fitted_on, learned, bias=True)),
         "shares of validation": shift(even, trained, there),
         "shares estimated": shift(even, trained, estimated),
     }
-    drawn = Draws.of(tables[1]["patient"], draws, seed)
+    drawn = Draws.of(test.loc[test["label"].ne(""), "patient"], draws, seed)
     rows = {}
     for stage, values in stages.items():
         right = values.argmax(axis=1) == truth
@@ -340,23 +355,24 @@ def classes_table(
         rows[stage, "brier"] = bootstrap.entry(brier_draws(values, np.eye(number)[truth], drawn))
         rows[stage, "accuracy"] = bootstrap.entry(drawn.means(right))
     real = np.bincount(truth, minlength=number) / max(1, len(truth))
-    shares = pd.DataFrame(
-        {"training": trained, "validation": there, "estimated": estimated, "test": real},
-        index=pd.Index(CLASSES, name="class"),
-    )
-    return _frame(rows, ["stage", "metric"]), shares
+    shares = {"training": trained, "validation": there, "estimated": estimated, "test": real}
+    return bootstrap.table(rows, ["stage", "metric"]), pd.DataFrame(shares, index=pd.Index(CLASSES, name="class"))
 
 
-def reliability_table(
-    stages: dict[str, pd.DataFrame], draws: int = 2000, seed: int = 0, bins: int = BINS
-) -> pd.DataFrame:
-    """Reliability diagrams of each class on the natural test, for several versions of the same predictions.
+def _single(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and class indices of the images with a label, (n, 7) and (n,)."""
+    table = table[table["label"].ne("")]
+    labels = pd.Categorical(table["label"], categories=list(CLASSES)).codes.astype(int)
+    return table[list(CLASSES)].to_numpy(dtype=float), labels
+
+
+def reliability_table(stages: dict[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Reliability diagrams of each class over all test images, for several versions of the same predictions.
 
     Args:
         stages: predictions tables of the same images, such as before and after calibration.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
-        bins: how many, each of equally many images.
 
     Returns:
         Columns `class`, `stage`, and those of `reliability`.
@@ -366,19 +382,14 @@ def reliability_table(
         table = checked(predictions)
         drawn = Draws.of(table["patient"], draws, seed)
         for name in CLASSES:
-            points = reliability(table[name].to_numpy(dtype=float), shows(table, name), drawn, bins)
-            parts.append(points.assign(**{"class": name, "stage": stage}))
-    table = pd.concat(parts, ignore_index=True)
-    return table[["class", "stage", *(name for name in table if name not in ("class", "stage"))]]
+            points = reliability(table[name], shows(table, name), drawn)
+            points.insert(0, "class", name)
+            points.insert(1, "stage", stage)
+            parts.append(points)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _error_entry(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> dict[str, float]:
-    """The calibration error with its basic interval, kept within 0 to 1 and around the estimate."""
+    """The calibration error with its basic interval, clipped to 0–1 and made to include the estimate."""
     entry = bootstrap.entry(error_draws(scores, truth, draws), basic=True)
     return entry | {"low": max(0.0, entry["low"]), "high": min(1.0, max(entry["high"], entry["estimate"]))}
-
-
-def _frame(rows: dict[tuple[str, ...], dict[str, float]], names: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(rows, names=names)
-    return table

@@ -1,4 +1,4 @@
-"""Metrics: AUROC, confusion, ROC points, and the rows that a model and its labels disagree on most."""
+"""Metrics: AUROC, average precision, confusion matrix, ROC curve, and the images that model and label disagree on."""
 
 from __future__ import annotations
 
@@ -8,48 +8,55 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.predictions import _shares, checked, require_classes, single_label
+from chestxray.evaluation.predictions import checked, one_class, require_classes, single_label
 
 _FLOATS_AT_ONCE = 4_000_000
 
 
-def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean over the classes of the one-vs-rest AUROC; ties count half. Takes milliseconds.
+def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
+    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur; ties count half.
 
     Args:
-        labels: (n,) class indices, 0 to K - 1.
-        probabilities: (n, K) scores; only their order within a column matters.
+        y: (N, K) zeros and ones.
+        scores: (N, K) scores, higher for 1; only their order within a column matters.
 
     Returns:
-        0 to 1; 0.5 is chance.
+        The mean in 0–1, 0.5 for chance; NaN where no column has both values.
+    """
+    usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
+    return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")
+
+
+def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """`mean_auroc` of images with one class each, where every class must have images.
+
+    Args:
+        labels: (n,) class indices, 0 to 6.
+        probabilities: (n, 7) scores.
 
     Raises:
         StudyError: no image, or no other image, of a class; or a score is not a finite number.
     """
     labels = np.asarray(labels).astype(int)
     probabilities = np.asarray(probabilities, dtype=float)
-    endless = int((~np.isfinite(probabilities)).sum())
-    if endless:
-        raise StudyError(f"{endless} predicted probabilities are not finite: train with a lower learning rate")
-    number = probabilities.shape[1]
-    counts = np.bincount(labels, minlength=number)
-    for index, count in enumerate(counts):
+    if not np.isfinite(probabilities).all():
+        number = (~np.isfinite(probabilities)).sum()
+        raise StudyError(f"{number} predicted probabilities are not finite: train with a lower learning rate")
+    for name, count in zip(CLASSES, np.bincount(labels, minlength=len(CLASSES)), strict=True):
         if count in (0, len(labels)):
-            name = CLASSES[index] if number == len(CLASSES) else f"class {index}"
             raise StudyError(f"{count} of {len(labels)} images are {name}, so it has no AUROC: use more images")
-    once = Draws(np.zeros(len(labels), dtype=int), np.ones((1, 1)))
-    return float(np.mean([auroc_draws(labels == k, probabilities[:, k], once)[0] for k in range(number)]))
+    return mean_auroc(np.eye(len(CLASSES))[labels], probabilities)
 
 
 def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFrame:
-    """Confusion matrix of the single-label test: rows are the true class, columns the most probable one.
+    """Confusion matrix of the single-label test images: rows are the true class, columns the most probable one.
 
     Args:
         predictions: a predictions table.
         normalize: shares of the row (0 to 1, a row sums to 1) instead of counts.
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `comparison.evaluate`.
     """
     predictions = checked(predictions)
     require_classes(predictions)
@@ -61,13 +68,13 @@ def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFram
 
 
 def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The corners of the one-vs-rest ROC curve of each class on the single-label test.
+    """The corners of the one-vs-rest ROC curve of each class on the single-label test images.
 
     Returns:
         Columns `class`, `false_positive_rate`, `true_positive_rate` and `auroc` (the same for all rows of a class).
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `comparison.evaluate`.
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -83,30 +90,24 @@ def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Images of the single-label test that are taken for another class, the most confident first.
+    """Single-label test images whose most probable class is not their label, the most confident first.
 
     Returns:
         `image`, `patient`, `label`, `predicted`, `probability` of the predicted class among the seven brought to sum to
-        one, and `margin`, how far the true class lies behind it.
+        one, and `margin`, how much less the true class has.
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `comparison.evaluate`.
     """
-    predictions = checked(predictions)
-    selected = predictions[predictions["selected"]]
-    truth, guess = single_label(predictions)
-    shares = _shares(selected)
-    rows = range(len(selected))
-    table = selected[["image", "patient", "label"]].assign(
-        predicted=[CLASSES[k] for k in guess],
-        probability=shares[rows, guess],
-        margin=shares[rows, guess] - shares[rows, truth],
-    )
+    selected, truth, guess, scores = _single_label_scores(predictions)
+    probability = scores[range(len(scores)), guess]
+    table = _with_margin(selected, scores, truth, guess, "predicted")
+    table.insert(4, "probability", probability)
     return table[truth != guess].sort_values("margin", ascending=False, ignore_index=True)
 
 
 def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Images of the single-label test whose label may be wrong, by confident learning (Northcutt et al., JAIR 2021).
+    """Single-label test images whose label may be wrong, by confident learning (Northcutt et al., JAIR 2021).
 
     An image counts for a class when its probability there is at least the mean that this class's own images have, the
     most probable such class if there are several; it is suspect when that is not its label. The model's own errors
@@ -116,26 +117,31 @@ def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
         `image`, `patient`, `label`, `suggested`, and `margin` as in `confident_errors`; the largest margin first.
 
     Raises:
-        StudyError: as in `evaluate`.
+        StudyError: as `comparison.evaluate`.
     """
+    require_classes(checked(predictions))
+    selected, truth, _, scores = _single_label_scores(predictions)
+    thresholds = np.array([scores[truth == k, k].mean() for k in range(len(CLASSES))])
+    confident = np.where(scores >= thresholds, scores, -1)
+    suggested = confident.argmax(axis=1)
+    table = _with_margin(selected, scores, truth, suggested, "suggested")
+    suspect = (confident.max(axis=1) >= 0) & (suggested != truth)
+    return table[suspect].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def _single_label_scores(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the single-label test, their true and most probable classes, and (n, 7) probabilities that sum to one."""
     predictions = checked(predictions)
-    require_classes(predictions)
     selected = predictions[predictions["selected"]]
-    truth, _ = single_label(predictions)
-    shares = _shares(selected)
-    usual = np.array([shares[truth == k, k].mean() for k in range(len(CLASSES))])
-    sure = np.where(shares >= usual, shares, -1)
-    counted = sure.argmax(axis=1)
-    rows = range(len(selected))
-    table = selected[["image", "patient", "label"]].assign(
-        suggested=[CLASSES[k] for k in counted], margin=shares[rows, counted] - shares[rows, truth]
-    )
-    return table[(sure.max(axis=1) >= 0) & (counted != truth)].sort_values("margin", ascending=False, ignore_index=True)
+    return selected, *single_label(predictions), one_class(selected[list(CLASSES)].to_numpy(dtype=float))
 
 
-def auroc_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> np.ndarray:
-    """AUROC in every draw of patients: `rank_draws` without the average precision."""
-    return rank_draws(truth, scores, draws)[0]
+def _with_margin(
+    selected: pd.DataFrame, scores: np.ndarray, truth: np.ndarray, other: np.ndarray, name: str
+) -> pd.DataFrame:
+    rows = range(len(scores))
+    named = {name: [CLASSES[k] for k in other], "margin": scores[rows, other] - scores[rows, truth]}
+    return selected[["image", "patient", "label"]].assign(**named)
 
 
 def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
@@ -183,17 +189,3 @@ def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.
             area = np.einsum("sd,sd->d", positive, precision) / found[-1]
         precisions[part] = np.where((found[-1] > 0) & (drawn[-1] > found[-1]), area, np.nan)
     return areas, precisions
-
-
-def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur, by scikit-learn.
-
-    Args:
-        y: (N, K) zeros and ones.
-        scores: (N, K) scores, higher for 1.
-
-    Returns:
-        The mean in 0–1; NaN where no column has both values.
-    """
-    usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
-    return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")

@@ -1,7 +1,6 @@
-"""Where to draw the line: a threshold for each finding, what it catches and misses, and when it is worth using.
+"""Operating points: a threshold for each finding, its sensitivity and specificity, and decision curves.
 
-It owns operating points and decision curves. A threshold is chosen on validation and only measured on test. It knows
-predictions tables and nothing of networks or figures.
+A threshold is chosen on validation and only measured on test.
 """
 
 from __future__ import annotations
@@ -77,7 +76,17 @@ def choose(valid: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFram
 
 
 def point_draws(scores: np.ndarray, truth: np.ndarray, line: float, draws: Draws) -> dict[str, np.ndarray]:
-    """The metrics of `METRICS` of one threshold in every draw, each (1 + draws,); NaN where nothing is counted."""
+    """The metrics of `METRICS` of one threshold in every draw.
+
+    Args:
+        scores: (n,) high for positive.
+        truth: (n,) bool.
+        line: the threshold; a score that equals it counts as positive.
+        draws: draws over the same images.
+
+    Returns:
+        Each (1 + draws,); NaN where a draw has no image to count.
+    """
     truth, above = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float) >= line
     return {
         "sensitivity": draws.means(above, truth),
@@ -110,9 +119,7 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
             sums[metric] = sums[metric] + values / len(points)
     for metric, values in sums.items():
         rows["mean", metric] = bootstrap.entry(values) | {"n_images": len(test), "n_positive": pd.NA}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = pd.MultiIndex.from_tuples(rows, names=["finding", "metric"])
-    return table.astype({"n_positive": "Int64"})
+    return bootstrap.table(rows, ["finding", "metric"]).astype({"n_positive": "Int64"})
 
 
 def summary(
@@ -124,16 +131,21 @@ def summary(
 ) -> pd.DataFrame:
     """Mean sensitivity and specificity of the six findings for every model, each at its own validation thresholds.
 
+    Args:
+        valid: predictions for validation, by model.
+        test: predictions for test of the same models.
+        sensitivity: as for `threshold`.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
     Returns:
         Index (`model`, `metric`); columns as in `measure`.
     """
     tables = {
-        name: measure(table, choose(valid[name], sensitivity), draws, seed)
-        .loc["mean"]
-        .loc[["sensitivity", "specificity"]]
-        for name, table in test.items()
+        name: measure(table, choose(valid[name], sensitivity), draws, seed).loc["mean"] for name, table in test.items()
     }
-    return pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
+    found = pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
+    return found.loc[(slice(None), ["sensitivity", "specificity"]), :]
 
 
 def net_benefit(
@@ -145,7 +157,7 @@ def net_benefit(
     the threshold: at 10 %, one false alarm costs a ninth of what a caught finding is worth.
 
     Args:
-        probabilities: (n,) calibrated: a threshold only has a meaning for a probability that has one.
+        probabilities: (n,) calibrated.
         truth: (n,) bool.
         thresholds: (T,) probabilities, above 0 and below 1, at which one would act.
         draws: draws over the same images.
@@ -161,11 +173,8 @@ def net_benefit(
     images = draws.totals(np.ones(len(truth)))[:, None]
     gain = (draws.totals(above & truth[:, None]) - odds * draws.totals(above & ~truth[:, None])) / images
     everyone = truth.mean() - odds * (~truth).mean()
-    rows = [{"threshold": line, "model": gain[0, place]} for place, line in enumerate(lines)]
-    for place, row in enumerate(rows):
-        row["low"], row["high"], _ = bootstrap.interval(gain[:, place])
-        row["all"] = everyone[place]
-    return pd.DataFrame(rows)
+    low, high, _ = zip(*(bootstrap.interval(column) for column in gain.T), strict=True)
+    return pd.DataFrame({"threshold": lines, "model": gain[0], "low": low, "high": high, "all": everyone})
 
 
 def decision_curves(

@@ -1,4 +1,9 @@
-"""Tables of predictions: read, checked and aligned over models."""
+"""Predictions tables: written, read, checked, and aligned over models.
+
+One row per image of a split. The **single-label test images** are the rows with `selected`: one of the seven classes
+each, true class in `label`. The **balanced test images** are those of them with `balanced_test`, as many of each class.
+**All test images** are every row, true labels in `findings`: an image may show several findings.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,27 @@ import pandas as pd
 
 from chestxray.config import CLASSES, MODELS, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
 
-COLUMNS: tuple[str, ...] = ("image", "patient", "label", "selected", "findings")
+COLUMNS = ("image", "patient", "label", "selected", "balanced_test", "findings", "view", "sex", "age", "follow_up")
+"""Columns of the study's own tables, before the seven classes."""
+
+REQUIRED = ("image", "patient", "label", "selected", "findings")
+"""Those that every table must have."""
+
 _BOOLEANS = ("selected", "balanced_test")
-
-
 _TINY = 1e-7
 _ROUNDED = 1e-3
 """How far the probabilities of a softmax may be from summing to one when they were rounded."""
+
+
+def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """Join the manifest's columns and the probabilities, rounded to six decimals.
+
+    Args:
+        table: N rows with `COLUMNS`.
+        probabilities: (N, 7), columns in the order of `CLASSES`.
+    """
+    columns = pd.DataFrame(probabilities, columns=list(CLASSES), index=table.index).round(6)
+    return pd.concat([table[list(COLUMNS)], columns], axis=1)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -48,6 +67,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
     """Read the predictions of all models for one split, in the order of `MODELS`.
 
+    Args:
+        study: whose models.
+        split: `valid` or `test`.
+
+    Returns:
+        Tables of the same images in the same order, by the model's folder.
+
     Raises:
         StageMissing: a model has not been trained yet; the message names its notebook.
         StudyError: a table can't be used, or is of other images than the first model's.
@@ -61,10 +87,10 @@ def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
 
 
 def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
-    """The rows of the balanced test, to be evaluated like a whole table; None where the table doesn't tell them.
+    """The balanced test images, to be evaluated like a whole table; None where the table doesn't mark them.
 
     Raises:
-        StudyError: a column or value can't be used, or a row of the balanced test is not of the single-label test.
+        StudyError: a column or value can't be used, or a balanced test image is no single-label one.
     """
     table = checked(predictions)
     if "balanced_test" not in table or not table["balanced_test"].any():
@@ -83,8 +109,8 @@ def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
 def one_class(scores: np.ndarray) -> np.ndarray:
     """Probabilities of the classes, given that a radiograph has exactly one of them.
 
-    Those of a softmax are that already. Where each class was asked about alone, the chance of one class and no other is
-    in proportion to its odds.
+    Those of a softmax are that already. Where each class has a sigmoid of its own, the probability of one class and no
+    other is in proportion to its odds.
 
     Args:
         scores: (n, K) from 0 to 1.
@@ -99,7 +125,7 @@ def one_class(scores: np.ndarray) -> np.ndarray:
 
 
 def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The plain mean of several models' probabilities: the simplest ensemble, to hold a trained one against.
+    """The plain mean of several models' probabilities: the simplest ensemble.
 
     Raises:
         StudyError: no table, or tables of different images.
@@ -118,7 +144,7 @@ def checked(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
     source = _source(predictions)
     again = "run the model's notebook again"
-    for column in (*COLUMNS, *CLASSES):
+    for column in (*REQUIRED, *CLASSES):
         if column not in predictions:
             raise StudyError(f"{source} has no column {column!r}: {again}")
     if predictions.empty:
@@ -156,17 +182,17 @@ def _check_names(predictions: pd.DataFrame, names: pd.Series, known: Sequence[st
 
 
 def require_classes(predictions: pd.DataFrame) -> None:
-    """Raise StudyError where a class has no image, or nothing but its own images, in one of the two tests."""
+    """Raise StudyError where no image, or every image, shows a class, so that nothing can be measured."""
     labels = predictions.loc[predictions["selected"], "label"]
     for name in CLASSES:
-        truths = {"single-label": labels == name}
+        truths = {"single-label images": labels == name}
         if name in SIX_FINDINGS:
-            truths["natural"] = shows(predictions, name)
-        for test, truth in truths.items():
+            truths["images"] = shows(predictions, name)
+        for images, truth in truths.items():
             if truth.sum() in (0, len(truth)):
                 raise StudyError(
-                    f"{_source(predictions)}: {truth.sum()} of {len(truth)} images of the {test} test are {name}, "
-                    "so nothing can be measured: use a dataset with more images of it"
+                    f"{_source(predictions)}: {truth.sum()} of {len(truth)} {images} are {name}, so nothing can be "
+                    "measured: use a dataset with more images of it"
                 )
 
 
@@ -175,7 +201,15 @@ def _source(predictions: pd.DataFrame) -> str:
 
 
 def aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `table` in the order of `first`, or raise StudyError if they are of other images."""
+    """The rows of one table in the order of another.
+
+    Args:
+        table: a predictions table.
+        first: another one, of the same images.
+
+    Raises:
+        StudyError: they are of different images.
+    """
     if set(table["image"]) != set(first["image"]):
         stray = sorted(set(table["image"]) ^ set(first["image"]))[0]
         raise StudyError(
@@ -186,26 +220,21 @@ def aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
 
 
 def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
-    """(n,) bool: which images show the class, alone or among others; No_finding stands alone."""
+    """Which images show a class, alone or among others.
+
+    Args:
+        predictions: n rows with `findings`.
+        finding: one of `CLASSES`.
+
+    Returns:
+        (n,) bool.
+    """
     finding = NO_FINDING_NIH if finding == "No_finding" else finding
     return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
 
 
 def single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices of the single-label test: the truth and the most probable class, each (n,)."""
+    """True and most probable class of the single-label test images, class indices, each (n,)."""
     selected = predictions[predictions["selected"]]
     truth = pd.Categorical(selected["label"], categories=list(CLASSES)).codes.astype(int)
     return truth, selected[list(CLASSES)].to_numpy(dtype=float).argmax(axis=1)
-
-
-def _shares(predictions: pd.DataFrame) -> np.ndarray:
-    return one_class(predictions[list(CLASSES)].to_numpy(dtype=float))
-
-
-PREDICTION_COLUMNS = ["image", "patient", "label", "selected", "balanced_test"]
-
-
-def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Join the manifest's columns and (N, 7) probabilities."""
-    columns = pd.DataFrame(probabilities, columns=list(CLASSES), index=table.index).round(6)
-    return pd.concat([table[PREDICTION_COLUMNS], columns], axis=1)

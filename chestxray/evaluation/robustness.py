@@ -1,8 +1,4 @@
-"""What a model loses when radiographs get worse: noise, blur, brightness, rotation, low resolution, inverted greys.
-
-It owns the degradations and their strengths, and the loss that each causes. It knows arrays of grey values and
-predictions tables; networks only as a function from pixels to probabilities.
-"""
+"""Robustness: AUROC lost to noise, blur, other brightness, rotation, low resolution and inverted greys."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from scipy import ndimage
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation import bootstrap, metrics
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.metrics import auroc_draws
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,11 @@ DEGRADATIONS: dict[str, Degradation] = {
     "resolution": Degradation("Lower resolution", "pixels merged a side", (2, 4, 8), _resolution),
     "inversion": Degradation("Inverted greys", "share of the inverted image", (0.25, 0.75, 1.0), _inversion),
 }
-"""What is tried, and how strongly. Half-inverted greys would be one flat grey."""
+"""The degradations and their strengths. Half-inverted greys would be one flat grey."""
 
 
 def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np.ndarray:
-    """Make radiographs worse; an image's noise depends on the seed and its place alone.
+    """Degrade radiographs; an image's noise depends on the seed and its position alone.
 
     Args:
         pixels: (n, H, W) or (n, H, W, 1) uint8.
@@ -98,10 +93,10 @@ def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np
     """
     apply = _known(name).apply
     worse = np.empty_like(pixels)
-    for place, image in enumerate(pixels.reshape(pixels.shape[:3]).astype(np.float32)):
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), place])
+    for position, image in enumerate(pixels.reshape(pixels.shape[:3]).astype(np.float32)):
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), position])
         changed = apply(image, strength, rng)
-        worse[place] = np.rint(changed).clip(0, 255).astype(np.uint8).reshape(pixels.shape[1:])
+        worse[position] = np.rint(changed).clip(0, 255).astype(np.uint8).reshape(pixels.shape[1:])
     return worse
 
 
@@ -114,13 +109,13 @@ def steps(names: Sequence[str] = tuple(DEGRADATIONS)) -> list[tuple[str, float]]
     return [(name, float(strength)) for name in names for strength in _known(name).strengths]
 
 
-def answers(
+def predict_degraded(
     predict: Callable[[np.ndarray], np.ndarray],
     pixels: np.ndarray,
     names: Sequence[str] = tuple(DEGRADATIONS),
     seed: int = 0,
 ) -> np.ndarray:
-    """What a model says of radiographs as they are and of worse ones.
+    """Predictions for radiographs as they are and degraded.
 
     Args:
         predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
@@ -139,7 +134,7 @@ def answers(
 
 
 def sweep(
-    said: np.ndarray,
+    predicted: np.ndarray,
     table: pd.DataFrame,
     names: Sequence[str] = tuple(DEGRADATIONS),
     draws: int = 2000,
@@ -148,10 +143,10 @@ def sweep(
     """Macro AUROC of single-label radiographs at each strength of each degradation.
 
     Args:
-        said: what `answers` returned for these degradations.
+        predicted: from `predict_degraded` with these degradations.
         table: n rows in the same order, `image`, `patient` and `label`, one of the seven classes each.
         names: keys of `DEGRADATIONS`.
-        draws: how many times the patients are drawn; all strengths meet the same draws.
+        draws: how many times the patients are drawn; the same draws for all strengths.
         seed: seeds the draws.
 
     Returns:
@@ -162,20 +157,18 @@ def sweep(
         StudyError: a name is unknown, or a class has no image.
     """
     codes = pd.Categorical(table["label"], categories=list(CLASSES)).codes
-    metrics.macro_auroc(codes, np.zeros((len(codes), len(CLASSES))))  # says which class is missing
+    metrics.macro_auroc(codes, predicted[0])  # raises where a class is missing
     drawn = Draws.of(table["patient"], draws, seed)
 
     def macro(scores: np.ndarray) -> np.ndarray:
-        return np.mean([auroc_draws(codes == k, scores[:, k], drawn) for k in range(len(CLASSES))], axis=0)
+        return np.mean([metrics.rank_draws(codes == k, scores[:, k], drawn)[0] for k in range(len(CLASSES))], axis=0)
 
-    plain = macro(said[0])
+    plain = macro(predicted[0])
     rows: dict[tuple[str, float], Mapping[str, float]] = {}
-    for (name, strength), scores in zip(steps(names), said[1:], strict=True):
+    for (name, strength), scores in zip(steps(names), predicted[1:], strict=True):
         rows.setdefault((name, 0.0), _row(plain, plain))
         rows[name, strength] = _row(macro(scores), plain)
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(rows, names=["degradation", "strength"])
-    return found
+    return bootstrap.table(rows, ["degradation", "strength"])
 
 
 def _known(name: str) -> Degradation:

@@ -1,10 +1,8 @@
-"""Whether a model serves everyone alike: the same metrics among women and men, young and old, by view and by visit.
-
-It owns what the groups are, when one is too small to speak of, and the gaps between them. It knows predictions tables
-and nothing of networks or figures.
-"""
+"""Subgroups: metrics by sex, age, view position and visit, and the gaps between groups."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,7 @@ import pandas as pd
 from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.metrics import auroc_draws
+from chestxray.evaluation.metrics import rank_draws
 from chestxray.evaluation.predictions import checked, shows
 
 FEWEST = 10
@@ -26,7 +24,7 @@ COLUMNS: dict[str, str] = {"sex": "Sex", "age_band": "Age", "view": "View positi
 
 
 def with_groups(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Add `age_band` and `visit` (first image or follow-up) to a predictions table; empty where the file tells nothing.
+    """Add `age_band` and `visit` (first image or follow-up) to a predictions table; empty where the table has no value.
 
     Raises:
         StudyError: `sex`, `age`, `view` or `follow_up` is missing.
@@ -44,13 +42,13 @@ def with_groups(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(predictions: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """AUROC and true-positive rate of each finding in each group, on the natural test.
+    """AUROC and true-positive rate of each finding in each group, over all test images.
 
-    All groups meet the same draws of patients, so that one with images in two groups is in or out of both together.
+    All groups meet the same draws: a patient with images in two groups is drawn for both.
 
     Args:
         predictions: predictions for test, with `sex`, `age`, `view` and `follow_up`.
-        points: thresholds of `operating.choose`, at which the true-positive rate is taken.
+        points: thresholds from `operating_points.choose`, at which the true-positive rate is taken.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
 
@@ -76,31 +74,26 @@ def _measure_column(table: pd.DataFrame, column: str, points: pd.DataFrame, draw
     if len(groups) < 2:
         return pd.DataFrame()
     reference = sizes.idxmax()
+    patients = table.groupby(column)["patient"].nunique()
     values, counts = {}, {}
     for group in groups:
         inside = table[column].eq(group).to_numpy()
         values[group], counts[group] = _group_draws(table[inside], points, draws.within(inside))
     shared = [name for name in SIX_FINDINGS if all(counts[group][name]["enough"] for group in groups)]
     rows = {}
-    for group in groups:
-        size = {
-            "n_images": int(sizes[group]),
-            "n_patients": int(table.loc[table[column].eq(group), "patient"].nunique()),
-        }
-        for name in (*SIX_FINDINGS, "mean"):
-            small = not shared if name == "mean" else not counts[group][name]["enough"]
-            for metric in ("auroc", "tpr"):
-                ours, theirs = (_mean(values[one][metric], name, shared) for one in (group, reference))
-                row = {"estimate": np.nan, "low": np.nan, "high": np.nan, "draws": 0}
-                row = row if small else bootstrap.entry(ours)
-                lacking = small or (name != "mean" and not counts[reference][name]["enough"])
-                row |= size | {"n_positive": np.nan if name == "mean" else counts[group][name]["positive"]}
-                row |= {"reference": reference, "too_small": small}
-                rows[column, group, name, metric] = row | (
-                    _gap(ours - theirs) if group != reference and not lacking else {}
-                )
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    found.index = pd.MultiIndex.from_tuples(rows, names=["column", "group", "finding", "metric"])
+    for group, name, metric in itertools.product(groups, (*SIX_FINDINGS, "mean"), ("auroc", "tpr")):
+        count = counts[group].get(name, {"positive": np.nan, "enough": bool(shared)})
+        comparable = group != reference and counts[reference].get(name, count)["enough"]
+        ours, theirs = (_mean(values[one][metric], name, shared) for one in (group, reference))
+        row = (
+            bootstrap.entry(ours)
+            if count["enough"]
+            else {"estimate": np.nan, "low": np.nan, "high": np.nan, "draws": 0}
+        )
+        row |= {"n_images": int(sizes[group]), "n_patients": patients[group], "n_positive": count["positive"]}
+        row |= {"reference": reference, "too_small": not count["enough"]}
+        rows[column, group, name, metric] = row | (_gap(ours - theirs) if count["enough"] and comparable else {})
+    found = bootstrap.table(rows, ["column", "group", "finding", "metric"])
     found = found.reindex(columns=[*found.columns.difference(_GAP, sort=False), *_GAP])
     return found.astype({"n_positive": "Int64"})
 
@@ -114,7 +107,7 @@ def _group_draws(table: pd.DataFrame, points: pd.DataFrame, draws: Draws) -> tup
     patients = table["patient"].to_numpy()
     for name in SIX_FINDINGS:
         truth, scores = shows(table, name), table[name].to_numpy(dtype=float)
-        values["auroc"][name] = auroc_draws(truth, scores, draws)
+        values["auroc"][name] = rank_draws(truth, scores, draws)[0]
         values["tpr"][name] = draws.means(scores >= points.loc[name, "threshold"], truth)
         enough = min(len(set(patients[truth])), len(set(patients[~truth]))) >= FEWEST
         counts[name] = {"positive": int(truth.sum()), "enough": enough}

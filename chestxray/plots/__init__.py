@@ -1,4 +1,8 @@
-"""Plots: the figures of the notebooks, in one style; notebooks take them from here, as `plots.forest`."""
+"""Plots: the figures of the notebooks, in one style.
+
+Notebooks take them from here, as `plots.forest`. Every figure has a `title` that says what is shown, and a `note` that
+says on which data (`Study.data_note`). Colours can be told apart by colour-blind readers; no metric is computed here.
+"""
 
 from chestxray.config import lazy
 
@@ -9,7 +13,7 @@ _OWNERS = {
     "decimal": "style",
     "shares": "style",
     "signed": "style",
-    "people": "data",
+    "patients": "data",
     "co_occurrence": "data",
     "lesion_boxes": "data",
     "grey_levels": "data",
@@ -20,7 +24,7 @@ _OWNERS = {
     "confusion_matrices": "evaluation",
     "roc_curves": "evaluation",
     "forest": "evaluation",
-    "places": "evaluation",
+    "ranks": "evaluation",
     "pairs": "evaluation",
     "reliability": "evaluation",
     "decision_curves": "evaluation",

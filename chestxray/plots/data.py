@@ -11,25 +11,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from chestxray.config import CLASSES
-from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, image_grid, titled
+from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, image_grid, readable, titled
 
 
-def people(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+def patients(table: pd.DataFrame, title: str, note: str = "") -> Figure:
     """Age by sex, images by view, and how many images a patient has.
 
     Args:
-        table: one row an image; `patient`, `age`, `sex`, `view`.
+        table: one row per image; `patient`, `age`, `sex`, `view`.
         title: what is shown.
         note: the data.
     """
     figure, axes = canvas(1, 3, WIDTH, 3.2)
     ages, views, counts = axes[0]
+    style = {"bins": np.arange(0, 101, 5), "histtype": "step", "linewidth": 1.8}
     for number, (sex, name) in enumerate((("F", "women"), ("M", "men"))):
         values = table.loc[table["sex"] == sex, "age"].dropna().to_numpy(dtype=float)
         if len(values):
-            ages.hist(
-                values, bins=np.arange(0, 101, 5), histtype="step", linewidth=1.8, color=PALETTE[number], label=name
-            )
+            ages.hist(values, color=PALETTE[number], label=name, **style)
     ages.set(xlabel="age, years", ylabel="images", title="age by sex")
     ages.legend(frameon=False, fontsize="small")
     by_view = table["view"].replace("", "unknown").value_counts()
@@ -49,31 +48,19 @@ def co_occurrence(counts: pd.DataFrame, lift: pd.DataFrame, title: str, note: st
     """How many images show both findings, beside how many times as many as chance would give.
 
     Args:
-        counts: what `cohort.co_occurrence` returned.
-        lift: what `cohort.lift` returned.
+        counts: from `associations.co_occurrence`.
+        lift: from `associations.lift`.
         title: what is shown.
         note: the data.
     """
-    names = [name.replace("_", " ") for name in counts.columns]
+    names = readable(counts.columns)
     figure, axes = canvas(1, 2, 13.5, 6.4)
-    common = {"square": True, "linewidths": 0.5, "xticklabels": names, "yticklabels": names}
+    common = {"square": True, "linewidths": 0.5, "xticklabels": names, "yticklabels": names, "annot_kws": {"size": 7}}
     brief = counts.map(lambda n: f"{n / 1000:.1f}k" if n >= 1000 else str(n))
-    colours = np.log1p(counts)
-    bar = {"shrink": 0.7}
-    sns.heatmap(colours, ax=axes[0, 0], annot=brief, fmt="", cmap="Blues", cbar=False, annot_kws={"size": 7}, **common)
+    sns.heatmap(np.log1p(counts), ax=axes[0, 0], annot=brief, fmt="", cmap="Blues", cbar=False, **common)
     times = np.log2(lift.clip(lower=1 / 16))
-    sns.heatmap(
-        times,
-        ax=axes[0, 1],
-        annot=lift,
-        fmt=".1f",
-        cmap="vlag",
-        vmin=-2,
-        vmax=2,
-        annot_kws={"size": 7},
-        cbar_kws=bar | {"label": "observed / expected", "ticks": [-2, -1, 0, 1, 2]},
-        **common,
-    )
+    bar = {"shrink": 0.7, "label": "observed / expected", "ticks": [-2, -1, 0, 1, 2]}
+    sns.heatmap(times, ax=axes[0, 1], annot=lift, fmt=".1f", cmap="vlag", vmin=-2, vmax=2, cbar_kws=bar, **common)
     axes[0, 1].collections[0].colorbar.set_ticklabels(["¼", "½", "1", "2", "4"])
     for axis, name in zip(axes.flat, ("images (diagonal: all with the finding)", "times chance"), strict=True):
         axis.set_title(name, fontsize="medium")
@@ -100,16 +87,14 @@ def lesion_boxes(
         titles: one for each image.
         title: what is shown.
         note: the data.
-        columns: images a row.
+        columns: images per row.
         caption: small print below.
     """
     figure = image_grid(images, titles, title, note, columns, caption)
     for axis, image, (x, y, width, height) in zip(figure.axes, images, boxes, strict=False):
         rows, across = np.squeeze(image).shape
-        frame = Rectangle(
-            (x * across, y * rows), width * across, height * rows, fill=False, color=PALETTE[1], linewidth=1.4
-        )
-        axis.add_patch(frame)
+        corner, size = (x * across, y * rows), (width * across, height * rows)
+        axis.add_patch(Rectangle(corner, *size, fill=False, color=PALETTE[1], linewidth=1.4))
     return figure
 
 
@@ -117,7 +102,7 @@ def grey_levels(histograms: pd.DataFrame, by_view: pd.DataFrame, title: str, not
     """Grey-level histograms by class and by view.
 
     Args:
-        histograms: one row a class, one column a grey level 0 to 255, shares of pixels.
+        histograms: one row per class, one column per grey level 0 to 255, shares of pixels.
         by_view: the same for each view.
         title: what is shown.
         note: the data.
@@ -125,15 +110,14 @@ def grey_levels(histograms: pd.DataFrame, by_view: pd.DataFrame, title: str, not
     figure, axes = canvas(1, 2, WIDTH, 3.4)
     views = dict(zip(("PA", "AP"), PALETTE, strict=False))
     for axis, table, colours in ((axes[0, 0], histograms, CLASS_COLOURS), (axes[0, 1], by_view, views)):
-        for name, row in table.iterrows():
+        for (name, row), label in zip(table.iterrows(), readable(table.index), strict=True):
             smooth = row.rolling(5, center=True, min_periods=1).mean() * 100
             style = {"color": colours.get(name), "linestyle": DASHES.get(name, "-"), "linewidth": 1.4}
-            axis.plot(range(256), smooth, label=str(name).replace("_", " "), **style)
-        axis.set(xlabel="grey level", ylabel="% of pixels", xlim=(0, 255))
+            axis.plot(range(256), smooth, label=label, **style)
+        top = 1.3 * 100 * table.iloc[:, 8:248].to_numpy().max()
+        axis.set(xlabel="grey level", ylabel="% of pixels", xlim=(0, 255), ylim=(0, top))
         axis.legend(frameon=False, fontsize="x-small")
         sns.despine(ax=axis)
-    axes[0, 0].set_ylim(0, 1.3 * 100 * histograms.iloc[:, 8:248].to_numpy().max())
-    axes[0, 1].set_ylim(0, 1.3 * 100 * by_view.iloc[:, 8:248].to_numpy().max())
     return titled(figure, title, note)
 
 
@@ -141,29 +125,24 @@ def distributions(table: pd.DataFrame, columns: Sequence[str], title: str, note:
     """Box plots of plain image numbers by class, the views apart.
 
     Args:
-        table: one row an image; `label`, `view` and `columns`.
+        table: one row per image; `label`, `view` and `columns`.
         columns: what to show, one panel each.
         title: what is shown.
         note: the data.
     """
     figure, axes = canvas(1, len(columns), WIDTH, 4.0)
     names = [name for name in CLASSES if name in set(table["label"])]
+    style = {"patch_artist": True, "flierprops": {"markersize": 1, "markeredgecolor": GREY}}
+    style["medianprops"] = {"color": "black"}
     for number, (axis, column) in enumerate(zip(axes.flat, columns, strict=True)):
         for shift, view in ((-0.2, "PA"), (0.2, "AP")):
             groups = [table.loc[(table["label"] == name) & (table["view"] == view), column] for name in names]
             boxes = axis.boxplot(
-                groups,
-                positions=np.arange(len(names)) + shift,
-                widths=0.32,
-                orientation="horizontal",
-                patch_artist=True,
-                flierprops={"markersize": 1, "markeredgecolor": GREY},
-                medianprops={"color": "black"},
+                groups, positions=np.arange(len(names)) + shift, widths=0.32, orientation="horizontal", **style
             )
             for box in boxes["boxes"]:
                 box.set(facecolor=PALETTE[0 if view == "PA" else 1], label=view if box is boxes["boxes"][0] else None)
-        axis.set(yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlabel=column)
-        axis.set_xlabel(column.replace("_", " "))
+        axis.set(yticks=range(len(names)), yticklabels=readable(names), xlabel=column.replace("_", " "))
         axis.invert_yaxis()
         if number:
             axis.set_yticklabels([])
@@ -193,10 +172,10 @@ def mean_images(
     figure, axes = canvas(2, len(names), WIDTH, 2 * WIDTH / len(names) + 0.9)
     figure.pictures = True
     top = max(float(spread.max()) for spread in spreads)
-    for place, (mean, spread, name) in enumerate(zip(means, spreads, names, strict=True)):
-        axes[0, place].imshow(mean, cmap="gray", vmin=0, vmax=255)
-        axes[0, place].set_title(name.replace("_", " "), fontsize=8)
-        drawn = axes[1, place].imshow(spread, cmap="magma", vmin=0, vmax=top)
+    for column, (mean, spread, name) in enumerate(zip(means, spreads, readable(names), strict=True)):
+        axes[0, column].imshow(mean, cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(name, fontsize=8)
+        drawn = axes[1, column].imshow(spread, cmap="magma", vmin=0, vmax=top)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     axes[0, 0].set_ylabel("mean", fontsize=8)
@@ -209,7 +188,7 @@ def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
     """Effect of each factor on each finding with its interval, a panel a factor; filled where Holm's correction holds.
 
     Args:
-        table: rows of `cohort.correct`; odds ratios are drawn on a log scale, rank-biserial correlations plainly.
+        table: from `associations.correct`; odds ratios are drawn on a log scale, rank-biserial correlations plainly.
         title: what is shown.
         note: the data.
     """
@@ -220,18 +199,16 @@ def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         rows = table[table["factor"] == factor].set_index("finding").reindex(findings)
         odds = rows["odds_ratio"].notna().any()
         names = ("odds_ratio", "odds_low", "odds_high") if odds else ("effect", "effect_low", "effect_high")
-        for place, (_, row) in enumerate(rows.iterrows()):
+        for height, (_, row) in enumerate(rows.iterrows()):
             value, low, high = row[list(names)]
             if pd.isna(value):
                 continue
-            sure = row["p_holm"] < 0.05
-            axis.plot([low, high], [place, place], color=PALETTE[0], linewidth=1.5)
-            axis.plot(
-                value, place, "o", color=PALETTE[0], markerfacecolor=PALETTE[0] if sure else "white", markersize=6
-            )
+            axis.plot([low, high], [height, height], color=PALETTE[0], linewidth=1.5)
+            filled = PALETTE[0] if row["p_holm"] < 0.05 else "white"
+            axis.plot(value, height, "o", color=PALETTE[0], markerfacecolor=filled, markersize=6)
         axis.axvline(1 if odds else 0, color=GREY, linewidth=0.9, linestyle=":")
         axis.set(yticks=range(len(findings)), ylim=(len(findings) - 0.5, -0.5), title=factor)
-        axis.set_yticklabels([name.replace("_", " ") for name in findings] if number == 0 else [])
+        axis.set_yticklabels(readable(findings) if number == 0 else [])
         if odds:
             axis.set_xscale("log")
             ends = axis.get_xlim()

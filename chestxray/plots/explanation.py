@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from chestxray.plots.style import GREY, PALETTE, canvas, image_grid, titled
+from chestxray.plots.style import GREY, PALETTE, canvas, image_grid, name_rows, panels, reach, titled
 
 
 def heat_maps(
@@ -27,12 +27,12 @@ def heat_maps(
 
     Args:
         images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
-        maps: (H, W) arrays, 0 to 1, as `explain.Explainer.maps` makes them.
+        maps: (H, W) arrays, 0 to 1, from `class_activation.Explainer.maps`.
         boxes: for each image (left, top, right, bottom) in shares of the side; may be empty.
         titles: one for each image; may have several lines.
         title: what is shown.
         note: the data.
-        columns: images a row.
+        columns: images per row.
         caption: small print below.
     """
     figure = image_grid(images, titles, title, note, columns, caption)
@@ -52,7 +52,7 @@ def pointing(
     """Pointing game of each finding beside the image's centre and a peer's figures.
 
     Args:
-        table: what `explain.localisation` returned.
+        table: from `localisation.localisation`.
         peer: a peer's figure for each finding; may be empty.
         title: what is shown.
         note: the data.
@@ -64,9 +64,8 @@ def pointing(
     kinds = (("pointing", PALETTE[0], "o", ours), ("centre_pointing", PALETTE[7], "s", "image's centre in a box"))
     for shift, (metric, colour, mark, label) in zip((-0.16, 0.16), kinds, strict=True):
         rows = table.xs(metric, level="metric").loc[names]
-        reach = [rows["estimate"] - rows["low"], rows["high"] - rows["estimate"]]
         style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
-        axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=np.clip(reach, 0, None), **style)
+        axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=reach(rows), **style)
     known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
     if "reachable" in table.index.get_level_values("metric"):
         most = table.xs("reachable", level="metric").loc[names, "estimate"]
@@ -75,12 +74,9 @@ def pointing(
     if known:
         axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
     counts = table.xs("pointing", level="metric")["n_images"]
-    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="share of images", xlim=(-0.02, 1))
-    axis.set_yticklabels([f"{name} ({counts[name]})" for name in names])
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
+    name_rows(axis, [f"{name} ({counts[name]})" for name in names])
+    axis.set(xlabel="share of images", xlim=(-0.02, 1))
     axis.legend(frameon=False, loc="center right")
-    sns.despine(ax=axis)
     return titled(figure, title, note)
 
 
@@ -88,19 +84,19 @@ def randomisation(table: pd.DataFrame, title: str, note: str = "") -> Figure:
     """Rank correlation of heat-maps with the original ones while weights are shuffled from the output on.
 
     Args:
-        table: what `explain.randomisation` returned.
+        table: from `localisation.randomisation`.
         title: what is shown.
         note: the data.
     """
     figure, axes = canvas(1, 1, 7.6, 3.6)
     axis = axes[0, 0]
-    places = np.arange(len(table) + 1)
+    steps = np.arange(len(table) + 1)
     axis.axhline(0, color=GREY, linewidth=0.9, linestyle=":")
     middle, low, high = ([1.0, *table[name]] for name in ("correlation", "low", "high"))
-    axis.fill_between(places, low, high, color=PALETTE[0], alpha=0.2, linewidth=0, label="95 % of the images")
-    axis.plot(places, middle, "o-", color=PALETTE[0], label="mean")
+    axis.fill_between(steps, low, high, color=PALETTE[0], alpha=0.2, linewidth=0, label="95 % of the images")
+    axis.plot(steps, middle, "o-", color=PALETTE[0], label="mean")
     names = ["none", *("last layer" if share == 0 else f"{share:.0%}" for share in table["share"])]
-    axis.set(xticks=places, xlabel="layers shuffled, from the output on", ylabel="rank correlation", ylim=(-1.02, 1.05))
+    axis.set(xticks=steps, xlabel="layers shuffled, from the output on", ylabel="rank correlation", ylim=(-1.02, 1.05))
     axis.set_xticklabels(names)
     axis.legend(frameon=False)
     sns.despine(ax=axis)
@@ -113,32 +109,29 @@ def robustness(
     """A metric against the strength of each degradation.
 
     Args:
-        table: what `robustness.sweep` returned.
+        table: from `robustness.sweep`.
         names: title and unit of each degradation.
         title: what is shown.
         note: the data.
         label: the name of the value axis.
     """
     shown = [name for name in names if name in table.index.get_level_values("degradation")]
-    rows = -(-len(shown) // 4)
-    figure, axes = canvas(rows, 4, 12.0, 2.9 * rows + 0.6)
+    figure, axes = panels(len(shown), 2.9)
     low, high = min(0.45, table["low"].min()), table["high"].max()
     for axis, name in zip(axes.flat, shown, strict=False):
         curve = table.loc[name]
-        places = np.arange(len(curve))
+        steps = np.arange(len(curve))
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        axis.fill_between(places, curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
-        axis.plot(places, curve["estimate"], "o-", color=PALETTE[0])
-        for place, (_, entry) in enumerate(curve.iterrows()):
-            if place and entry["loss_high"] < 0:
-                axis.plot(place, entry["estimate"], "o", color=PALETTE[3], markersize=8)
-        axis.set(xticks=places, ylim=(low - 0.02, high + 0.02), title=names[name][0], xlabel=names[name][1])
+        axis.fill_between(steps, curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
+        axis.plot(steps, curve["estimate"], "o-", color=PALETTE[0])
+        for step, (_, entry) in enumerate(curve.iterrows()):
+            if step and entry["loss_high"] < 0:
+                axis.plot(step, entry["estimate"], "o", color=PALETTE[3], markersize=8)
+        axis.set(xticks=steps, ylim=(low - 0.02, high + 0.02), title=names[name][0], xlabel=names[name][1])
         axis.set_xticklabels([f"{strength:g}" for strength in curve.index])
         axis.title.set_fontsize("medium")
         axis.xaxis.label.set_fontsize("small")
         sns.despine(ax=axis)
-    for axis in axes.flat[len(shown) :]:
-        axis.axis("off")
     for axis in axes[:, 0]:
         axis.set_ylabel(label)
     caption = "Filled red: the loss's 95 % interval, paired by patient, lies below zero. Dotted: chance."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,11 +24,10 @@ PALETTE = sns.color_palette("colorblind")
 CLASS_COLOURS = dict(zip(CLASSES, PALETTE, strict=False))
 DASHES = dict(zip(CLASSES, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (2, 1))), strict=True))
 GREY = "0.45"
-STAGE_TEXT = {"ha": "center", "va": "bottom", "fontsize": "small", "color": GREY}
 
 
 class NotebookFigure(Figure):
-    """A figure unknown to pyplot, so that no list of open figures keeps it, that a notebook shows as a static PNG.
+    """A figure that a notebook shows as a static PNG, and that pyplot does not hold open.
 
     It is stored in 256 colours, a third of the bytes, and drawn once: what is saved is what was shown.
 
@@ -79,7 +79,7 @@ def image_grid(
         titles: one for each image; may have several lines.
         title: what is shown.
         note: the data.
-        columns: images a row.
+        columns: images per row.
         caption: small print below, such as the acknowledgement that real radiographs carry.
     """
     columns = min(columns, max(1, len(images)))
@@ -97,29 +97,77 @@ def image_grid(
 
 
 def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure and its (rows, columns) axes."""
+    """A figure and its (rows, columns) axes.
+
+    Args:
+        rows: of axes.
+        columns: of axes.
+        width: of the figure in inches.
+        height: of the figure in inches.
+    """
     figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def panels(number: int, row_height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels, four a row, and its axes, those that are left over empty.
+
+    Args:
+        number: of panels.
+        row_height: in inches.
+    """
+    rows = -(-number // 4)
+    figure, axes = canvas(rows, 4, 12.0, row_height * rows + 0.6)
+    for axis in axes.flat[number:]:
+        axis.axis("off")
+    return figure, axes
+
+
 def titled(figure: Figure, title: str, note: str, caption: str = "") -> Figure:
-    """Give a figure its title, with the data it comes from in parentheses, and a caption below; return it."""
+    """Give a figure its title and caption.
+
+    Args:
+        figure: which.
+        title: what is shown.
+        note: the data, in parentheses behind the title.
+        caption: small print below.
+
+    Returns:
+        The figure.
+    """
     figure.suptitle(f"{title} ({note})" if note else title, fontsize="large")
     if caption:
         figure.supxlabel(caption, fontsize=7, color=GREY)
     return figure
 
 
-def holds(table: pd.DataFrame, column: str | None) -> bool:
-    """Whether a table has a column of this name with a value in it."""
-    return column is not None and column in table and bool(table[column].notna().any())
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a chart of points, the first at the top, with a grid behind them.
+
+    Args:
+        axis: which; row k is drawn at height k.
+        names: one for each row.
+    """
+    axis.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    axis.set_yticklabels(names)
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    sns.despine(ax=axis)
 
 
-def runs(stages: pd.Series) -> list[tuple[str, int, int]]:
-    """Consecutive equal stages as (name, first row, one past the last row)."""
-    starts = np.flatnonzero((stages != stages.shift()).to_numpy())
-    stops = np.r_[starts[1:], len(stages)]
-    return [(str(stages.iloc[start]), int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
+def reach(table: pd.DataFrame, estimate: str = "estimate") -> np.ndarray:
+    """Lengths of the error bars to `low` and `high`, (2, n), none below 0.
+
+    Args:
+        table: n rows with `low` and `high`.
+        estimate: the column that the bars start from.
+    """
+    return np.clip([table[estimate] - table["low"], table["high"] - table[estimate]], 0, None)
+
+
+def readable(names: Iterable[object]) -> list[str]:
+    """Names as text shows them: `No finding` for `No_finding`."""
+    return [str(name).replace("_", " ") for name in names]
 
 
 def decimal(value: float) -> str:
@@ -141,9 +189,9 @@ def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> 
     axis = axes[0, 0]
     height = 0.8 / len(table.columns)
     for number, name in enumerate(table.columns):
-        places = np.arange(len(table)) - 0.4 + (number + 0.5) * height
-        axis.barh(places, table[name], height, color=PALETTE[number], label=str(name))
-    axis.set(yticks=range(len(table)), yticklabels=[str(name).replace("_", " ") for name in table.index], xlabel=label)
+        rows = np.arange(len(table)) - 0.4 + (number + 0.5) * height
+        axis.barh(rows, table[name], height, color=PALETTE[number], label=str(name))
+    axis.set(yticks=range(len(table)), yticklabels=readable(table.index), xlabel=label)
     axis.invert_yaxis()
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)

@@ -21,7 +21,7 @@ import tensorflow as tf
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestxray.config import CLASSES, Study, StudyError
-from chestxray.evaluation import predictions
+from chestxray.evaluation import calibration, predictions
 from chestxray.networks.ensemble import HELD, head
 from chestxray.training import samples
 
@@ -83,7 +83,7 @@ def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         Prediction tables by the names of the three, in the order given, joined by ` + `.
 
     Raises:
-        StudyError: as `evaluation.average`.
+        StudyError: as `predictions.average`.
     """
     return {
         " + ".join(names): predictions.average([tables[name] for name in names])
@@ -153,29 +153,18 @@ def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (found.x.clip(0) / found.x.clip(0).sum()).astype("float32")
 
 
-def fit_offsets(probabilities: np.ndarray, y: np.ndarray, pull: float = 0.01) -> np.ndarray:
-    """What to add to each class's log-odds so that the most probable class is right equally often in every class.
-
-    A class's offset moves all radiographs alike: no AUROC changes, only which class is named. They minimise the
-    cross-entropy of the softmax of the log-odds, every class weighing the same (bias correction; Alexandari et al.,
-    ICML 2020).
+def fit_offsets(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Bias correction of the classes' log-odds, every class weighing the same (`calibration.fit_offsets`).
 
     Args:
         probabilities: (N, 7) for patients on whom nothing else was fitted.
         y: (N, 7) one-hot classes.
-        pull: weight of the squared offsets, which holds rare classes back.
 
     Returns:
-        (7,) offsets with mean 0.
+        (7,) float32 offsets with mean 0.
     """
-    logits, share = _log_odds(probabilities), _row_weights(y) / len(y)
-
-    def loss(offsets: np.ndarray) -> float:
-        right = scipy.special.log_softmax(logits + offsets, axis=1)[y.astype(bool)]
-        return float(-(share * right).sum() + pull * (offsets**2).sum())
-
-    found = scipy.optimize.minimize(loss, np.zeros(len(CLASSES)), method="L-BFGS-B").x
-    return (found - found.mean()).astype("float32")
+    weights = _row_weights(y) / len(y)
+    return calibration.fit_offsets(_log_odds(probabilities), y.argmax(axis=1), weights).astype("float32")
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from chestxray import files
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.data import manifest
 from chestxray.evaluation.metrics import mean_auroc
-from chestxray.evaluation.predictions import PREDICTION_COLUMNS, prediction_table
+from chestxray.evaluation.predictions import prediction_table
 from chestxray.files import atomic_write
 from chestxray.training import samples
 from chestxray.training.fitting import (
@@ -43,9 +43,6 @@ from chestxray.training.fitting import (
 from chestxray.training.model_file import save_model
 from chestxray.training.recipe import Recipe
 from chestxray.training.samples import Samples, Views, epoch_order
-
-PREDICTION_COLUMNS += ["findings", "view", "sex", "age", "follow_up"]
-
 
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from chestxray.data import nih_tables
 from chestxray.evaluation import associations
+from chestxray.evaluation.bootstrap import Draws
 
 
 def made(images: int, per_patient: int, seed: int) -> pd.DataFrame:
@@ -44,15 +45,15 @@ def test_co_occurrence_and_lift_by_hand() -> None:
 
 def test_estimates_agree_with_scipy() -> None:
     table = made(3000, 3, 1)
-    resample = associations.Resample.of(table["patient"], 50, 1)
-    sex = associations.binary_effects(table[["Mass"]], table["female"], resample, "sex").iloc[0]
+    draws = Draws.of(table["patient"], 50, 1)
+    sex = associations.binary_effects(table[["Mass"]], table["female"], draws, "sex").iloc[0]
     counts = pd.crosstab(table["Mass"], table["female"]).to_numpy()
     assert sex["odds_ratio"] == pytest.approx(stats.contingency.odds_ratio(counts, kind="sample").statistic)
     assert sex["effect"] == pytest.approx(stats.contingency.association(counts, method="cramer"))
     assert sex["rate"] == pytest.approx(table.query("female")["Mass"].mean())
-    v, low, high = associations.association(table["Mass"], table["female"], resample)
+    v, low, high = associations.association(table["Mass"], table["female"], draws)
     assert v == pytest.approx(sex["effect"]) and low < v < high
-    age = associations.ordinal_effects(table[["Mass"]], table["age"], resample, "age").iloc[0]
+    age = associations.ordinal_effects(table[["Mass"]], table["age"], draws, "age").iloc[0]
     ill, well = table.loc[table["Mass"], "age"], table.loc[~table["Mass"], "age"]
     assert age["effect"] == pytest.approx(2 * stats.mannwhitneyu(ill, well).statistic / (len(ill) * len(well)) - 1)
     assert age["median"] == ill.median()
@@ -60,8 +61,8 @@ def test_estimates_agree_with_scipy() -> None:
 
 def test_interval_agrees_with_woolf_where_each_patient_has_one_image() -> None:
     table = made(4000, 1, 2)
-    resample = associations.Resample.of(table["patient"], 1000, 1)
-    row = associations.binary_effects(table[["Mass"]], table["female"], resample, "sex").iloc[0]
+    draws = Draws.of(table["patient"], 1000, 1)
+    row = associations.binary_effects(table[["Mass"]], table["female"], draws, "sex").iloc[0]
     counts = pd.crosstab(table["Mass"], table["female"]).to_numpy()
     spread = 1.96 * np.sqrt((1 / counts).sum())
     assert np.log(row["odds_low"]) == pytest.approx(np.log(row["odds_ratio"]) - spread, abs=0.03)
@@ -73,9 +74,9 @@ def test_more_images_of_the_same_patients_narrow_nothing() -> None:
     once, often = made(1000, 1, 3), made(8000, 8, 3)
     widths = []
     for table in (once, often):
-        resample = associations.Resample.of(table["patient"], 400, 1)
-        row = associations.binary_effects(table[["Mass"]], table["female"], resample, "sex").iloc[0]
-        age = associations.ordinal_effects(table[["Mass"]], table["age"], resample, "age").iloc[0]
+        draws = Draws.of(table["patient"], 400, 1)
+        row = associations.binary_effects(table[["Mass"]], table["female"], draws, "sex").iloc[0]
+        age = associations.ordinal_effects(table[["Mass"]], table["age"], draws, "age").iloc[0]
         widths.append((row["odds_high"] - row["odds_low"], age["effect_high"] - age["effect_low"]))
     np.testing.assert_allclose(widths[0], widths[1], rtol=1e-6)
 
@@ -86,8 +87,8 @@ def test_few_false_alarms_where_patients_are_alike_within() -> None:
     for seed in range(60):
         table = made(1800, 6, seed)
         table["Mass"] = np.random.default_rng(seed + 500).random(300).repeat(6) < 0.2
-        resample = associations.Resample.of(table["patient"], 200, seed)
-        row = associations.binary_effects(table[["Mass"]], table["female"], resample, "sex").iloc[0]
+        draws = Draws.of(table["patient"], 200, seed)
+        row = associations.binary_effects(table[["Mass"]], table["female"], draws, "sex").iloc[0]
         alarms["patients"] += row["p"] < 0.05
         alarms["images"] += stats.chi2_contingency(pd.crosstab(table["Mass"], table["female"])).pvalue < 0.05
     assert alarms["patients"] <= 8  # 60 × .05 = 3 expected
@@ -104,29 +105,27 @@ def test_mantel_haenszel_sees_through_simpson() -> None:
         for _ in range(count)
     ]
     table = pd.DataFrame(rows, columns=["view", "female", "Mass"])
-    resample = associations.Resample.of(pd.Series(range(len(table))), 20, 1)
+    draws = Draws.of(pd.Series(range(len(table))), 20, 1)
     marks = table[["Mass"]]
-    adjusted = associations.binary_effects(marks, table["female"], resample, "sex", strata=table["view"]).iloc[0]
+    adjusted = associations.binary_effects(marks, table["female"], draws, "sex", strata=table["view"]).iloc[0]
     assert adjusted["odds_ratio"] == pytest.approx(3)
-    assert associations.binary_effects(marks, table["female"], resample, "sex").iloc[0]["odds_ratio"] < 1
+    assert associations.binary_effects(marks, table["female"], draws, "sex").iloc[0]["odds_ratio"] < 1
 
 
 def test_empty_values_leave_images_out_and_rare_findings_get_no_estimate() -> None:
     table = made(400, 1, 4)
     table["Hernia"] = table.index >= 397
     female = table["female"].astype("boolean").mask(table.index < 100)
-    resample = associations.Resample.of(table["patient"], 100, 1)
-    rows = associations.binary_effects(table[["Mass", "Hernia"]], female, resample, "sex").set_index("finding")
+    draws = Draws.of(table["patient"], 100, 1)
+    rows = associations.binary_effects(table[["Mass", "Hernia"]], female, draws, "sex").set_index("finding")
     counts = pd.crosstab(table["Mass"][100:], table["female"][100:]).to_numpy()
     expected = stats.contingency.odds_ratio(counts, kind="sample").statistic
     assert rows.loc["Mass", "odds_ratio"] == pytest.approx(expected)
     assert rows.loc["Hernia", ["odds_ratio", "effect", "p"]].isna().all()
-    ages = associations.ordinal_effects(table[["Hernia"]], table["age"], resample, "age")
+    ages = associations.ordinal_effects(table[["Hernia"]], table["age"], draws, "age")
     assert ages.loc[0, "patients"] == 3 and ages.loc[0, ["effect", "p"]].isna().all()
     men_only = table["female"] & False
-    assert (
-        associations.binary_effects(table[["Mass"]], men_only, resample, "sex").loc[0, ["odds_ratio", "p"]].isna().all()
-    )
+    assert associations.binary_effects(table[["Mass"]], men_only, draws, "sex").loc[0, ["odds_ratio", "p"]].isna().all()
 
 
 def test_boxes_are_in_pixels_of_the_raw_image_or_of_the_nihs() -> None:
@@ -143,17 +142,17 @@ def test_corrections_on_a_worked_example() -> None:
     np.testing.assert_allclose(rows["p_bh"], [0.02, 0.04, np.nan, 0.04, 0.02])
 
 
-def test_told_by_learns_what_is_there_and_never_from_the_same_patient() -> None:
+def test_predictability_finds_what_is_there_and_never_learns_from_the_same_patient() -> None:
     rng = np.random.default_rng(0)
     groups = pd.Series(np.arange(600) // 6)
     target = pd.Series(np.where(rng.random(100) < 0.5, "AP", "PA")).repeat(6).reset_index(drop=True)
     known = pd.DataFrame({"number": (target == "AP") + rng.normal(0, 1, 600)})
     # AUROC of one Gaussian shifted by one standard deviation: Φ(1/√2)
-    assert associations.told_by(known, target, groups, seed=1)["AP"] == pytest.approx(
+    assert associations.predictability(known, target, groups, seed=1)["AP"] == pytest.approx(
         stats.norm.cdf(1 / np.sqrt(2)), abs=0.05
     )
     fingerprint = pd.DataFrame({"number": groups.map(dict(enumerate(rng.permutation(100))))})
-    assert abs(associations.told_by(fingerprint, target, groups, seed=1)["AP"] - 0.5) < 0.15
+    assert abs(associations.predictability(fingerprint, target, groups, seed=1)["AP"] - 0.5) < 0.15
 
 
 def test_pixel_summary_by_hand() -> None:
@@ -176,8 +175,8 @@ def test_sex_and_pneumothorax_in_the_whole_nih_table(nih) -> None:
     if len(table) < 112_000:
         pytest.skip("needs the whole image table")
     single = table[table["label"] != ""].reset_index(drop=True)
-    resample = associations.Resample.of(single["patient"], 200, 1)
+    draws = Draws.of(single["patient"], 200, 1)
     mark = pd.DataFrame({"Pneumothorax": single["label"] == "Pneumothorax"})
-    row = associations.binary_effects(mark, single["sex"] == "F", resample, "sex").iloc[0]
+    row = associations.binary_effects(mark, single["sex"] == "F", draws, "sex").iloc[0]
     assert (round(row["rate"], 4), round(row["rate_other"], 4)) == (0.0320, 0.0209)
     assert row["odds_low"] > 1.2 and row["p"] < 0.001

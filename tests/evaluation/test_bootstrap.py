@@ -27,6 +27,12 @@ def test_totals_and_means_equal_repeated_rows():
     assert both.shape == (7, 2) and both[:, 1] == pytest.approx(2 * both[:, 0])
 
 
+def test_counts_equal_the_totals_of_each_cell():
+    rng = np.random.default_rng(4)
+    draws, cells = Draws.of(rng.integers(9, size=40), 7, seed=2), rng.integers(3, size=40)
+    assert np.array_equal(draws.counts(cells, 4), draws.totals(np.eye(4)[cells]))
+
+
 def test_a_subset_meets_the_same_draws():
     draws = Draws.of(np.array(["a", "a", "b", "c"]), 50, seed=1)
     part = draws.within(np.array([True, False, True, False]))

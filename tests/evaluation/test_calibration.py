@@ -20,16 +20,15 @@ def sample(images=2000, seed=0, patients=None):
     return scores, rng.random(images) < scores, Draws.of(np.arange(images) % (patients or images), 300, seed)
 
 
-@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
-def test_reliability_and_error_agree_with_scikit_learn(strategy):
+def test_reliability_and_error_agree_with_scikit_learn():
     scores, truth, draws = sample()
-    found = calibration.reliability(scores, truth, draws, bins=8, strategy=strategy)
-    observed, predicted = calibration_curve(truth, scores, n_bins=8, strategy=strategy)
+    found = calibration.reliability(scores, truth, draws, bins=8)
+    observed, predicted = calibration_curve(truth, scores, n_bins=8, strategy="quantile")
     assert found["observed"].to_numpy() == pytest.approx(observed)
     assert found["predicted"].to_numpy() == pytest.approx(predicted)
     assert found["images"].sum() == 2000
     error = (found["images"] * np.abs(observed - predicted)).sum() / 2000
-    assert calibration.error_draws(scores, truth, draws, 8, strategy)[0] == pytest.approx(error)
+    assert calibration.error_draws(scores, truth, draws, 8)[0] == pytest.approx(error)
     assert (found["low"] <= found["observed"]).all() and (found["observed"] <= found["high"]).all()
 
 
@@ -55,12 +54,10 @@ def test_interval_of_a_perfect_models_error_reaches_zero():
 def test_hand_count_of_two_bins():
     scores, truth = np.array([0.1, 0.3, 0.6, 0.8]), np.array([False, True, True, True])
     draws = Draws.of(np.arange(4), 3, 0)
-    found = calibration.reliability(scores, truth, draws, bins=2, strategy="uniform")
+    found = calibration.reliability(scores, truth, draws, bins=2)
     assert found["predicted"].tolist() == pytest.approx([0.2, 0.7])
     assert found["observed"].tolist() == [0.5, 1.0]
-    assert calibration.error_draws(scores, truth, draws, 2, "uniform")[0] == pytest.approx((0.3 + 0.3) / 2)
-    with pytest.raises(StudyError, match="strategy 'even' is unknown"):
-        calibration.bin_edges(scores, 2, "even")
+    assert calibration.error_draws(scores, truth, draws, 2)[0] == pytest.approx((0.3 + 0.3) / 2)
 
 
 def test_temperature_is_the_one_a_slow_search_finds():
@@ -73,17 +70,33 @@ def test_temperature_is_the_one_a_slow_search_finds():
         return -special.log_softmax(np.log(sharp) / heat, axis=1)[range(3000), labels].mean()
 
     slow = optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x
-    found = calibration.fit_classes(sharp, labels)
-    assert found.temperature == pytest.approx(slow, rel=1e-3)
-    assert found.temperature == pytest.approx(2.5, rel=0.06)
-    assert found.bias == pytest.approx(np.zeros(4))
-    moved = calibration.fit_classes(special.softmax(logits + np.array([0, 0, 1.5, 0]), axis=1), labels, bias=True)
-    assert moved.temperature == pytest.approx(1, rel=0.06)
-    assert moved.bias == pytest.approx(np.array([0.375, 0.375, -1.125, 0.375]), abs=0.12)
-    assert moved.apply(sharp).sum(axis=1) == pytest.approx(1)
+    temperature, bias = calibration.fit_classes(sharp, labels)
+    assert temperature == pytest.approx(slow, rel=1e-3)
+    assert temperature == pytest.approx(2.5, rel=0.06)
+    assert bias == pytest.approx(np.zeros(4))
+    moved = special.softmax(logits + np.array([0, 0, 1.5, 0]), axis=1)
+    temperature, bias = calibration.fit_classes(moved, labels, bias=True)
+    assert temperature == pytest.approx(1, rel=0.06)
+    assert bias == pytest.approx(np.array([0.375, 0.375, -1.125, 0.375]), abs=0.12)
     alone = special.expit(special.logit(np.clip(sharp, 1e-6, 1 - 1e-6)) - 1.5)
-    assert np.abs(alone.sum(axis=1) - 1).max() > 0.1  # each class asked alone: rows need not sum to one
-    assert moved.apply(alone).sum(axis=1) == pytest.approx(1)
+    assert np.abs(alone.sum(axis=1) - 1).max() > 0.1  # a sigmoid per class: rows need not sum to one
+    for scores in (sharp, alone):
+        assert calibration.apply_classes(scores, temperature, bias).sum(axis=1) == pytest.approx(1)
+    with pytest.raises(StudyError, match="no validation image with a single class"):
+        calibration.fit_classes(sharp[:0], labels[:0])
+
+
+def test_offsets_name_each_class_as_often_as_it_occurs():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(4, size=4000)
+    logits = rng.normal(size=(4000, 4)) + 2 * np.eye(4)[labels] - np.array([0, 3, 0, 0])
+    offsets = calibration.fit_offsets(logits, labels, np.full(4000, 1 / 4000), pull=0)
+    assert offsets.mean() == pytest.approx(0)
+    # At the optimum the mean softmax equals the classes' shares; L-BFGS-B stops near it.
+    shares = special.softmax(logits + offsets, axis=1).mean(axis=0)
+    assert shares == pytest.approx(np.bincount(labels) / 4000, abs=1e-3)
+    held = calibration.fit_offsets(logits, labels, np.full(4000, 1 / 4000), pull=1)
+    assert np.abs(held).max() < np.abs(offsets).max()
 
 
 def test_finding_is_scaled_as_logistic_regression_does():
@@ -126,7 +139,7 @@ def test_tables_improve_on_an_ill_calibrated_model_and_keep_its_order():
     assert found.loc[("Mass", "temperature and bias", "brier"), "estimate"] == pytest.approx(
         brier_score_loss(truth, after["Mass"])
     )
-    points = calibration.reliability_table({"before": test, "after": after}, draws=5, bins=4)
+    points = calibration.reliability_table({"before": test, "after": after}, draws=5)
     assert points.groupby(["class", "stage"])["images"].sum().eq(len(test)).all()
 
 

@@ -14,6 +14,15 @@ from chestxray.config import CLASSES, SIX_FINDINGS, StageMissing, StudyError, op
 from chestxray.evaluation import bootstrap, comparison, metrics, predictions
 
 
+def per_class(table, draws, seed=0):
+    return comparison.per_class(comparison.resample({"ensemble": table}, draws, seed))
+
+
+def compare(first, second, metrics=tuple(comparison.METRICS), draws=20, seed=0):
+    drawn = comparison.resample({"first": first, "second": second}, draws, seed)
+    return comparison.compare_with(drawn, "first", ["second"], metrics).loc["second"]
+
+
 def sklearn_metrics(table):
     """The same metrics of a table (rows may repeat) by scikit-learn."""
     single = table[table["selected"]]
@@ -59,7 +68,7 @@ def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
 def test_interval_of_independent_images_has_the_width_of_delong():
     table = predictions_table(images=700, skill=1.0, seed=3)
     table["patient"] = table["image"]
-    found = comparison.per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
+    found = per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
     shown = table["findings"].str.contains("Effusion").to_numpy()
     above = table["Effusion"].to_numpy()[shown][:, None] > table["Effusion"].to_numpy()[~shown][None, :]
     error = np.sqrt(above.mean(axis=1).var(ddof=1) / shown.sum() + above.mean(axis=0).var(ddof=1) / (~shown).sum())
@@ -115,7 +124,7 @@ def test_hand_count():
     assert found["accuracy"] == pytest.approx(7 / 9)
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0 + 4) / 7)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 6 + 0 + 4) / 7)
-    classes = comparison.per_class(table, draws=2)["estimate"]
+    classes = per_class(table, draws=2)["estimate"]
     assert classes["Mass", "precision"] == 0.5
     assert classes["Nodule", "precision"] == 0
     # Effusion: 2 positives scored 1 and 0, 7 negatives scored 0: one pair in two is won, the other tied.
@@ -124,9 +133,9 @@ def test_hand_count():
     assert classes["Mass", "auroc"] == pytest.approx((5 + 0.5 * 2) / 7)
 
 
-def test_natural_test_counts_images_with_several_findings():
+def test_natural_metrics_count_images_with_several_findings():
     table = predictions_table()
-    found = comparison.per_class(table, draws=20)
+    found = per_class(table, draws=20)
     shown = table["findings"].str.split("|").map(lambda names: "Mass" in names)
     assert found.loc[("Mass", "natural_auroc"), "n_images"] == len(table)
     assert found.loc[("Mass", "natural_auroc"), "n_positive"] == shown.sum()
@@ -155,26 +164,26 @@ def test_a_draw_without_a_class_is_left_out_and_counted():
     assert found[["low", "high"]].notna().all(axis=None)
 
 
-def test_compare_is_paired_and_antisymmetric():
+def test_a_comparison_is_paired_and_antisymmetric():
     good = predictions_table(skill=1.5, seed=2)
     worse = good.copy()
     rng = np.random.default_rng(0)
     worse[list(CLASSES)] = (worse[list(CLASSES)] + 0.15 * rng.random((len(worse), len(CLASSES)))) / 2.05
     one, other = comparison.evaluate(good, draws=300), comparison.evaluate(worse, draws=300)
-    found = comparison.compare(good, worse.sample(frac=1, random_state=1), draws=300)
-    back = comparison.compare(worse, good, draws=300)
+    found = compare(good, worse.sample(frac=1, random_state=1), draws=300)
+    back = compare(worse, good, draws=300)
     assert found["difference"].to_numpy() == pytest.approx((one["estimate"] - other["estimate"]).to_numpy())
     assert found["difference"].to_numpy() == pytest.approx((found["first"] - found["second"]).to_numpy())
     assert found["low"].to_numpy() == pytest.approx(-back["high"].to_numpy())
     width = (found["high"] - found["low"])["macro_auroc"]
     assert width < 0.7 * (one["high"] - one["low"])["macro_auroc"]
-    same = comparison.compare(good, good, ["macro_f1"], draws=20).loc["macro_f1"]
+    same = compare(good, good, ["macro_f1"], draws=20).loc["macro_f1"]
     assert same["difference"] == same["low"] == same["high"] == 0
 
 
 def test_summary_holds_each_models_evaluation():
     tables = {"a": predictions_table(), "b": predictions_table(skill=0.5)}
-    found = comparison.summary(tables, draws=10, seed=3)
+    found = comparison.summary(comparison.resample(tables, draws=10, seed=3))
     assert found.index.names == ["model", "metric"]
     pd.testing.assert_frame_equal(found.loc["b"], comparison.evaluate(tables["b"], draws=10, seed=3))
 
@@ -182,7 +191,7 @@ def test_summary_holds_each_models_evaluation():
 def test_roc_points_enclose_the_area():
     table = predictions_table(decimals=2)
     points = metrics.roc_points(table)
-    found = comparison.per_class(table, draws=2)["estimate"].xs("auroc", level="metric")
+    found = per_class(table, draws=2)["estimate"].xs("auroc", level="metric")
     for name, curve in points.groupby("class"):
         area = np.trapezoid(curve["true_positive_rate"], curve["false_positive_rate"])
         assert area == pytest.approx(found[name], abs=1e-12)
@@ -192,7 +201,7 @@ def test_average_and_published():
     first, second = predictions_table(seed=1), predictions_table(seed=1, skill=0.3)
     mean = predictions.average([first, second.sample(frac=1, random_state=0)])
     assert mean["Mass"].to_numpy() == pytest.approx((first["Mass"] + second["Mass"]).to_numpy() / 2)
-    beside = comparison.beside_published(comparison.per_class(mean, draws=2), "mean")
+    beside = comparison.beside_published(per_class(mean, draws=2), "mean")
     for paper, row in beside.drop(index="mean").iterrows():
         assert row["Mean"] == pytest.approx(row[list(SIX_FINDINGS)].mean(), abs=1e-3), paper
     assert beside.loc["mean", "Mean"] == pytest.approx(sklearn_metrics(mean)["six_finding_auroc"])
@@ -200,13 +209,13 @@ def test_average_and_published():
 
 def test_macro_auroc_of_arrays():
     rng = np.random.default_rng(4)
-    labels, scores = rng.integers(5, size=300), rng.random((300, 5)).round(1)
-    expected = np.mean([sk.roc_auc_score(labels == k, scores[:, k]) for k in range(5)])
+    labels, scores = rng.integers(7, size=300), rng.random((300, 7)).round(1)
+    expected = np.mean([sk.roc_auc_score(labels == k, scores[:, k]) for k in range(7)])
     assert metrics.macro_auroc(labels, scores) == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(StudyError, match="class 4"):
-        metrics.macro_auroc(np.minimum(labels, 3), scores)
+    with pytest.raises(StudyError, match="0 of 300 images are Pneumothorax"):
+        metrics.macro_auroc(np.minimum(labels, 5), scores)
     with pytest.raises(StudyError, match="1 predicted probabilities are not finite"):
-        metrics.macro_auroc(labels, np.where(np.arange(1500).reshape(300, 5) == 7, np.nan, scores))
+        metrics.macro_auroc(labels, np.where(np.arange(2100).reshape(300, 7) == 7, np.nan, scores))
 
 
 def broken(change):
@@ -227,12 +236,8 @@ BAD_TABLES = {
     "has image 00000000_000.png twice": lambda t: t.__setitem__(
         "image", t["image"].replace("00000001_000.png", t["image"][0])
     ),
-    "0 of 420 images of the natural test are Mass": lambda t: t.__setitem__(
-        "findings", t["findings"].str.replace("Mass", "Hernia")
-    ),
-    "of the single-label test are Nodule": lambda t: t.__setitem__(
-        "selected", t["selected"] & (t["label"] != "Nodule")
-    ),
+    "0 of 420 images are Mass": lambda t: t.__setitem__("findings", t["findings"].str.replace("Mass", "Hernia")),
+    "single-label images are Nodule": lambda t: t.__setitem__("selected", t["selected"] & (t["label"] != "Nodule")),
 }
 
 
@@ -247,9 +252,9 @@ def test_bad_tables_are_one_line(message):
 def test_other_bad_requests_are_one_line():
     table = predictions_table()
     with pytest.raises(StudyError, match="metric 'auc' is unknown; there are: macro_auroc"):
-        comparison.compare(table, table, ["auc"], draws=2)
+        compare(table, table, ["auc"], draws=2)
     with pytest.raises(StudyError, match=r"different images \(only one has 00000000_000.png\)"):
-        comparison.compare(table, table[1:], draws=2)
+        compare(table, table[1:], draws=2)
     with pytest.raises(StudyError, match="predictions has no row"):
         comparison.evaluate(table[:0], draws=2)
     with pytest.raises(StudyError, match="at least one model"):
@@ -321,23 +326,19 @@ def test_p_value_of_a_pair_agrees_with_delong():
     truth = predictions.shows(one, "Effusion")
     areas, error, z = delong(one["Effusion"].to_numpy(), other["Effusion"].to_numpy(), truth)
     draws = bootstrap.Draws.of(one["image"], 2000, seed=0)
-    gap = metrics.auroc_draws(truth, one["Effusion"], draws) - metrics.auroc_draws(truth, other["Effusion"], draws)
+    gap = metrics.rank_draws(truth, one["Effusion"], draws)[0] - metrics.rank_draws(truth, other["Effusion"], draws)[0]
     assert gap[0] == pytest.approx(areas[0] - areas[1], abs=1e-12)
     assert gap[1:].std() == pytest.approx(error, rel=0.06)
     assert bootstrap.p_value(gap) == pytest.approx(2 * norm.sf(abs(z)), rel=0.35)
 
 
-def test_what_is_resampled_once_answers_every_question_as_tables_do():
+def test_models_resampled_together_have_the_intervals_they_have_alone():
     tables = {"ensemble": predictions_table(skill=1.4, seed=2), "weak": predictions_table(skill=0.7, seed=2)}
-    how = {"draws": 60, "seed": 4}
-    drawn = comparison.resample(tables, **how)
-    pd.testing.assert_frame_equal(comparison.summary(drawn), comparison.summary(tables, **how))
-    pd.testing.assert_frame_equal(comparison.summary(drawn).loc["weak"], comparison.evaluate(tables["weak"], **how))
-    pd.testing.assert_frame_equal(comparison.compare_all(drawn), comparison.compare_all(tables, **how))
-    pd.testing.assert_frame_equal(comparison.ranking(drawn), comparison.ranking(tables, **how))
-    pd.testing.assert_frame_equal(comparison.per_class(drawn), comparison.per_class(tables["ensemble"], **how))
-    alone = comparison.compare(tables["ensemble"], tables["weak"], **how)
-    pd.testing.assert_frame_equal(comparison.compare_with(drawn, "ensemble", ["weak"]).loc["weak"], alone)
+    drawn = comparison.resample(tables, draws=60, seed=4)
+    for name, table in tables.items():
+        alone = comparison.evaluate(table, draws=60, seed=4)
+        pd.testing.assert_frame_equal(comparison.summary(drawn).loc[name], alone)
+    pd.testing.assert_frame_equal(comparison.per_class(drawn), per_class(tables["ensemble"], draws=60, seed=4))
     with pytest.raises(StudyError, match="no predictions to evaluate"):
         comparison.resample({})
 
@@ -345,9 +346,9 @@ def test_what_is_resampled_once_answers_every_question_as_tables_do():
 def test_every_pair_is_compared_once_and_corrected():
     tables = {name: predictions_table(skill=skill, seed=2) for name, skill in (("a", 2.0), ("b", 1.0), ("c", 1.0))}
     tables["c"] = tables["c"].sample(frac=1, random_state=3)
-    found = comparison.compare_all(tables, ["macro_auroc", "accuracy"], draws=200, seed=1)
+    found = comparison.compare_all(comparison.resample(tables, draws=200, seed=1), ["macro_auroc", "accuracy"])
     assert list(found.loc["macro_auroc"].index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    pair = comparison.compare(tables["a"], tables["b"], ["accuracy"], draws=200, seed=1).loc["accuracy"]
+    pair = compare(tables["a"], tables["b"], ["accuracy"], draws=200, seed=1).loc["accuracy"]
     assert found.loc[("accuracy", "a", "b"), ["difference", "low", "high"]].tolist() == pytest.approx(
         pair[["difference", "low", "high"]].tolist()
     )
@@ -360,12 +361,12 @@ def test_every_pair_is_compared_once_and_corrected():
 
 def test_ranking_puts_the_better_model_first_as_often_as_it_wins():
     tables = {"weak": predictions_table(skill=0.6, seed=4), "good": predictions_table(skill=1.0, seed=4)}
-    found = comparison.ranking(tables, "accuracy", draws=300, seed=2)
+    found = comparison.ranking(comparison.resample(tables, draws=300, seed=2), "accuracy")
     assert list(found.index) == ["good", "weak"]
-    wins = comparison.compare(tables["good"], tables["weak"], ["accuracy"], draws=300, seed=2)
+    wins = compare(tables["good"], tables["weak"], ["accuracy"], draws=300, seed=2)
     assert found.loc["good", "place_1"] > 0.5 and wins.loc["accuracy", "difference"] > 0
     assert found.loc["good", "rank"] == pytest.approx(found.loc["good", "place_1"] + 2 * found.loc["good", "place_2"])
-    alike = comparison.ranking({"a": tables["good"], "b": tables["good"]}, "accuracy", draws=20)
+    alike = comparison.ranking(comparison.resample({"a": tables["good"], "b": tables["good"]}, draws=20), "accuracy")
     assert alike["place_1"].tolist() == [1, 1]
 
 

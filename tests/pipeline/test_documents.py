@@ -30,8 +30,8 @@ def results(tmp_path_factory):
     valid, test = people(predictions_table(seed=1)), people(predictions_table(seed=2))
     points = operating_points.choose(valid)
     tables = {
-        "metrics": comparison.summary(dict.fromkeys(MODELS, test), draws=10),
-        "per_class": comparison.per_class(test, draws=10),
+        "metrics": comparison.summary(comparison.resample(dict.fromkeys(MODELS, test), draws=10)),
+        "per_class": comparison.per_class(comparison.resample({"ensemble": test}, draws=10)),
         "calibration": calibration.findings_table(valid, test, draws=10),
         "operating_points": points,
         "operating_test": operating_points.measure(test, points, draws=10),
