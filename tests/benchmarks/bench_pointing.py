@@ -32,8 +32,9 @@ def _drawn(indices: range, px: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
     found = joblib.Parallel(n_jobs=2, batch_size=32)(
         joblib.delayed(radiograph.draw)(index, px, seed) for index in indices
     )
-    kept = [one for one in found if len(one.findings) <= 1 and set(one.findings) <= set(CLASSES)]
-    labels = [CLASSES.index(one.findings[0] if one.findings else "No_finding") for one in kept]
+    findings = [one.scene.slot.findings for one in found]
+    kept = [one for one, names in zip(found, findings, strict=True) if len(names) <= 1 and set(names) <= set(CLASSES)]
+    labels = [CLASSES.index([*one.scene.slot.findings, "No_finding"][0]) for one in kept]
     boxes = [
         [(b.x / px, b.y / px, (b.x + b.width) / px, (b.y + b.height) / px) for b in one.boxes if b.finding in CLASSES]
         for one in kept

@@ -19,7 +19,7 @@ BITS = near_duplicates.HASH_SIDE**2
 @pytest.fixture(scope="module")
 def chests() -> list[np.ndarray]:
     """Twelve phantoms of 128 px, each of another patient."""
-    drawn = {(one := radiograph.draw(index, 128, 5)).patient: one.image for index in range(40)}
+    drawn = {(one := radiograph.draw(index, 128, 5)).scene.slot.patient: one.image for index in range(40)}
     return list(drawn.values())[:12]
 
 

@@ -137,7 +137,7 @@ def test_another_seed_draws_other_images():
 
 def test_draw_gives_what_write_dataset_wrote(raw):
     drawn = radiograph.draw(7, 64, SEED)
-    with Image.open(raw / "images" / drawn.file) as image:
+    with Image.open(raw / "images" / drawn.scene.slot.file) as image:
         np.testing.assert_array_equal(np.asarray(image), drawn.image)
     assert drawn.image.shape == (64, 64) and drawn.image.dtype == np.uint8
 
@@ -306,3 +306,24 @@ def test_anatomy_does_not_depend_on_the_size():
     scene = radiograph.compose(3, SEED)
     large, small = (radiograph.render(scene, size, noise=False).astype(float) for size in (512, 64))
     assert np.abs(large.reshape(64, 8, 64, 8).mean(axis=(1, 3)) - small).mean() < 4
+
+
+@pytest.mark.parametrize("size", [65, 80, 96, 100, 112, 127, 160, 192, 224, 255, 257, 448, 999])
+def test_every_side_shows_the_same_scene(size):
+    """Shrunk to 32 px, an image of any side is that of 512 px; its boxes lie at the same shares of the side."""
+    scene = radiograph.compose(3, SEED, findings=["Mass"])
+
+    def shrunk(side: int) -> np.ndarray:
+        image = radiograph.render(scene, side, noise=False)
+        assert image.shape == (side, side) and image.dtype == np.uint8
+        return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), dtype=float)
+
+    assert np.abs(shrunk(size) - shrunk(512)).mean() < 3
+    (box,), (large,) = radiograph.boxes(scene, size), radiograph.boxes(scene, 512)
+    assert box.x / size == pytest.approx(large.x / 512) and box.width / size == pytest.approx(large.width / 512)
+
+
+@pytest.mark.slow
+def test_every_tenth_side_is_drawn():
+    for size in (*range(64, 1024, 10), 1024):
+        assert radiograph.draw(size, size, SEED).image.shape == (size, size)

@@ -1,4 +1,4 @@
-"""The anatomy of a phantom: body, lungs, heart and diaphragm in millimetres, and what a lesion does to them."""
+"""Anatomy of phantoms: body, lungs, heart and diaphragm in millimetres, and how exposure and findings change them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ OTHER_FINDINGS = ("Cardiomegaly", "Emphysema")
 
 NAMES = (*SIX_FINDINGS, *OTHER_FINDINGS)
 
-
 WATER = 0.02  # linear attenuation of water at a chest tube's mean energy, per mm
 LUNG = 0.27  # density of inflated lung, water = 1
-
-
 PIXEL_SLACK_MM = 1.0  # how far outside its outline a lesion's soft edge may reach
-
 
 DEAL, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # streams of random numbers that never share a seed
 
 
 def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
-    """A generator that follows from the seed, what is drawn (`DEAL`, `PATIENT` …) and a number alone."""
+    """A generator that follows from its arguments alone, so that an image is the same whichever process draws it.
+
+    Args:
+        seed: of the data set.
+        stream: what is drawn: `DEAL`, `PATIENT`, `IMAGE`, `NOISE` or `VESSELS`.
+        number: of the block, patient or image.
+    """
     return np.random.default_rng([seed, stream, number])
-
-
-# --- anatomy ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient as the beam meets them in one exposure. Lengths in mm; sides are -1 (image left) and 1.
+    """One patient in one exposure. Lengths in mm; sides are -1 (image left) and 1.
 
     Attributes:
         apex: y of the lung apices.
@@ -91,19 +90,19 @@ class Anatomy:
         return self.apex + 0.47 * (min(self.domes) - self.apex)
 
     def outer(self, y: np.ndarray) -> np.ndarray:
-        """Distance of the rib cage's inside from the middle at height `y`."""
+        """Distance of the rib cage's inside from the middle at heights `y`, both of one shape."""
         down = np.clip((y - self.apex) / (max(self.domes) + self.drop - self.apex), 0, 1)
         top = 0.40 * self.lung
         return top + (self.lung - top) * (1 - (1 - down) ** 2.4) ** 0.54
 
     def inner(self, y: np.ndarray, side: int) -> np.ndarray:
-        """Distance of the lung's mediastinal border from the middle at height `y`."""
+        """Distance of the lung's mediastinal border on `side` from the middle at heights `y`, both of one shape."""
         down = np.clip((y - self.apex) / (0.30 * (max(self.domes) - self.apex)), 0, 1)
         top = 0.40 * self.lung
         return top - (top - 23 - side * self.shift) * np.sqrt(1 - (1 - down) ** 2)
 
     def diaphragm(self, out: np.ndarray, side: int) -> np.ndarray:
-        """Height of the diaphragm at distance `out` from the middle."""
+        """Height of the diaphragm on `side` at distances `out` from the middle, both of one shape."""
         across = (out - 0.42 * self.lung) / (0.58 * self.lung)
         return self.dome(side) + np.where(across > 0, self.drop * np.abs(across) ** 2.4, 0.35 * self.drop * across**2)
 
@@ -138,6 +137,11 @@ def expose(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Anatomy:
 
     AP exposures are of lying or sitting patients near the tube: the heart is magnified, the breath is shallower, the
     clavicles stand higher and the shoulder blades overlap the lungs.
+
+    Args:
+        anatomy: the patient, in a PA exposure in deep inspiration.
+        view: `PA` or `AP`.
+        rng: the image's random numbers.
     """
     breath, middle, turn = float(rng.normal(0, 4)), float(rng.uniform(-7, 7)), float(rng.normal(0, 2))
     nearer = float(rng.uniform(14, 24))
@@ -157,14 +161,26 @@ def expose(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Anatomy:
 
 
 def lose_volume(anatomy: Anatomy, side: int, rng: np.random.Generator) -> Anatomy:
-    """Return the anatomy with one lung smaller: its dome is raised, heart and mediastinum are drawn towards it."""
+    """Return the anatomy with one lung smaller: its dome is raised, heart and mediastinum are drawn towards it.
+
+    Args:
+        anatomy: the patient in this exposure.
+        side: of the smaller lung, -1 or 1.
+        rng: the finding's random numbers.
+    """
     raised = float(rng.uniform(18, 30))
     domes = (anatomy.domes[0] - raised * (side < 0), anatomy.domes[1] - raised * (side > 0))
     return dataclasses.replace(anatomy, domes=domes, shift=anatomy.shift + side * float(rng.uniform(7, 12)))
 
 
 def remodel(anatomy: Anatomy, finding: str, rng: np.random.Generator) -> Anatomy:
-    """Return the anatomy changed by a finding outside the seven classes."""
+    """Return the anatomy changed by a finding outside the seven classes.
+
+    Args:
+        anatomy: the patient in this exposure.
+        finding: one of `OTHER_FINDINGS`.
+        rng: the finding's random numbers.
+    """
     if finding == "Cardiomegaly":
         return dataclasses.replace(anatomy, heart=anatomy.heart * float(rng.uniform(1.3, 1.45)))
     down = float(rng.uniform(12, 20))  # emphysema: dark lungs, low flat domes, a narrow heart

@@ -1,4 +1,4 @@
-"""Lesions of phantoms: shapes and densities of the six findings, placed in the lungs."""
+"""Lesions of phantoms: the textbook sign of each of the six findings, its shape, density and place in the lung."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import numpy as np
 
 from chestxray.data.phantom.anatomy import LUNG, PIXEL_SLACK_MM, Anatomy
 
-# --- findings --------------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class Field:
-    """What the rays of half an image meet on one side of the patient; lesions change it in place.
+    """Tissue along the rays through one side of the patient; lesions change it in place.
 
     Attributes:
         anatomy: the patient.
@@ -62,7 +60,7 @@ class Lesion(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, field: Field) -> None:
-        """Change what the rays meet."""
+        """Add the sign to `field`, in place."""
 
     @abc.abstractmethod
     def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
@@ -80,8 +78,8 @@ class Spread(Lesion):
     def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
         """As `Lesion.box`, found on a 1.5 mm grid."""
         field = _survey(anatomy, self.side)
-        seen = self.share(field) * field.lung > 0.04
-        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+        visible = self.share(field) * field.lung > 0.04
+        rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
         xs, ys = field.x[0, columns], field.y[rows, 0]
         grow = 0.75 + PIXEL_SLACK_MM
         left, top = float(xs.min()) - grow, float(ys.min()) - grow
@@ -103,7 +101,14 @@ def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) ->
 
 
 def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field:
-    """Depths of air and organs at positions x (1, W) and y (H, 1) in millimetres, each (H, W)."""
+    """The field of one side without lesions.
+
+    Args:
+        anatomy: the patient in this exposure.
+        side: -1 or 1.
+        x: (1, W) mm, ascending.
+        y: (H, 1) mm, ascending.
+    """
     air = anatomy.air(x, y, side)
     organ = np.zeros_like(air)
     for cx, cy, a, b, tilt, depth in anatomy.hearts():
@@ -248,7 +253,7 @@ class Infiltration(Spread):
 class Atelectasis(Spread):
     """Lung without air: a plate (a band across the lower lung) or a wedge from the hilum to the chest wall.
 
-    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`_lose_volume`).
+    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`lose_volume`).
 
     Attributes:
         bands: (k, 5) centre x, centre y, half-length, half-thickness, angle; half-thickness grows with the distance

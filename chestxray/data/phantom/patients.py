@@ -1,4 +1,4 @@
-"""Patients of phantoms: age, sex, view and findings, dealt so that every class occurs."""
+"""Patients of phantoms: age, sex and anatomy, and which findings and official list each image has."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ _BLOCK_TEST = 25
 _TRAIN_PATIENTS = (1,) * 18 + (2,) * 9 + (3,) * 6 + (4,) * 4 + (5,)  # images a patient: 75 in 38 patients
 _TEST_PATIENTS = (1,) * 6 + (2,) * 3 + (3,) * 3 + (4,)  # 25 images in 13 patients
 _BLOCK_PATIENTS = len(_TRAIN_PATIENTS) + len(_TEST_PATIENTS)
-
-
-# --- who is in the data set ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Slot:
 
 @functools.lru_cache(maxsize=64)
 def _deal(block: int, seed: int) -> tuple[Slot, ...]:
-    """Deal the patients and the findings of 100 images.
+    """Patients and findings of 100 images.
 
     Findings are dealt from small shuffled decks (six images with one finding each beside six without), apart for the
     two lists, so that each class is equally common in both, however few blocks are drawn, and is independent of
@@ -82,13 +79,25 @@ def _deck(rng: np.random.Generator, cards: int, block: int) -> list[tuple[str, .
 
 
 def slot(index: int, seed: int) -> Slot:
-    """Return the place of image `index` (from 0) in the data set of this seed."""
+    """Return an image's place in the data set.
+
+    Args:
+        index: number of the image, from 0.
+        seed: of the data set.
+    """
     return _deal(index // _BLOCK, seed)[index % _BLOCK]
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What belongs to the patient in all their images."""
+    """What is the same in all images of a patient.
+
+    Attributes:
+        number: from 1.
+        sex: M or F.
+        age: years at the first image.
+        anatomy: in a PA exposure in deep inspiration.
+    """
 
     number: int
     sex: str
@@ -97,7 +106,12 @@ class Patient:
 
 
 def patient_of(number: int, seed: int) -> Patient:
-    """Make up one patient; their anatomy is that of a PA exposure in deep inspiration."""
+    """Draw a patient by lot.
+
+    Args:
+        number: of the patient, from 1.
+        seed: of the data set.
+    """
     rng = random_stream(seed, PATIENT, number)
     sex = "M" if rng.random() < 0.55 else "F"
     age = int(np.clip(rng.normal(48, 17), 18, 92))

@@ -1,4 +1,8 @@
-"""The radiograph of a phantom: tissues projected to grey values, with noise, marks and boxes of lesions."""
+"""Radiographs of phantoms: tissue along each ray, X-ray attenuation, scatter and noise, as grey values with true boxes.
+
+Lengths are millimetres in the plane of the detector: x grows to the right of the image (the patient's left) from the
+middle of the image, y grows downwards from its top edge. Thicknesses are millimetres of water along the ray.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +37,6 @@ _SCATTER = 0.28  # scattered quanta for each primary one behind a thick body and
 _SCATTER_BODY = 120.0  # mm of water beyond which thicker tissue adds no more scatter
 _SCATTER_MM = 28.0  # standard deviation of the scattered quanta's spread
 _DETECTOR_MM = 0.45  # standard deviation of the detector's and the focal spot's blur
-
-
-# --- one image -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,29 +89,13 @@ class Phantom:
 
     Attributes:
         image: (size, size) uint8, bone white.
-        file: file name as in the NIH set.
-        patient: number of the patient, from 1.
-        follow_up: number of the image among this patient's, from 0.
-        age: years.
-        sex: M or F.
-        view: PA or AP.
-        findings: NIH names in alphabetical order; empty for No Finding.
+        scene: what it shows; `scene.slot` has its file name, patient and findings.
         boxes: true place of every sign, in this image's pixels.
-        spacing: side of a pixel, mm.
-        test: whether the patient is in the official test list.
     """
 
     image: np.ndarray
-    file: str
-    patient: int
-    follow_up: int
-    age: int
-    sex: str
-    view: str
-    findings: tuple[str, ...]
+    scene: Scene
     boxes: tuple[Box, ...]
-    spacing: float
-    test: bool
 
 
 def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, view: str | None = None) -> Scene:
@@ -176,7 +161,12 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
 
 
 def boxes(scene: Scene, size: int) -> tuple[Box, ...]:
-    """Return the true boxes of a scene in pixels of an image `size` pixels wide, cut at its edges."""
+    """Return the true boxes of a scene, cut at the image's edges.
+
+    Args:
+        scene: from `compose`.
+        size: side of the image in pixels, in which boxes are given.
+    """
     scale = size / scene.width
     found = []
     for lesion in scene.lesions:
@@ -213,10 +203,10 @@ def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
     quanta = arrived * np.float32(scene.quanta * spacing**2)
     if noise:
         quanta = np.maximum(random_stream(scene.seed, NOISE, scene.slot.index).poisson(quanta), 0.5).astype(np.float32)
-    seen = np.log(quanta / np.float32(scene.quanta * spacing**2)) / -WATER
+    thickness = np.log(quanta / np.float32(scene.quanta * spacing**2)) / -WATER
 
     dark, bright = scene.window
-    shown = np.clip((seen - dark) / (bright - dark), 0, 1.25)
+    shown = np.clip((thickness - dark) / (bright - dark), 0, 1.25)
     # The curve's shoulder keeps the mediastinum and the abdomen from being one white.
     shown = shown**scene.gamma
     shown = np.where(shown > 0.75, 0.75 + 0.25 * np.tanh((shown - 0.75) / 0.25), shown)
@@ -353,15 +343,16 @@ def _clavicles(anatomy: Anatomy, water: np.ndarray, x: np.ndarray, y: np.ndarray
     water[part] += anatomy.bone * inside * tube * (13 + 12 * np.minimum(off / half, 1) ** 3)
 
 
-def _canvas(size: int) -> int:
-    """Side of the canvas that fine lines are drawn on before they are averaged into pixels."""
-    return max(256, 2 * size) if size < 512 else size
+def _supersampling(size: int, least: int = 1) -> int:
+    """Canvas pixels per image pixel and axis, for fine lines: a canvas of 256 pixels or more, averaged afterwards."""
+    return max(-(-256 // size), least)
 
 
 def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
     """Blood vessels of both lungs, (size, size) mm of water: trees that branch and thin out from the hila."""
     rng = random_stream(anatomy.tree[0], VESSELS, anatomy.tree[1])
-    canvas = _canvas(size)
+    finer = _supersampling(size, 2 if size < 512 else 1)
+    canvas = finer * size
     scale = canvas / width
     image = Image.new("F", (canvas, canvas))
     pen = ImageDraw.Draw(image)
@@ -389,7 +380,7 @@ def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
     depth = (1 - LUNG) * segments[:, 4] * np.minimum(segments[:, 4] * scale / pixels, 1) * 4.6
     for (x0, y0, x1, y1), thick, water in zip(ends.tolist(), pixels.astype(int).tolist(), depth.tolist(), strict=True):
         pen.line((x0, y0, x1, y1), fill=water, width=thick)
-    fine = np.asarray(image.reduce(canvas // size)) if canvas > size else np.asarray(image)
+    fine = np.asarray(image.reduce(finer))
     softness = 0.6 * size / width
     return ndimage.gaussian_filter(fine, softness, truncate=2.5) if softness > 0.4 else fine
 
@@ -397,7 +388,8 @@ def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
 def _overlay(scene: Scene, size: int) -> np.ndarray:
     """Shoulder blades, heads of the upper arms and the side marker, (size, size) mm of water."""
     anatomy, width = scene.anatomy, scene.width
-    canvas = max(256, size)
+    finer = _supersampling(size)
+    canvas = finer * size
     scale = canvas / width
     image = Image.new("F", (canvas, canvas))
     pen = ImageDraw.Draw(image)
@@ -439,7 +431,7 @@ def _overlay(scene: Scene, size: int) -> np.ndarray:
     for line in lines:
         pen.line(place([(mx + px - 4, my + py) for px, py in line]), fill=170.0, width=stroke)
     total = np.maximum(soft, np.asarray(lead))
-    return np.asarray(Image.fromarray(total).reduce(canvas // size)) if canvas > size else total
+    return np.asarray(Image.fromarray(total).reduce(finer))
 
 
 def draw(index: int, size: int, seed: int) -> Phantom:
@@ -455,28 +447,19 @@ def draw(index: int, size: int, seed: int) -> Phantom:
     """
     check(index, size)
     scene = compose(index, seed)
-    return _phantom(scene, size, render(scene, size))
-
-
-def _phantom(scene: Scene, size: int, image: np.ndarray) -> Phantom:
-    place = scene.slot
-    return Phantom(
-        image=image,
-        file=place.file,
-        patient=place.patient,
-        follow_up=place.follow_up,
-        age=scene.age,
-        sex=scene.sex,
-        view=scene.view,
-        findings=place.findings,
-        boxes=boxes(scene, size),
-        spacing=scene.width / size,
-        test=place.test,
-    )
+    return Phantom(render(scene, size), scene, boxes(scene, size))
 
 
 def check(index: int, size: int) -> None:
-    """Raise a `StudyError` where there is no phantom of this index or side in pixels."""
+    """Refuse an index below 0, and a side outside `SIZES`.
+
+    Args:
+        index: number of the image in the data set.
+        size: side of the image, pixels.
+
+    Raises:
+        StudyError: either is out of range.
+    """
     if index < 0:
         raise StudyError(f"phantom index {index}: give a number from 0")
     if not SIZES[0] <= size <= SIZES[1]:
