@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from chestxray.config import CLASSES
-from chestxray.data.phantom import radiograph
+from chestxray.data import phantom
 from chestxray.evaluation import localisation
 from chestxray.networks import class_activation, transfer
 
@@ -29,17 +29,19 @@ ASKED = ("Mass", "Nodule", "Effusion", "Pneumothorax", "Infiltration", "Atelecta
 
 def _drawn(indices: range, px: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[list[tuple[float, ...]]]]:
     """Grey values, class indices and boxes (in shares of the side) of the phantoms with exactly one class."""
-    found = joblib.Parallel(n_jobs=2, batch_size=32)(
-        joblib.delayed(radiograph.draw)(index, px, seed) for index in indices
-    )
-    findings = [one.scene.slot.findings for one in found]
-    kept = [one for one, names in zip(found, findings, strict=True) if len(names) <= 1 and set(names) <= set(CLASSES)]
-    labels = [CLASSES.index([*one.scene.slot.findings, "No_finding"][0]) for one in kept]
+    scenes = [phantom.compose(index, seed) for index in indices]
+    kept = [one for one in scenes if len(one.slot.findings) <= 1 and set(one.slot.findings) <= set(CLASSES)]
+    images = joblib.Parallel(n_jobs=2, batch_size=32)(joblib.delayed(phantom.render)(one, px) for one in kept)
+    labels = [CLASSES.index([*one.slot.findings, "No_finding"][0]) for one in kept]
     boxes = [
-        [(b.x / px, b.y / px, (b.x + b.width) / px, (b.y + b.height) / px) for b in one.boxes if b.finding in CLASSES]
+        [
+            (b.x / px, b.y / px, (b.x + b.width) / px, (b.y + b.height) / px)
+            for b in phantom.boxes(one, px)
+            if b.finding in CLASSES
+        ]
         for one in kept
     ]
-    return np.stack([one.image for one in kept])[..., None], np.array(labels), boxes
+    return np.stack(images)[..., None], np.array(labels), boxes
 
 
 def main() -> None:

@@ -28,8 +28,7 @@ import joblib
 from PIL import Image
 
 from chestxray import files
-from chestxray.data import preparation, sources
-from chestxray.data.phantom import dataset
+from chestxray.data import phantom, preparation, sources
 from chestxray.images import pixels
 
 SIZE = 128
@@ -94,7 +93,7 @@ def grow() -> None:
     """Print memory and time against the number of images, each in a process of its own."""
     print(f"\n{'images':>7} {'s':>7} {'s/1,000':>8} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as place:
-        dataset.write_dataset(Path(place, "drawn"), DRAWN, 64, 0)
+        phantom.write_dataset(Path(place, "drawn"), DRAWN, 64, 0)
         drawn = list(sources.find_images(Path(place, "drawn")).values())
         for count in COUNTS:
             folder = files.make_folder(Path(place, str(count)))

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from scipy.fft import dctn
 
-from chestxray.data import near_duplicates, preparation
-from chestxray.data.phantom import radiograph
+from chestxray.data import near_duplicates, phantom, preparation
 
 BITS = near_duplicates.HASH_SIDE**2
 
@@ -19,7 +18,8 @@ BITS = near_duplicates.HASH_SIDE**2
 @pytest.fixture(scope="module")
 def chests() -> list[np.ndarray]:
     """Twelve phantoms of 128 px, each of another patient."""
-    drawn = {(one := radiograph.draw(index, 128, 5)).scene.slot.patient: one.image for index in range(40)}
+    scenes = [phantom.compose(index, 5) for index in range(40)]
+    drawn = {scene.slot.patient: phantom.render(scene, 128) for scene in scenes}
     return list(drawn.values())[:12]
 
 

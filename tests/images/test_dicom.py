@@ -21,8 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
 from chestxray.config import StudyError
-from chestxray.data import sources
-from chestxray.data.phantom.dataset import write_dataset
+from chestxray.data import phantom, sources
 from chestxray.images import load, pixels
 
 
@@ -109,7 +108,7 @@ def originals(folder: Path) -> list[np.ndarray]:
 def drawn(tmp_path_factory) -> np.ndarray:
     """A phantom, cut so that height and width differ."""
     folder = tmp_path_factory.mktemp("phantom")
-    write_dataset(folder, 1, 128, 3)
+    phantom.write_dataset(folder, 1, 128, 3)
     (path,) = sources.find_images(folder).values()
     return pixels.decode(path)[:, 4:-5]
 

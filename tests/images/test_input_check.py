@@ -11,7 +11,7 @@ from benchmarks import fit_input_check
 from PIL import Image
 
 from chestxray.config import StudyError
-from chestxray.data.phantom import radiograph
+from chestxray.data import phantom
 from chestxray.images import input_check, pixels
 from chestxray.images.pixels import Facts
 
@@ -25,7 +25,7 @@ def real(nih) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def drawn() -> np.ndarray:
-    return radiograph.render(radiograph.compose(1, seed=0, findings=(), view="PA"), 256)
+    return phantom.render(phantom.compose(1, seed=0, findings=(), view="PA"), 256)
 
 
 def test_real_radiographs_pass_and_made_images_do_not(real):
@@ -82,7 +82,7 @@ def test_tiny_and_blank_images_are_flagged(drawn):
 
 
 def test_a_check_is_fitted_and_stored_as_it_is_read_again(tmp_path):
-    images = np.stack([radiograph.draw(number, 64, seed=1).image for number in range(60)])
+    images = np.stack([phantom.render(phantom.compose(number, seed=1), 64) for number in range(60)])
     check = fit_input_check.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
     again = fit_input_check.fit(images[:40], images[40:], seed=3, false_alarms=0.1)
     small = np.stack([input_check.reduced(image) for image in images])

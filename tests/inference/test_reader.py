@@ -15,7 +15,7 @@ from PIL import Image
 
 import chestxray
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
-from chestxray.data.phantom import radiograph
+from chestxray.data import phantom
 from chestxray.images import input_check, pixels
 from chestxray.inference import answers, engines, interpretation, reader
 from chestxray.inference.engines import Scores
@@ -37,7 +37,7 @@ def reference(cache) -> reader.Reader:
 @pytest.fixture(scope="module")
 def drawn() -> np.ndarray:
     """A phantom, wider than high."""
-    return radiograph.render(radiograph.compose(2, seed=0, findings=("Effusion",), view="PA"), 256)[20:-20]
+    return phantom.render(phantom.compose(2, seed=0, findings=("Effusion",), view="PA"), 256)[20:-20]
 
 
 class Sums:

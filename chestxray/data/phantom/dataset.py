@@ -1,12 +1,7 @@
-"""Draws chest radiographs of patients who do not exist, and writes them as a data set in the NIH layout.
+"""Phantom datasets: radiographs of patients who do not exist, written with their tables in the NIH layout.
 
-It owns the whole phantom: who the patients are, their anatomy in millimetres, the textbook sign of each finding, the
-X-ray physics (attenuation along the ray, scatter, quantum noise), and the raw folder with its tables. Everything
-follows from `(seed, index)`, so an image is the same whichever process draws it and however often. It must know
-nothing of the study: no split beyond the official lists it writes, no class folder, no model.
-
-Lengths are millimetres in the plane of the detector: x grows to the right of the image (the patient's left) from the
-middle of the image, y grows downwards from its top edge. Thicknesses are millimetres of water along the ray.
+Everything follows from the seed and the number of an image, so the files are the same whichever process draws them and
+however often. The module knows no class folder, no model, and no split beyond the official lists that it writes.
 """
 
 from __future__ import annotations
@@ -14,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,45 +17,43 @@ from joblib import Parallel, cpu_count, delayed
 from PIL import Image
 from tqdm import tqdm
 
+from chestxray import files
 from chestxray.config import NO_FINDING_NIH, StudyError
-from chestxray.data.phantom.patients import slot
-from chestxray.data.phantom.radiograph import boxes, check, compose, render
+from chestxray.data.nih_tables import BOXES_NAME, LIST_NAMES
+from chestxray.data.phantom.anatomy import SIZES
+from chestxray.data.phantom.patients import Slot, slot
+from chestxray.data.phantom.radiograph import boxes, compose, render
 
 RECIPE = 2
 """Raised whenever the drawing changes, so that images of an older recipe are drawn again."""
 
-
-DATA_ENTRY = "Data_Entry_2017_v2020.csv"
-BBOX_LIST = "BBox_List_2017.csv"
-TRAIN_VAL_LIST = "train_val_list.txt"
-TEST_LIST = "test_list.txt"
 STATE = "phantom.json"
+"""Records what is drawn, and whether it is complete."""
 
-DATA_ENTRY_HEADER = (
+TABLE_NAME = "Data_Entry_2017_v2020.csv"
+
+TABLE_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 """The header of the NIH's own file, character by character (two brackets hold a comma, so it counts eleven columns)."""
 
-BBOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 """The header of the NIH's own file: four numbers under one name, and three columns without a name."""
 
-_BBOX_SPELLING = {"Infiltration": "Infiltrate"}  # the NIH's box list spells this finding in its own way
-
-
-# --- the data set ----------------------------------------------------------------------------------------------------
+_BOX_SPELLING = {"Infiltration": "Infiltrate"}  # the NIH's box list spells this finding in its own way
 
 
 def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None = None) -> None:
-    """Draw a data set into `raw`, in the NIH layout.
+    """Draw a dataset into `raw`, in the NIH layout.
 
-    Writes `images/<patient>_<follow-up>.png` (8-bit grey), the data entries and box list with the NIH's own headers,
+    Writes `images/<patient>_<follow-up>.png` (8-bit grey), the image table and box list with the NIH's own headers,
     the two official lists (no patient in both), and `phantom.json`, which records what was drawn. The tables come
-    last: where the data entries are, the images are complete. Boxes are in pixels of the image as written (the NIH's
+    last: where the image table is, the images are complete. Boxes are in pixels of the image as written (the NIH's
     are in pixels of its 1024-px images); pixel spacing is true at that size, so boxes times spacing are millimetres.
 
-    An interrupted run is continued: images already there under the same parameters are kept. Images drawn under
-    other parameters are replaced.
+    An interrupted run is continued: images that are there under the same parameters stay. Images drawn under other
+    parameters are replaced.
 
     Args:
         raw: folder to write, made if need be.
@@ -75,103 +67,85 @@ def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | N
     """
     if images < 1:
         raise StudyError(f"phantom images {images}: give a number from 1")
-    check(images - 1, size)
-    try:
-        _write_dataset(Path(raw), images, size, seed, workers)
-    except OSError as error:
-        reason = f"{error.strerror or error}"
-        raise StudyError(f"{raw}: phantoms cannot be written there ({reason}); free space or choose another") from error
-
-
-def _write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None) -> None:
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise StudyError(f"phantom size {size} px is out of range; give {SIZES[0]} to {SIZES[1]}")
+    slots = [slot(index, seed) for index in range(images)]
     parameters = {"recipe": RECIPE, "images": images, "size": size, "seed": seed}
-    if _claim(raw, parameters):
+    if not _prepare_folder(raw, parameters, {place.file for place in slots}):
         return
-    folder = raw / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = {slot(index, seed).file for index in range(images)}
-    for path in sorted(folder.iterdir()):
-        if path.name not in wanted:  # left by a larger set, or half-written when a run was killed
-            path.unlink()
-
     processes = min(workers or cpu_count(), images)
-    tasks = (delayed(_write_image)(folder, index, size, seed) for index in range(images))
+    tasks = (delayed(_write_image)(raw / "images", place.index, size, seed) for place in slots)
     drawn = Parallel(n_jobs=processes, return_as="generator", batch_size="auto")(tasks)
     rows = list(tqdm(drawn, total=images, desc=f"phantom radiographs, {size} px", unit="image", disable=None))
-
-    _write(raw / BBOX_LIST, _table(BBOX_HEADER, [box for _, found in rows for box in found]))
-    for name, test in ((TRAIN_VAL_LIST, False), (TEST_LIST, True)):
-        files = [slot(index, seed).file for index in range(images) if slot(index, seed).test == test]
-        _write(raw / name, "".join(f"{file}\n" for file in files).encode())
-    _write(raw / DATA_ENTRY, _table(DATA_ENTRY_HEADER, [entry for entry, _ in rows]))
-    _write(raw / STATE, json.dumps({**parameters, "complete": True}, indent=1).encode())
+    _write_tables(raw, slots, rows)
+    _write_state(raw, parameters, complete=True)
 
 
-def _claim(raw: Path, parameters: dict[str, Any]) -> bool:
-    """Make `raw` ready for these parameters; True where it already holds exactly this data set, complete.
+def _prepare_folder(raw: Path, parameters: dict[str, Any], names: set[str]) -> bool:
+    """Clear `raw` of all but the images that can stay; False where it holds this dataset, complete.
 
     Raises:
         StudyError: `raw` is a link, or holds images that no phantom run recorded.
     """
-    state = _read_state(raw)
-    if raw.is_symlink() or (state is None and (raw / "images").exists() and any((raw / "images").iterdir())):
+    state, folder = _read_state(raw), raw / "images"
+    with files.explained(folder):
+        present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if raw.is_symlink() or (present and not state):
         raise StudyError(f"{raw}: holds images that are not phantoms; move them away or choose another dataset name")
-    tables = [raw / name for name in (DATA_ENTRY, BBOX_LIST, TRAIN_VAL_LIST, TEST_LIST)]
-    if state == {**parameters, "complete": True} and all(path.exists() for path in tables):
-        present = sum(1 for _ in (raw / "images").glob("*.png"))
-        if present == parameters["images"]:
-            return True
+    tables = [raw / name for name in (TABLE_NAME, BOXES_NAME, *LIST_NAMES)]
+    if state == {**parameters, "complete": True} and present == names and all(path.exists() for path in tables):
+        return False
     for path in tables:
-        path.unlink(missing_ok=True)
-    same = state is not None and all(state.get(key) == parameters[key] for key in ("recipe", "size", "seed"))
-    if state is not None and not same:
-        for path in (raw / "images").glob("*"):
-            path.unlink()
-    raw.mkdir(parents=True, exist_ok=True)
-    _write(raw / STATE, json.dumps({**parameters, "complete": False}, indent=1).encode())
-    return False
+        files.remove(path)
+    same = all(state.get(key) == parameters[key] for key in ("recipe", "size", "seed"))
+    files.keep_only(folder, names if same else set())
+    files.make_folder(folder)
+    _write_state(raw, parameters, complete=False)
+    return True
 
 
-def _read_state(raw: Path) -> dict[str, Any] | None:
+def _read_state(raw: Path) -> dict[str, Any]:
     try:
         state = json.loads((raw / STATE).read_text())
     except (OSError, ValueError):
-        return None
-    return state if isinstance(state, dict) else None
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(raw: Path, parameters: dict[str, Any], complete: bool) -> None:
+    files.atomic_write(raw / STATE, json.dumps({**parameters, "complete": complete}, indent=1).encode())
 
 
 def _write_image(folder: Path, index: int, size: int, seed: int) -> tuple[list[Any], list[list[Any]]]:
-    """Draw one image unless it is there, and return its row of the data entries and its rows of the box list."""
+    """Draw one image unless it is there, and return its row of the image table and its rows of the box list."""
     scene = compose(index, seed)
     place = scene.slot
     path = folder / place.file
     if not path.exists():
         buffer = io.BytesIO()
         Image.fromarray(render(scene, size)).save(buffer, "PNG", compress_level=1)
-        _write(path, buffer.getvalue())
+        files.atomic_write(path, buffer.getvalue())
     spacing = round(scene.width / size, 6)
     labels = "|".join(place.findings) or NO_FINDING_NIH
     entry = [place.file, labels, place.follow_up, place.patient, scene.age, scene.sex, scene.view]
     entry += [size, size, spacing, spacing]
     found = [
-        [place.file, _BBOX_SPELLING.get(b.finding, b.finding), *(round(v, 3) for v in (b.x, b.y, b.width, b.height))]
+        [place.file, _BOX_SPELLING.get(b.finding, b.finding), *(round(v, 3) for v in (b.x, b.y, b.width, b.height))]
         for b in boxes(scene, size)
     ]
     return entry, found
 
 
-def _table(header: str, rows: Iterable[Sequence[Any]]) -> bytes:
+def _write_tables(raw: Path, slots: Sequence[Slot], rows: Sequence[tuple[list[Any], list[list[Any]]]]) -> None:
+    """Write box list, official lists and image table, in this order, from what `_write_image` gives of each slot."""
+    files.atomic_write(raw / BOXES_NAME, _csv(BOXES_HEADER, [box for _, found in rows for box in found]))
+    for name, test in zip(LIST_NAMES, (False, True), strict=True):
+        files.atomic_write(raw / name, "".join(f"{place.file}\n" for place in slots if place.test == test).encode())
+    files.atomic_write(raw / TABLE_NAME, _csv(TABLE_HEADER, [entry for entry, _ in rows]))
+
+
+def _csv(header: str, rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
-    text.write(header + "\n")
+    text.write(f"{header}\n")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file complete or not at all; `atomic_write` lies above this module, which may not import it."""
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from chestxray.data.phantom.anatomy import (
     NAMES,
     NOISE,
     OTHER_FINDINGS,
-    SIZES,
     VESSELS,
     WATER,
     Anatomy,
@@ -81,21 +80,6 @@ class Scene:
     gamma: float
     marker: tuple[str, float, float]
     seed: int
-
-
-@dataclass(frozen=True)
-class Phantom:
-    """One drawn radiograph.
-
-    Attributes:
-        image: (size, size) uint8, bone white.
-        scene: what it shows; `scene.slot` has its file name, patient and findings.
-        boxes: true place of every sign, in this image's pixels.
-    """
-
-    image: np.ndarray
-    scene: Scene
-    boxes: tuple[Box, ...]
 
 
 def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, view: str | None = None) -> Scene:
@@ -185,7 +169,7 @@ def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
 
     Args:
         scene: from `compose`.
-        size: side of the image, pixels.
+        size: side of the image, 64 to 1,024 pixels.
         noise: whether quanta are counted; without, the expected count is shown.
 
     Returns:
@@ -432,35 +416,3 @@ def _overlay(scene: Scene, size: int) -> np.ndarray:
         pen.line(place([(mx + px - 4, my + py) for px, py in line]), fill=170.0, width=stroke)
     total = np.maximum(soft, np.asarray(lead))
     return np.asarray(Image.fromarray(total).reduce(finer))
-
-
-def draw(index: int, size: int, seed: int) -> Phantom:
-    """Draw one radiograph.
-
-    Args:
-        index: number of the image in the data set, from 0.
-        size: side of the image, 64 to 1024 pixels.
-        seed: seed of the data set.
-
-    Raises:
-        StudyError: the index is negative or the size out of range.
-    """
-    check(index, size)
-    scene = compose(index, seed)
-    return Phantom(render(scene, size), scene, boxes(scene, size))
-
-
-def check(index: int, size: int) -> None:
-    """Refuse an index below 0, and a side outside `SIZES`.
-
-    Args:
-        index: number of the image in the data set.
-        size: side of the image, pixels.
-
-    Raises:
-        StudyError: either is out of range.
-    """
-    if index < 0:
-        raise StudyError(f"phantom index {index}: give a number from 0")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise StudyError(f"phantom size {size} px is out of range; give {SIZES[0]} to {SIZES[1]}")
