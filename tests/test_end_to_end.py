@@ -118,8 +118,8 @@ def test_a_second_run_does_nothing(study):
     assert seconds <= 15
     after = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} <= {
-        paths.results / ".doit.db.json",
-        paths.results / ".doit.db.lock",
+        paths.results / ".stages.json",
+        paths.results / ".stages.lock",
     }
 
 

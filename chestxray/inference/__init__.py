@@ -1,1 +1,6 @@
-"""Inference: the answer for a radiograph of one's own, as a table, a picture or a page."""
+"""Inference: answers for radiographs of one's own, as a table, a picture or a web page.
+
+`reader.load` gives a `Reader`, which reads files and predicts; `engines` run the model, `interpretation` calibrates its
+scores, and an `answers.Answer` holds the result. `batch` writes answers to tables, `overlay` colours heat-maps,
+`plain_words` explains findings, `web` serves the page, and `exporting` writes the model for other programs.
+"""

@@ -1,8 +1,8 @@
-"""Answers for many files as a table or a document, with heat-maps as pictures.
+"""Batch prediction: answers for many files as a CSV table or a JSON document, with heat-maps as pictures.
 
-It owns finding the files, the columns, and writing each answer as it comes, so that memory doesn't grow with their
-number. A file that cannot be used is reported and the rest is answered. Of a file it writes its path and what was
-computed from its pixels, never what its header says. It must not know datasets, splits, training or the command line.
+Each answer is written as it comes, so that memory doesn't grow with the number of files. A file that cannot be used is
+reported, and the others are answered. Only a file's path and what is computed from its pixels are written, nothing of
+its header.
 """
 
 from __future__ import annotations
@@ -23,18 +23,13 @@ from tqdm import tqdm
 from chestxray import files
 from chestxray.config import CLASSES, StudyError
 from chestxray.images import load
-from chestxray.inference import plain_words
+from chestxray.inference import overlay, plain_words
 from chestxray.inference.answers import HEAT_MAP, SIDES, Answer, columns, row
 from chestxray.inference.interpretation import DECIMALS
-from chestxray.inference.overlay import overlay
 from chestxray.inference.reader import BATCH, Reader
 
 FORMATS = (".csv", ".json")
 """Suffixes of what `predict_files` writes."""
-
-
-_LARGEST_SIDE = 1024
-"""Pixels of the longer side of a picture with a heat-map."""
 
 
 def predict_files(
@@ -50,14 +45,14 @@ def predict_files(
 
     Args:
         paths: PNG, JPEG, TIFF or DICOM files, or folders that are searched with their subfolders, in order of names.
-        out: the file to write: CSV as `columns` says, or JSON, by its suffix. It is written when all are answered, and
-            not at all where none can be.
-        reader: what answers.
-        batch_size: radiographs a step, from 1.
+        out: the file to write: CSV as `answers.columns` lists, or JSON, by its suffix. It is written when all are
+            answered, and not at all where none can be.
+        reader: predicts.
+        batch_size: radiographs in one call of the model, from 1.
         report: called with the error, one line that names the file, of every file that cannot be used and every folder
             without images; printed on standard error if None.
         heat_maps: a folder for a picture of each radiograph under its heat-map, as PNG.
-        finding: what the heat-maps are of; if None, of each radiograph's most probable finding.
+        finding: the class of the heat-maps; if None, each radiograph's most probable finding.
 
     Returns:
         How many were answered.
@@ -70,7 +65,6 @@ def predict_files(
     report = report or _print
     found = list(find_files(paths, report))
     pictures = None if heat_maps is None else _Pictures(heat_maps, reader, finding)
-    keep = 1 if pictures is None else _LARGEST_SIDE
     with tqdm(total=len(found), unit="image", desc="predict", disable=None) as bar:
 
         def unusable(error: StudyError) -> None:
@@ -78,7 +72,7 @@ def predict_files(
             report(error)
 
         named = ((path.as_posix(), path) for path in found)
-        answers = reader.stream(named, batch_size, unusable, keep)
+        answers = reader.stream(named, batch_size, unusable, keep=overlay.LARGEST_SIDE if pictures else 1)
         first = next(answers, None)
         if first is None:
             return 0
@@ -86,7 +80,7 @@ def predict_files(
         with files.atomic_path(out) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             table = (_Table if out.suffix.lower() == ".csv" else _Document)(file, reader, pictures is not None)
             for name, answer in itertools.chain([first], answers):
-                table.add(name, answer, "" if pictures is None else pictures.add(name, answer))
+                table.add(name, answer, pictures.add(name, answer) if pictures else "")
                 bar.update()
                 answered += 1
             table.end()
@@ -94,7 +88,16 @@ def predict_files(
 
 
 def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> None:
-    """Raise what `predict_files` would of its arguments, before a model is loaded."""
+    """Check the arguments of `predict_files`, before a model is loaded.
+
+    Args:
+        out: the file to write.
+        batch_size: radiographs in one call of the model.
+        finding: the class of the heat-maps, or None.
+
+    Raises:
+        StudyError: `out` is a folder or has another suffix, the batch size is below 1, or the finding is unknown.
+    """
     if out.is_dir():
         raise StudyError(f"{out}: is a folder; give the name of a file")
     if out.suffix.lower() not in FORMATS:
@@ -105,8 +108,31 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
         raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
 
 
+def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> Iterator[Path]:
+    """Yield files as they are, and the radiographs below folders in order of names; hidden ones are left out.
+
+    Args:
+        paths: files or folders.
+        report: called with one error for every folder that has no image, or cannot be searched.
+    """
+    for given in paths:
+        if not given.is_dir():
+            yield given
+            continue
+        empty = True
+        for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                if not name.startswith(".") and load.is_predictable(Path(place, name)):
+                    empty = False
+                    yield Path(place, name)
+        if empty:
+            suffixes = ", ".join(load.PREDICTABLE_SUFFIXES)
+            report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))
+
+
 class _Table:
-    """A CSV file that answers are added to."""
+    """A CSV file to which answers are added."""
 
     def __init__(self, file: TextIO, reader: Reader, heat_maps: bool) -> None:
         self._writer = csv.writer(file, lineterminator="\n")
@@ -117,11 +143,11 @@ class _Table:
         self._writer.writerow([*row(name, answer), *([picture] if self._heat_maps else [])])
 
     def end(self) -> None:
-        """Nothing more is due."""
+        """Write what follows the last answer: nothing."""
 
 
 class _Document:
-    """A JSON file that answers are added to, each on a line of its own."""
+    """A JSON file to which answers are added, each on a line of its own."""
 
     def __init__(self, file: TextIO, reader: Reader, heat_maps: bool) -> None:
         points = {name: dataclasses.asdict(point) for name, point in reader.interpretation.points.items()}
@@ -149,7 +175,7 @@ class _Document:
 
 
 class _Pictures:
-    """A folder that pictures of radiographs under their heat-maps are added to."""
+    """A folder to which radiographs under their heat-maps are added as pictures."""
 
     def __init__(self, folder: Path, reader: Reader, finding: str | None) -> None:
         self._folder = files.make_folder(folder)
@@ -158,16 +184,15 @@ class _Pictures:
         self._taken: set[str] = set()
 
     def add(self, name: str, answer: Answer) -> str:
-        """Write the picture, and give its name."""
+        """Write the picture; returns its name."""
         finding = self._finding or answer.finding
-        target = self._name(Path(name), finding)
-        heat = self._reader.heat_map(answer.pixels, finding)
+        target = self._free_name(Path(name), finding)
         buffer = io.BytesIO()
-        overlay(answer.pixels, heat).save(buffer, "PNG")
+        overlay.overlay(answer.pixels, self._reader.heat_map(answer.pixels, finding)).save(buffer, "PNG")
         files.atomic_write(self._folder / target, buffer.getvalue())
         return target
 
-    def _name(self, source: Path, finding: str) -> str:
+    def _free_name(self, source: Path, finding: str) -> str:
         """A name after the file's, with a number where another folder's file has the same."""
         # "1.2.840.113619" is a usual name of a DICOM file, and no suffix.
         stem = source.stem if source.suffix.lower() in load.PREDICTABLE_SUFFIXES else source.name
@@ -177,29 +202,6 @@ class _Pictures:
             name = f"{stem}_{number}_{finding}.png"
         self._taken.add(name.casefold())
         return name
-
-
-def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> Iterator[Path]:
-    """Yield files as they are, and the radiographs below folders in order of names; hidden ones are left out.
-
-    Args:
-        paths: files or folders.
-        report: called with one error for every folder that has no image, or cannot be searched.
-    """
-    for given in paths:
-        if not given.is_dir():
-            yield given
-            continue
-        empty = True
-        for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if not name.startswith(".") and load.is_predictable(Path(place, name)):
-                    empty = False
-                    yield Path(place, name)
-        if empty:
-            suffixes = ", ".join(load.PREDICTABLE_SUFFIXES)
-            report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))
 
 
 def _unreadable(error: OSError) -> StudyError:

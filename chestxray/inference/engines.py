@@ -115,6 +115,27 @@ def start(path: Path, engine: str | None = None) -> Engine:
     return OnnxEngine(path, session)
 
 
+def export(out: Path, model: Path | None = None) -> int:
+    """Write a model as one ONNX file for other programs.
+
+    Args:
+        out: the file to write.
+        model: a `.keras` file of the study; the reference ensemble if None.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        StudyError: the model is none of this study's or has a layer that can't be converted, or `out` cannot be
+            written.
+    """
+    from chestxray.networks import onnx_graph
+
+    data = onnx_graph.convert(model or reference_model()).SerializeToString()
+    files.atomic_write(out, data)
+    return len(data)
+
+
 # --- onnxruntime ----------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,7 @@
-"""What a model's scores mean: calibrated probabilities, and whether a score is above its finding's operating point.
+"""Interpretation: calibrated probabilities and operating points of a model's scores.
 
-It owns the arithmetic of an answer, with NumPy alone, and where what validation taught lies: in the tables of the
-committed reference, or in the validation predictions beside a model. Nothing is fitted on test. It knows no images and
-no networks.
+Both come from validation: from the tables of the committed reference, or from the validation predictions beside a
+model. NumPy alone applies them; nothing is fitted on test.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 
 CALIBRATION, OPERATING_POINTS = "calibration_fit.csv", "operating_points.csv"
-"""The tables of a reference that hold what validation taught."""
+"""The tables of a reference that hold what was fitted and chosen on validation."""
 
 VALIDATION = "predictions_valid.csv"
 """A model's predictions for validation, beside its `model.keras`."""
@@ -27,15 +26,16 @@ DECIMALS = 6
 """Of a score in tables: thresholds were chosen among scores so rounded."""
 
 _TINY = 1e-7
+_FITTED = ("temperature", "bias")
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A line chosen on validation so that it catches a set share of the radiographs with a finding.
+    """A threshold chosen on validation so that a set share of the radiographs with a finding reaches it.
 
     Attributes:
-        threshold: of the model's own score; at it and above counts as above.
-        probability: the same line as a calibrated probability, 0 to 1.
+        threshold: of the model's own score; a score at it counts as above.
+        probability: the threshold as a calibrated probability, 0 to 1.
         sensitivity: share of validation's radiographs with the finding that are above it.
         specificity: share of those without that are below it.
         n_images: validation's radiographs.
@@ -52,13 +52,13 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Interpretation:
-    """What validation taught about one model's scores.
+    """Calibration and operating points of one model.
 
     Attributes:
         temperatures: (7,) of the classes' log-odds, above 0.
         biases: (7,) added to the log-odds after that.
         points: the operating point of each of the six findings; empty where none is known.
-        calibrated: False where validation taught nothing, and scores stay as they are.
+        calibrated: False where there is no validation, and scores stay as they are.
     """
 
     temperatures: np.ndarray
@@ -71,9 +71,9 @@ class Interpretation:
         scores = np.asarray(scores, dtype=np.float64)
         if not self.calibrated:
             return scores
-        held = np.clip(scores, _TINY, 1 - _TINY)
-        odds = np.log(held) - np.log1p(-held)
-        scaled = np.clip(odds / self.temperatures + self.biases, -500, 500)
+        clipped = np.clip(scores, _TINY, 1 - _TINY)
+        log_odds = np.log(clipped) - np.log1p(-clipped)
+        scaled = np.clip(log_odds / self.temperatures + self.biases, -500, 500)
         return 1 / (1 + np.exp(-scaled))
 
     def above(self, scores: np.ndarray) -> dict[str, bool]:
@@ -82,53 +82,52 @@ class Interpretation:
         return {name: bool(rounded[name] >= point.threshold) for name, point in self.points.items()}
 
 
-def nothing_known() -> Interpretation:
+def uncalibrated() -> Interpretation:
     """Scores as they are, without operating points."""
     return Interpretation(np.ones(len(CLASSES)), np.zeros(len(CLASSES)), {}, calibrated=False)
 
 
 def of_reference() -> Interpretation:
-    """What the committed reference's tables hold; nothing where they are missing.
+    """The interpretation in the committed reference's tables; `uncalibrated` where they are missing.
 
     Raises:
         StudyError: a table is damaged.
     """
     fitted, points = config.REFERENCE / CALIBRATION, config.REFERENCE / OPERATING_POINTS
     if not fitted.is_file() or not points.is_file():
-        return nothing_known()
-    return _made(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
+        return uncalibrated()
+    return _from_tables(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
 
 
 def of_model(path: Path) -> Interpretation:
-    """What the validation predictions beside a model teach; nothing where there are none.
+    """The interpretation fitted to the validation predictions beside a model; `uncalibrated` where there are none.
 
     Raises:
         StudyError: the predictions are damaged, or of radiographs of which none shows one of the findings.
     """
     table = path.parent / VALIDATION
     if not table.is_file():
-        return nothing_known()
-    from chestxray.evaluation import (
-        calibration,
-        operating_points,
-        predictions,  # pandas and SciPy take a second to import
-    )
+        return uncalibrated()
+    # pandas and SciPy take a second to import, and the reference needs neither.
+    from chestxray.evaluation import calibration, operating_points, predictions
 
     valid = predictions.read_predictions(table)
     fitted, points = calibration.fit_findings(valid), operating_points.choose(valid)
-    return _made(fitted.to_dict("index"), points.to_dict("index"), table)
+    return _from_tables(fitted.to_dict("index"), points.to_dict("index"), table)
 
 
-def _made(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: Path) -> Interpretation:
+def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: Path) -> Interpretation:
+    """An interpretation from rows of temperatures and biases by class, and of operating points by finding."""
     try:
         temperatures, biases = (np.array([float(fitted[name][key]) for name in CLASSES]) for key in _FITTED)
         if not (np.isfinite(biases).all() and np.isfinite(temperatures).all() and (temperatures > 0).all()):
             raise ValueError("a temperature that is not above 0")
+        thresholds = {name: float(points[name]["threshold"]) for name in SIX_FINDINGS}
         scale = Interpretation(temperatures, biases, {})
-        lines = scale.probabilities([float(points[name]["threshold"]) if name in points else 0.5 for name in CLASSES])
+        lines = scale.probabilities(np.array([thresholds.get(name, 0.5) for name in CLASSES]))
         made = {
             name: OperatingPoint(
-                threshold=float(points[name]["threshold"]),
+                threshold=thresholds[name],
                 probability=float(lines[CLASSES.index(name)]),
                 sensitivity=float(points[name]["sensitivity"]),
                 specificity=float(points[name]["specificity"]),
@@ -140,9 +139,6 @@ def _made(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: 
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{source}: cannot be read ({type(error).__name__}: {error}); restore it") from error
     return Interpretation(temperatures, biases, made)
-
-
-_FITTED = ("temperature", "bias")
 
 
 def _rows(path: Path, key: str, names: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Overlay: a heat-map in colour over its radiograph."""
+"""Overlays: a heat-map in colour over its radiograph."""
 
 from __future__ import annotations
 
@@ -6,31 +6,46 @@ import numpy as np
 from PIL import Image
 
 OPACITY = 0.6
-"""Of the hottest place of a heat-map over its radiograph, 0 to 1."""
+"""Opacity of a heat-map's maximum over its radiograph, 0 to 1."""
+
+LARGEST_SIDE = 1024
+"""Pixels of the longer side of a radiograph that is shown."""
+
+_COLOURS = np.array([[130, 20, 60], [230, 70, 30], [255, 180, 40], [255, 245, 150]], dtype=float)
+"""Colours of a heat-map from 0 to 1: ever lighter, so that they differ without colour vision too."""
+
+
+def shrink(pixels: np.ndarray, side: int = LARGEST_SIDE) -> np.ndarray:
+    """A radiograph with its longer side at most `side` pixels, each the mean of those it covers.
+
+    Args:
+        pixels: (height, width) uint8.
+        side: pixels, from 1.
+
+    Returns:
+        (height, width) uint8 in memory of its own, so that the larger array can be freed.
+    """
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def heat_layer(heat: np.ndarray) -> np.ndarray:
+    """A heat-map, (height, width) from 0 to 1, in colour, more opaque where higher: (height, width, 4) uint8 RGBA."""
+    heat = np.clip(np.asarray(heat, dtype=float), 0, 1)
+    steps = np.linspace(0, 1, len(_COLOURS))
+    colours = [np.interp(heat, steps, _COLOURS[:, channel]) for channel in range(3)]
+    return np.stack([*colours, 255 * heat**0.7], axis=-1).round().astype(np.uint8)
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A radiograph, (H, W) uint8, under its heat-map, (H, W) from 0 to 1, as a colour picture."""
+    """A radiograph under its heat-map, as an RGB picture.
+
+    Args:
+        pixels: (height, width) uint8.
+        heat: (height, width), 0 to 1.
+    """
     layer = heat_layer(heat)
     layer[..., 3] = (layer[..., 3] * OPACITY).astype(np.uint8)
     below = Image.fromarray(pixels).convert("RGBA")
     return Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")
-
-
-_HEAT = np.array([[130, 20, 60], [230, 70, 30], [255, 180, 40], [255, 245, 150]], dtype=float)
-"""Colours of a heat-map from cold to hot: they grow lighter, so that they are told apart without colour vision."""
-
-
-def heat_layer(heat: np.ndarray) -> np.ndarray:
-    """A heat-map as a coloured layer that hides nothing where it is cold.
-
-    Args:
-        heat: (H, W), 0 to 1.
-
-    Returns:
-        (H, W, 4) uint8: red, green, blue and opacity. Opacity grows with the heat.
-    """
-    heat = np.clip(np.asarray(heat, dtype=float), 0, 1)
-    steps = np.linspace(0, 1, len(_HEAT))
-    colours = [np.interp(heat, steps, _HEAT[:, channel]) for channel in range(3)]
-    return np.stack([*colours, 255 * heat**0.7], axis=-1).round().astype(np.uint8)

@@ -1,18 +1,15 @@
-"""What an answer says to someone who is no radiologist: the findings in plain words, and the heat-map as a picture.
-
-It owns the words, and how an answer becomes a table or a coloured layer. It must not know where a radiograph came
-from, which model answered, or whether the words end on a page or in a notebook.
-"""
+"""Plain words: findings and answers for readers who are no radiologists."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from chestxray.config import SIX_FINDINGS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from chestxray.inference.answers import Answer
 
 WARNING = (
     "This is a study, not a medical device: never use it for diagnosis, nor for any decision about a person's health."
@@ -21,7 +18,7 @@ DRAWN = "This is a phantom: a drawing made by a program, not a radiograph of a p
 
 
 class Plain(NamedTuple):
-    """A class in everyday words: a short name, and a sentence that says what it is."""
+    """A class in everyday words: a short name, and a sentence that explains it."""
 
     name: str
     sentence: str
@@ -43,25 +40,18 @@ PLAIN: dict[str, Plain] = {
 """Every class of `CLASSES` in everyday words."""
 
 
-def order(answer: Any) -> list[str]:
-    """The six findings, the one of the highest calibrated probability first, and then `No_finding`.
-
-    Args:
-        answer: what a reader's `examine` returned.
-    """
+def order(answer: Answer) -> list[str]:
+    """The six findings by falling calibrated probability, and then `No_finding`."""
     return [*sorted(SIX_FINDINGS, key=lambda name: -answer.calibrated[name]), "No_finding"]
 
 
-def table(answer: Any) -> pd.DataFrame:
+def table(answer: Answer) -> pd.DataFrame:
     """An answer as a table.
 
-    Args:
-        answer: what a reader's `examine` returned.
-
     Returns:
-        One row a class in the order of `order`, indexed by its name: `in plain words`, `probability` (calibrated, 0 to
-        1), `lowest` and `highest` (of the members), `operating point` (above, below, or – for a class without one),
-        and the `sensitivity` and `specificity` that this point had on validation.
+        One row per class in the order of `order`, indexed by its name: `in plain words`, `probability` (calibrated, 0
+        to 1), `lowest` and `highest` (of the members), `operating point` (above, below, or – for a class without one),
+        and the `sensitivity` and `specificity` of this point on validation.
     """
     import pandas as pd
 

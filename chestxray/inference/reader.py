@@ -1,8 +1,7 @@
-"""The short way from a radiograph to an answer: `chestxray.load()` gives a reader, and that answers and explains.
+"""Reader: answers and heat-maps for radiographs, from files or arrays.
 
-It owns what an answer holds, and the stream that reads files ahead in threads and asks the model in batches, so that
-memory doesn't grow with the number of files. It must not know the command line, the page, tables on disk or how a model
-is run, and imports neither TensorFlow nor pandas.
+`chestxray.load()` gives a `Reader`. Many files go through `Reader.stream`: threads read ahead, and the model predicts
+in batches, so that memory doesn't grow with their number. Neither TensorFlow nor pandas is imported here.
 """
 
 from __future__ import annotations
@@ -16,33 +15,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.images import input_check
 from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
 from chestxray.images.load import read
-from chestxray.inference import engines, interpretation
+from chestxray.inference import answers, engines, interpretation, overlay
+from chestxray.inference.answers import Answer
 from chestxray.inference.engines import Engine, Scores
 from chestxray.inference.interpretation import Interpretation
 from chestxray.networks import class_maps
 
 if TYPE_CHECKING:
     import pandas as pd
-from chestxray.inference.answers import Answer
 
 Source = str | os.PathLike | np.ndarray
-"""A file, or (height, width) uint8 grey pixels, black air."""
+"""A file, or (height, width) uint8 grey pixels, air black."""
 
 BATCH = 8
-"""Radiographs that the model is asked about at a time; more take more memory and hardly less time on a CPU."""
+"""Radiographs in one call of the model; more take more memory and hardly less time on a CPU."""
 
 UNCALIBRATED = "not calibrated: no validation predictions beside the model"
 
 
 class Prepared(NamedTuple):
-    """A source that was read: its pixels, those pixels at the model's size, and what speaks against it."""
+    """A radiograph that was read.
+
+    Attributes:
+        pixels: (height, width) uint8.
+        square: (side, side) uint8, the pixels padded and resized for the model.
+        flags: what the input check objects to.
+    """
 
     pixels: np.ndarray
     square: np.ndarray
@@ -50,12 +54,12 @@ class Prepared(NamedTuple):
 
 
 class Reader:
-    """A model that is ready to answer. Several threads may ask it at once.
+    """A model that predicts from radiographs. Several threads may call it at once.
 
     Attributes:
-        engine: what runs the model.
-        interpretation: what validation taught about its scores.
-        check: tells frontal chest radiographs from other images.
+        engine: runs the model.
+        interpretation: calibration and operating points of its scores.
+        check: the input check, which tells frontal chest radiographs from other images.
     """
 
     def __init__(self, engine: Engine, meaning: Interpretation, check: Check) -> None:
@@ -70,27 +74,24 @@ class Reader:
             source: a PNG, JPEG, TIFF or DICOM file, or (height, width) uint8 grey pixels.
 
         Raises:
-            StudyError: the file cannot be used, or the pixels are none of a radiograph.
+            StudyError: the file cannot be used, or the pixels are not those of a radiograph.
         """
-        prepared = self.prepare(source)
-        return self.answers([prepared])[0]
+        return self.answers([self.prepare(source)])[0]
 
     def predict(self, sources: Source | Iterable[Source]) -> pd.DataFrame:
-        """Answer for radiographs, as many as you like.
+        """Answer for any number of radiographs.
 
         Args:
             sources: files or arrays, as for `examine`, or one of them.
 
         Returns:
-            One row a source in their order: `image` (its path; the number of an array), the seven scores named as
-            `CLASSES`, and further columns as `prediction.columns` lists them.
+            One row per source in their order: `image` (its path; the number of an array), the seven scores named as
+            `CLASSES`, and further columns as `answers.columns` lists them.
 
         Raises:
-            StudyError: the first file that cannot be used; `chestxray predict` names it and goes on.
+            StudyError: the first file that cannot be used; `chestxray predict` reports it and goes on.
         """
         import pandas as pd
-
-        from chestxray.inference import answers
 
         alone = isinstance(sources, str | os.PathLike) or (isinstance(sources, np.ndarray) and sources.ndim == 2)
         numbered = enumerate([sources] if alone else sources)
@@ -99,7 +100,7 @@ class Reader:
         return pd.DataFrame(rows, columns=answers.columns())
 
     def heat_map(self, source: Source, finding: str) -> np.ndarray:
-        """Where the model looked for one class (Grad-CAM; Selvaraju et al., ICCV 2017).
+        """The class-activation map of one class (Grad-CAM; Selvaraju et al., ICCV 2017).
 
         Args:
             source: as for `examine`.
@@ -107,29 +108,35 @@ class Reader:
 
         Returns:
             (height, width) float32 of the radiograph's size, 0 to 1 with the maximum at 1 within the radiograph or its
-            black border; all 0 where nothing speaks for the class.
+            black border; all 0 where nothing raises the class's score.
 
         Raises:
-            StudyError: as `examine`; the class is unknown; or the model has no convolution, and so no place.
+            StudyError: as `examine`; the class is unknown; or the model has no convolution.
         """
         if finding not in CLASSES:
             raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
-        pixels = _pixels_of(source)
-        small = grey.prepare_pixels(pixels, self.engine.side)
-        heat = self.engine.heat_maps(small[np.newaxis], CLASSES.index(finding))[0]
-        return _unsquared(heat, *pixels.shape)
+        pixels, _ = _read(source)
+        square = grey.prepare_pixels(pixels, self.engine.side)
+        heat = self.engine.heat_maps(square[np.newaxis], CLASSES.index(finding))[0]
+        return _without_padding(heat, *pixels.shape)
 
-    def prepare(self, source: Source) -> Prepared:
-        """Read a source and bring it to the model's size; raises as `examine`."""
-        if isinstance(source, np.ndarray):
-            pixels, facts = _pixels_of(source), None
-        else:
-            pixels, facts = _read(source)
+    def prepare(self, source: Source, keep: int = 0) -> Prepared:
+        """Read a radiograph and resize it for the model.
+
+        Args:
+            source: as for `examine`.
+            keep: pixels of the longer side to which `Prepared.pixels` are shrunk; 0 leaves them as they are.
+
+        Raises:
+            StudyError: as `examine`.
+        """
+        pixels, facts = _read(source)
         flags = input_check.flags(pixels, facts, self.check)
-        return Prepared(pixels, grey.prepare_pixels(pixels, self.engine.side), flags)
+        square = grey.prepare_pixels(pixels, self.engine.side)
+        return Prepared(overlay.shrink(pixels, keep) if keep else pixels, square, flags)
 
     def answers(self, batch: list[Prepared]) -> list[Answer]:
-        """Answer for radiographs that were prepared, all at once."""
+        """Answer for radiographs that were read, in one call of the model."""
         scores = self.engine.scores(np.stack([prepared.square for prepared in batch]))
         return [self._answer(batch[row], Scores(*(part[row] for part in scores))) for row in range(len(batch))]
 
@@ -140,14 +147,13 @@ class Reader:
         report: Callable[[StudyError], None] | None = None,
         keep: int = 0,
     ) -> Iterator[tuple[str, Answer]]:
-        """Answer for any number of radiographs in one stream: threads read ahead while the model works.
+        """Answer for any number of radiographs in one stream: threads read ahead while the model predicts.
 
         Args:
-            sources: names and what they name; taken as they are needed.
-            batch_size: radiographs that the model is asked about at a time, from 1.
+            sources: names with their radiographs; taken as they are needed.
+            batch_size: radiographs in one call of the model, from 1.
             report: called with the error of every source that cannot be used; if None, the first one is raised.
-            keep: the longer side, in pixels, to which an answer's `pixels` are shrunk, for what waits takes memory; 0
-                keeps them as they are.
+            keep: as for `prepare`: answers that wait take memory.
 
         Yields:
             Each name with its answer, in order.
@@ -157,50 +163,51 @@ class Reader:
         """
         if batch_size < 1:
             raise StudyError(f"batch size {batch_size}: give 1 or more")
-        ready = self._read_ahead(sources, keep)
-        while batch := list(itertools.islice(_usable(ready, report), batch_size)):
-            answers = self.answers([prepared for _, prepared in batch])
-            for (name, _), answer in zip(batch, answers, strict=True):
-                yield name, answer
+        ready = self._read_ahead(sources, report, keep)
+        while batch := list(itertools.islice(ready, batch_size)):
+            names, prepared = zip(*batch, strict=True)
+            yield from zip(names, self.answers(list(prepared)), strict=True)
 
     def _read_ahead(
-        self, sources: Iterable[tuple[str, Source]], keep: int
-    ) -> Iterator[tuple[str, Prepared | StudyError]]:
-        """Sources with what was read of them, in order; threads are a few ahead, so that few wait in memory."""
-
-        def prepare(source: Source) -> Prepared | StudyError:
-            try:
-                prepared = self.prepare(source)
-                return prepared._replace(pixels=_shrunk(prepared.pixels, keep)) if keep else prepared
-            except StudyError as error:
-                return error
-
+        self, sources: Iterable[tuple[str, Source]], report: Callable[[StudyError], None] | None, keep: int
+    ) -> Iterator[tuple[str, Prepared]]:
+        """Radiographs in order, read by threads that are a few ahead, so that few wait in memory."""
         workers = os.cpu_count() or 1
-        waiting: deque[tuple[str, Future]] = deque()
+        waiting: deque[tuple[str, Future[Prepared]]] = deque()
+
+        def first() -> Iterator[tuple[str, Prepared]]:
+            name, future = waiting.popleft()
+            try:
+                prepared = future.result()
+            except StudyError as error:
+                if report is None:
+                    raise
+                report(error)
+            else:
+                yield name, prepared
+
         with ThreadPoolExecutor(workers) as pool:
             try:
                 for name, source in sources:
-                    waiting.append((name, pool.submit(prepare, source)))
+                    waiting.append((name, pool.submit(self.prepare, source, keep)))
                     if len(waiting) > 2 * workers:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
+                        yield from first()
                 while waiting:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
+                    yield from first()
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _answer(self, prepared: Prepared, scores: Scores) -> Answer:
-        """One answer, from (7,) probabilities and (members, 7) opinions."""
+        """One answer, from (7,) probabilities and (members, 7) members' predictions."""
         meaning = self.interpretation
         calibrated = meaning.probabilities(scores.probabilities)
-        opinions = np.vstack([meaning.probabilities(scores.opinions), calibrated])
+        members = np.vstack([meaning.probabilities(scores.opinions), calibrated])
         return Answer(
             pixels=prepared.pixels,
             probabilities=_named(scores.probabilities),
             calibrated=_named(calibrated),
-            low=_named(opinions.min(axis=0)),
-            high=_named(opinions.max(axis=0)),
+            low=_named(members.min(axis=0)),
+            high=_named(members.max(axis=0)),
             above=meaning.above(scores.probabilities),
             flags=prepared.flags if meaning.calibrated else [*prepared.flags, UNCALIBRATED],
             operating_points=dict(meaning.points),
@@ -208,7 +215,7 @@ class Reader:
 
 
 def load(model: str | os.PathLike | None = None, engine: str | None = None) -> Reader:
-    """Load a model that answers.
+    """Load a model for prediction.
 
     Args:
         model: a `model.keras` of the study; the committed reference ensemble if None.
@@ -223,31 +230,15 @@ def load(model: str | os.PathLike | None = None, engine: str | None = None) -> R
     return Reader(running, meaning, input_check.committed())
 
 
-def _usable(
-    ready: Iterator[tuple[str, Prepared | StudyError]], report: Callable[[StudyError], None] | None
-) -> Iterator[tuple[str, Prepared]]:
-    for name, result in ready:
-        if not isinstance(result, StudyError):
-            yield name, result
-        elif report is None:
-            raise result
-        else:
-            report(result)
-
-
-def _read(source: str | os.PathLike) -> tuple[np.ndarray, grey.Facts]:
-    found = read(Path(source))
-    return found.pixels, found.facts
-
-
-def _pixels_of(source: Source) -> np.ndarray:
-    """The pixels of a source, (height, width) uint8.
+def _read(source: Source) -> tuple[np.ndarray, grey.Facts | None]:
+    """The (height, width) uint8 pixels of a source, and a file's facts.
 
     Raises:
         StudyError: an array has another shape or type, or is too small or large; or the file cannot be used.
     """
     if not isinstance(source, np.ndarray):
-        return _read(source)[0]
+        found = read(Path(source))
+        return found.pixels, found.facts
     if source.ndim != 2 or source.dtype != np.uint8:
         shape = " × ".join(map(str, source.shape))
         raise StudyError(f"array of {shape or 'no'} {source.dtype}: give (height, width) uint8 grey pixels, black air")
@@ -257,21 +248,14 @@ def _pixels_of(source: Source) -> np.ndarray:
             f"array of {width} × {height} px: give {grey.SMALLEST_SIDE} px or more a side, and fewer than "
             f"{grey.MOST_PIXELS:,} in all"
         )
-    return source
+    return source, None
 
 
 def _named(values: np.ndarray) -> dict[str, float]:
     return dict(zip(CLASSES, map(float, values), strict=True))
 
 
-def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels with their longer side at most `side`, of memory of their own."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.BOX)
-    return np.asarray(image)
-
-
-def _unsquared(heat: np.ndarray, height: int, width: int) -> np.ndarray:
+def _without_padding(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """A heat-map of a padded square as one of the radiograph in it: enlarged, and the padding cut off."""
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

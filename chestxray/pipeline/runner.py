@@ -1,53 +1,38 @@
-"""The study as tasks: finds what is stale, executes it in order, and tells what failed and where.
+"""Runner: finds the stages that are stale, executes them in order, and says what failed and where.
 
-It owns the record of what ran with what, and the processes that execute notebooks. It must not know what happens
-inside a notebook; which files a stage takes and leaves stands in `stages`.
+It owns the processes that execute notebooks. It must not know what happens inside a notebook; which files a stage
+reads and writes stands in `stages`, what makes it stale in `staleness`.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from doit.control import ExecNode, TaskControl, TaskDispatcher
-from doit.dependency import Dependency, JsonDB
-from doit.exceptions import BaseFail, TaskFailed
-from doit.reporter import ZeroReporter
-from doit.runner import MThreadRunner
-from doit.task import Task
-from nbformat import NotebookNode
-
 from chestxray import files
 from chestxray.config import PROFILES, REPOSITORY, StageMissing, Study, StudyError
 from chestxray.data import sources
-from chestxray.pipeline import notebooks
-from chestxray.pipeline.progress import Progress
+from chestxray.pipeline import notebooks, staleness
+from chestxray.pipeline.progress import Progress, shown
 from chestxray.pipeline.stages import STAGES, Stage
 
 ERROR_LINES = 15
-"""Lines of a cell's traceback that are shown; the whole of it is in the notebook that is kept."""
+"""Lines of a cell's traceback that are shown; the whole of it is in the notebook that is saved."""
 
 
 def default_jobs(profile: str) -> int:
     """How many notebooks run at a time: two on CPUs, where two fits of one thread outrun one of two; one on a GPU."""
     return 1 if profile == "gpu" else min(2, os.cpu_count() or 1)
-
-
-def shown(path: Path) -> str:
-    """A path as it can be typed where the user is."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class Failure(Exception):
@@ -61,7 +46,7 @@ class Pipeline:
     Attributes:
         study: dataset, profile and seed.
         source: `phantom`, a folder in the NIH layout, or the name of a dataset that is there already.
-        overrides: the fields of the profile that differ, as the notebooks are told.
+        overrides: the fields of the profile that differ, as they are passed to the notebooks.
         jobs: how many notebooks may run at a time.
         repository: where the notebooks are.
         stages: all stages that there are.
@@ -80,13 +65,14 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self._progress = Progress(self.stream)
-        self._modules = Modules(REPOSITORY / PACKAGE)
+        self._modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
         self._workers: set[subprocess.Popen[str]] = set()
+        self._stopped = False
 
     @property
     def state(self) -> Path:
         """The record of which stage ran with what."""
-        return self.study.paths.results / ".doit.db.json"
+        return self.study.paths.results / ".stages.json"
 
     def rendered(self, stage: Stage) -> Path:
         """Where the executed notebook of a stage goes."""
@@ -96,7 +82,7 @@ class Pipeline:
         """Run what is stale of these stages, in order.
 
         Args:
-            chosen: the stages to run; what others leave is taken as it is.
+            chosen: the stages to run, in the order of the study; what others wrote is taken as it is.
             force: run all of them, stale or not.
 
         Returns:
@@ -108,17 +94,7 @@ class Pipeline:
         """
         self._check_size()
         with self._alone(), self._progress:
-            tasks = [self._task(stage, chosen) for stage in chosen]
-            control = TaskControl(tasks)
-            control.process([task.name for task in tasks])
-            record = Dependency(_Record, str(self.state))
-            threads = MThreadRunner(record, _Reporter(self, record), always_execute=force, num_process=self.jobs)
-            try:
-                complete = threads.run_all(_InOrder(control.tasks, control.targets, control.selected_tasks)) == 0
-            finally:
-                for worker in list(self._workers):
-                    worker.kill()
-        return complete
+            return self._run_stale(chosen, force)
 
     def refresh(self, chosen: Sequence[Stage]) -> list[Path]:
         """Write the executed notebooks of these stages where they are committed, in the form that is committed.
@@ -149,58 +125,112 @@ class Pipeline:
                 f"asked for; use {' or '.join([*ways, f'--set image_size={there}'])}"
             )
 
-    def _task(self, stage: Stage, chosen: Sequence[Stage]) -> Task:
+    def _run_stale(self, chosen: Sequence[Stage], force: bool) -> bool:
+        """Start each stage, in the order of the study, once the stages that it needs are up to date."""
+        record = staleness.Record(self.state)
+        needs = {stage.number: self._needed(stage, chosen) for stage in chosen}
+        waiting, done, lost = list(chosen), set(), set()
+        running: dict[Future[bool], tuple[Stage, staleness.Entry]] = {}
+        with ThreadPoolExecutor(self.jobs) as threads:
+            try:
+                while waiting or running:
+                    for stage in [stage for stage in waiting if needs[stage.number] & lost]:
+                        waiting.remove(stage)
+                        lost.add(stage.number)
+                        self._progress.say(f"{stage.label}: not run, it needs a stage that failed")
+                    ready = next((stage for stage in waiting if needs[stage.number] <= done), None)
+                    if ready is not None and len(running) < self.jobs:
+                        waiting.remove(ready)
+                        entry = self._entry(ready, record)
+                        reason = self._stale(ready, record, entry, force)
+                        if reason is None:
+                            done.add(ready.number)
+                        else:
+                            running[self._start(ready, reason, threads)] = ready, entry
+                    elif running:
+                        for future in wait(running, return_when=FIRST_COMPLETED).done:
+                            stage, entry = running.pop(future)
+                            (done if future.result() else lost).add(stage.number)
+                            if future.result():
+                                record.write(stage.number, entry)
+            finally:
+                self._stopped = True
+                for worker in list(self._workers):
+                    worker.kill()
+        return not lost
+
+    def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[str]:
+        """The numbers of the chosen stages that write what this one reads; raw data is of stage 1."""
         paths = self.study.paths
-        made_here = bool(stage.notebook) and not self.unpacked(stage)
-        writes = stage.writes(paths) + ([self.rendered(stage)] if made_here else [])
-        unchanged = _Unchanged(lambda: self._describe(stage), self.unpacked(stage))
-        return Task(
-            stage.number,
-            [self._execute],
-            file_dep=[str(path) for path in stage.reads(paths)],
-            # Raw data is a folder, which doit can't compare, so what reads it is put after stage 1 by name.
-            task_dep=[other.number for other in chosen if other.number == "1" and stage.reads_raw],
-            targets=[str(path) for path in writes],
-            uptodate=[unchanged],
-            io={"capture": False},  # doit would redirect stdout for all threads at once
-            meta={"stage": stage, "unchanged": unchanged},
-        )
+        reads = set(stage.reads(paths))
+        return {
+            other.number
+            for other in chosen
+            if reads & set(other.writes(paths)) or (stage.reads_raw and other.number == "1")
+        }
+
+    def _entry(self, stage: Stage, record: staleness.Record) -> staleness.Entry:
+        """What the stage would run with now; for an unpacked one, which isn't compared, nothing."""
+        if self.unpacked(stage):
+            return {"description": {}, "inputs": {}}
+        return record.entry(stage.number, self._describe(stage), stage.reads(self.study.paths))
+
+    def _stale(self, stage: Stage, record: staleness.Record, entry: staleness.Entry, force: bool) -> str | None:
+        """Why the stage must run, in words ("" where it is plain); None, said on the stream, where it needn't."""
+        unpacked = self.unpacked(stage)
+        made_here = [self.rendered(stage)] if stage.notebook and not unpacked else []
+        missing = [path for path in [*stage.writes(self.study.paths), *made_here] if not path.exists()]
+        changed = [] if unpacked else record.changes(stage.number, entry)
+        if changed == [] and not missing and not force:
+            self._progress.say(f"{stage.label}: {'unpacked, run elsewhere' if unpacked else 'up to date'}")
+            return None
+        return f"changed: {', '.join(changed)}" if changed else ""
 
     def _describe(self, stage: Stage) -> dict[str, str]:
         """What a stage's outcome depends on besides the files it reads: a fingerprint for each kind of thing."""
         profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
-        described = {"parameters": of_text(self.study.paths.dataset, profile, str(self.study.seed))}
+        described = {"parameters": staleness.text_fingerprint(self.study.paths.dataset, profile, str(self.study.seed))}
         if not stage.notebook:
             place = str(Path(self.source).resolve()) if Path(self.source).is_dir() else self.source
-            return described | {"source": of_text(place), "code": self._modules.of(["data.sources"])}
+            return described | {"source": staleness.text_fingerprint(place), "code": self._modules.of(["data.sources"])}
         if stage.reads_raw:
-            described["raw data"] = of_raw(self.study.paths.raw)
+            described["raw data"] = staleness.raw_fingerprint(self.study.paths.raw)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
-        notebook_is, code_is = of_notebook(notebook), self._modules.of_notebook(notebook)
-        return described | {"notebook": notebook_is, "code": code_is}
+        return described | {
+            "notebook": staleness.notebook_fingerprint(notebook),
+            "code": self._modules.of_notebook(notebook),
+        }
 
     def _parameters(self) -> dict[str, Any]:
         study = self.study
         values = (study.paths.dataset, study.profile.name, study.seed, self.overrides)
         return dict(zip(notebooks.PARAMETERS, values, strict=True))
 
-    def _execute(self, task: Task) -> TaskFailed | None:
-        """Run one stage; called by doit, in a thread, with the task."""
-        stage = task.meta["stage"]
-        self._progress.start(stage.label, task.meta["unchanged"].reason(task))
+    def _start(self, stage: Stage, reason: str, threads: ThreadPoolExecutor) -> Future[bool]:
+        """Execute a notebook's stage in a thread; stage 1 in this one, where Ctrl-C ends it."""
+        if stage.notebook:
+            return threads.submit(self._execute, stage, reason)
+        ended: Future[bool] = Future()
+        ended.set_result(self._execute(stage, reason))
+        return ended
+
+    def _execute(self, stage: Stage, reason: str) -> bool:
+        """Run one stage; return whether it ran to its end."""
+        self._progress.start(stage.label, reason)
         try:
             if stage.notebook:
                 self._execute_notebook(stage)
             else:
                 sources.prepare_raw(self.source, self.study)
         except (StudyError, Failure) as error:
-            self.failed.append(stage)
-            self._progress.end(stage.label, "failed")
-            self._progress.say(str(error))
-            return TaskFailed("failed", report=False)
+            if not self._stopped:
+                self.failed.append(stage)
+                self._progress.end(stage.label, "failed")
+                self._progress.say(str(error))
+            return False
         self.executed.append(stage)
         self._progress.end(stage.label, "done")
-        return None
+        return True
 
     def _execute_notebook(self, stage: Stage) -> None:
         source, target = self.repository / stage.notebook, self.rendered(stage)
@@ -223,6 +253,8 @@ class Pipeline:
                 start_new_session=True,
             )
             self._workers.add(worker)
+            if self._stopped:
+                worker.kill()
             failure = self._follow(stage, worker)
             code = worker.wait()
             self._workers.discard(worker)
@@ -277,7 +309,7 @@ class Pipeline:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep a second run away from this dataset; the system lifts the lock when this process ends, however."""
-        place = files.make_folder(self.study.paths.results) / ".doit.db.lock"
+        place = files.make_folder(self.study.paths.results) / ".stages.lock"
         try:
             import fcntl
         except ImportError:  # Windows
@@ -290,226 +322,3 @@ class Pipeline:
                 name = self.study.paths.dataset
                 raise StudyError(f"dataset {name!r}: another run works on it; wait for its end, or end it") from error
             yield
-
-
-class _Unchanged:
-    """Tells doit whether a stage's description is the one of its last run, and keeps why not.
-
-    A stage that was run elsewhere, and whose outcome was unpacked, is not asked.
-    """
-
-    def __init__(self, describe: Callable[[], dict[str, str]], elsewhere: bool) -> None:
-        self._describe = describe
-        self._elsewhere = elsewhere
-        self._changed: list[str] = []
-
-    def __call__(self, task: Task, values: dict[str, Any]) -> bool:
-        if self._elsewhere:
-            return True
-        now = self._describe()
-        before = values.get("description")
-        task.value_savers.append(lambda: {"description": now})
-        if before is not None:
-            self._changed = [name for name in now if before.get(name) != now[name]]
-        return before == now
-
-    def reason(self, task: Task) -> str:
-        """Why the stage runs again, in words; nothing when it runs for the first time."""
-        missing = [Path(path).name for path in task.targets if not Path(path).exists()]
-        changed = self._changed or ([] if missing else sorted(Path(path).name for path in task.dep_changed))
-        return f"changed: {', '.join(changed)}" if changed else ""
-
-
-class _InOrder(TaskDispatcher):
-    """doit's dispatcher, which takes stages that become ready together in the order of the study."""
-
-    def _update_waiting(self, processed: ExecNode | None) -> None:
-        super()._update_waiting(processed)
-        self.ready = deque(sorted(self.ready, key=lambda node: self.selected_tasks.index(node.task.name)))
-
-
-class _Record(JsonDB):
-    """doit's record as one file that is never half-written; an unreadable one counts as empty."""
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            return json.loads(Path(self.name).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def dump(self) -> None:
-        """Write the record."""
-        files.atomic_write(Path(self.name), self.codec.encode(self._db).encode())
-
-
-class _Reporter(ZeroReporter):
-    """Says what doit decided, and keeps the record after every stage, so that a killed run loses none."""
-
-    def __init__(self, pipeline: Pipeline, record: Dependency) -> None:
-        super().__init__(pipeline.stream, {})
-        self._pipeline = pipeline
-        self._record = record
-
-    def add_success(self, task: Task) -> None:
-        """A stage ran to its end."""
-        self._record.backend.dump()
-
-    def skip_uptodate(self, task: Task) -> None:
-        """A stage needn't run."""
-        stage = task.meta["stage"]
-        why = "unpacked, run elsewhere" if self._pipeline.unpacked(stage) else "up to date"
-        self._pipeline._progress.say(f"{stage.label}: {why}")
-
-    def add_failure(self, task: Task, fail: BaseFail) -> None:
-        """A stage failed; what doit itself found wrong has not been said yet."""
-        if fail.report:
-            self._pipeline.failed.append(task.meta["stage"])
-            self._pipeline._progress.say(f"{task.meta['stage'].label}: {fail.get_msg().strip()}")
-
-
-PACKAGE = "chestxray"
-
-
-def of_text(*texts: str) -> str:
-    """A digest of some texts in their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{len(text)}:".encode() + text.encode())
-    return digest.hexdigest()
-
-
-def of_raw(raw: Path) -> str:
-    """Of a folder of raw data: the tables by content; images, too many to read, by name, size and time of change."""
-    lines = []
-    for folder, subfolders, names in os.walk(raw, followlinks=True):
-        subfolders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            place = path.relative_to(raw).as_posix()
-            if name.endswith((".csv", ".txt")):
-                lines.append(f"{place} {hashlib.sha256(path.read_bytes()).hexdigest()}")
-            elif not name.startswith("."):
-                status = path.stat()
-                lines.append(f"{place} {status.st_size} {status.st_mtime_ns}")
-    return of_text(*lines)
-
-
-def of_notebook(notebook: NotebookNode) -> str:
-    """Of a notebook's cells without their outputs. What `chestxray stamp` writes doesn't count."""
-    from chestxray.pipeline.notebooks import without_stamps
-
-    return of_text(*(f"{cell.cell_type}\n{cell.source}" for cell in without_stamps(notebook).cells))
-
-
-class Modules:
-    """Fingerprints of modules of the package, each with all that it imports from the package.
-
-    Modules are named from the package on: `config`, `data.manifest`; a sub-package by its folder, `data`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._trees: dict[str, ast.Module] = {}
-        self._files: dict[str, Path] = {}
-        for path in folder.rglob("*.py"):
-            place = path.relative_to(folder).with_suffix("").parts
-            self._files[".".join(place[:-1] if place[-1] == "__init__" else place)] = path
-
-    def of_notebook(self, notebook: NotebookNode) -> str:
-        """Of what the notebook's cells import."""
-        code = "\n".join(_python(cell.source) for cell in notebook.cells if cell.cell_type == "code")
-        return self.of(self._imported(ast.parse(code), ""))
-
-    def of(self, names: Iterable[str]) -> str:
-        """Of these modules and what they import."""
-        reached: set[str] = set()
-        waiting = set(names)
-        while waiting:
-            name = waiting.pop()
-            reached.add(name)
-            waiting |= self._imported(self._tree(name), name) - reached
-        return of_text(*(f"{name}\n{ast.dump(self._tree(name))}" for name in sorted(reached)))
-
-    def _tree(self, name: str) -> ast.Module:
-        if name not in self._trees:
-            self._trees[name] = _without_docstrings(ast.parse(self._files[name].read_text("utf-8")))
-        return self._trees[name]
-
-    def _imported(self, tree: ast.Module, importer: str) -> set[str]:
-        """The modules that the code imports, at its top or inside functions, with the sub-packages above them."""
-        found = set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith(f"{PACKAGE}.")}
-            elif isinstance(node, ast.ImportFrom):
-                base = self._base(node, importer)
-                for alias in node.names if base is not None else ():
-                    found |= self._named(base, alias, tree)
-        above = {name.rpartition(".")[0] for name in found} | {name.partition(".")[0] for name in found}
-        return (found | above) & self._files.keys() - {""}
-
-    def _base(self, node: ast.ImportFrom, importer: str) -> str | None:
-        """The module named after `from`; None if it isn't of the package."""
-        if node.level:
-            is_package = self._files.get(importer, Path()).stem == "__init__"
-            parts = importer.split(".")
-            parts = parts[: len(parts) - node.level + is_package]
-            return ".".join([*parts, *filter(None, [node.module])])
-        head, _, rest = (node.module or "").partition(".")
-        return rest if head == PACKAGE else None
-
-    def _named(self, base: str, alias: ast.alias, tree: ast.Module) -> set[str]:
-        """The modules that `from base import alias` reaches in this code."""
-        name = f"{base}.{alias.name}".lstrip(".")
-        if name not in self._files:
-            return {base, self._owner(base, alias.name)}
-        if self._files[name].stem != "__init__":
-            return {name}
-        # A whole sub-package: what is taken from it by name, or all of it where it is passed on as it is.
-        bound = alias.asname or alias.name
-        taken = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_name(node.value, bound)]
-        if len(taken) < sum(_is_name(node, bound) for node in ast.walk(tree)):
-            return {name, *(other for other in self._files if other.startswith(f"{name}."))}
-        return {name}.union(*(self._named(name, ast.alias(node.attr), tree) for node in taken))
-
-    def _owner(self, base: str, name: str) -> str:
-        """The module that defines what a sub-package hands on under this name by its `_OWNERS`."""
-        for node in ast.walk(self._tree(base)) if base in self._files else ():
-            if isinstance(node, ast.Assign) and _is_name(node.targets[0], "_OWNERS"):
-                return f"{base}.{ast.literal_eval(node.value).get(name, '')}".lstrip(".")
-        return base
-
-
-def _is_name(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        for body in _bodies(node):
-            body[:] = [statement for statement in body if not _is_text(statement)]
-    return tree
-
-
-def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        yield node.body
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    """A docstring, or the words below an attribute."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
-
-
-def _python(source: str) -> str:
-    """A cell's code as Python, its magics as the calls that they stand for."""
-    try:
-        ast.parse(source)
-        return source
-    except SyntaxError:
-        from IPython.core.inputtransformer2 import TransformerManager
-
-        return TransformerManager().transform_cell(source)

@@ -2,7 +2,7 @@
 
 Run it as `python tests/benchmarks/bench_prediction.py FOLDER`, with a folder of radiographs. It prints a table: start
 to first answer, images a second against Keras's `predict` one image at a time, peak memory at 100 and 1,000 files, and
-the largest difference of a probability between Keras, ONNX and LiteRT. Other work on the machine moves the times, so
+the largest difference of a probability between Keras and ONNX. Other work on the machine moves the times, so
 each is the best of several; the ratios are what counts.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from chestxray.images import pixels
-from chestxray.inference import engines, exporting, reader
+from chestxray.inference import engines, reader
 from chestxray.inference.batch import predict_files
 
 STARTS = 5
@@ -107,22 +107,8 @@ def main(folder: Path) -> None:
         expected = np.asarray(model.predict_on_batch(batch))
         apart = np.abs(asked.engine.scores(stack).probabilities - expected).max()
         rows.append(("largest difference, onnx and keras", f"{apart:.1e}"))
-        lite = exporting.litert(engines.reference_model())
-        rows.append(("largest difference, litert and keras", f"{np.abs(_litert(lite, batch) - expected).max():.1e}"))
     for name, value in rows:
         print(f"| {name} | {value} |")
-
-
-def _litert(data: bytes, batch: np.ndarray) -> np.ndarray:
-    from ai_edge_litert.interpreter import Interpreter
-
-    lite = Interpreter(model_content=data)
-    place = lite.get_input_details()[0]["index"]
-    lite.resize_tensor_input(place, batch.shape)
-    lite.allocate_tensors()
-    lite.set_tensor(place, batch)
-    lite.invoke()
-    return lite.get_tensor(lite.get_output_details()[0]["index"])
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Sums:
 
 @pytest.fixture
 def summing() -> reader.Reader:
-    return reader.Reader(Sums(), interpretation.nothing_known(), input_check.committed())
+    return reader.Reader(Sums(), interpretation.uncalibrated(), input_check.committed())
 
 
 def test_an_answer_holds_what_it_says(reference, drawn):
@@ -210,7 +210,7 @@ def test_a_folder_of_a_thousand_takes_no_more_memory_than_one_of_a_hundred(tmp_p
         "    def scores(self, batch):\n"
         "        import numpy\n"
         "        return Scores(numpy.full((len(batch), 7), .5), numpy.full((len(batch), 2, 7), .5))\n"
-        "asked = reader.Reader(Engine(), reader.interpretation.nothing_known(), reader.input_check.committed())\n"
+        "asked = reader.Reader(Engine(), reader.interpretation.uncalibrated(), reader.input_check.committed())\n"
         "batch.predict_files(files, Path(sys.argv[1]) / 'p.csv', asked)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )

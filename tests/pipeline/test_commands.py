@@ -70,15 +70,15 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
 
 
 def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
-    from chestxray.inference import exporting
+    from chestxray.inference import engines
 
     called = []
-    monkeypatch.setattr(exporting, "export", lambda *given: called.append(given) or 12_345_678)
-    out = tmp_path / "m.tflite"
-    assert user.main(["export", str(out), "--format", "litert", "--model", "m.keras"]) == 0
-    assert capsys.readouterr().out == f"{out}: 12.3 MB, litert\n"
+    monkeypatch.setattr(engines, "export", lambda *given: called.append(given) or 12_345_678)
+    out = tmp_path / "m.onnx"
+    assert user.main(["export", str(out), "--model", "m.keras"]) == 0
+    assert capsys.readouterr().out == f"{out}: 12.3 MB\n"
     assert user.main(["export", str(out)]) == 0
-    assert called == [(out, "litert", Path("m.keras")), (out, "onnx", None)]
+    assert called == [(out, Path("m.keras")), (out, None)]
     with pytest.raises(StudyError, match="is a folder"):
         user.main(["export", str(tmp_path)])
 

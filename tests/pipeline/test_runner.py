@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from chestxray import config
-from chestxray.pipeline import notebooks, runner, stages
+from chestxray.pipeline import notebooks, runner, stages, staleness
 from chestxray.pipeline.stages import Stage
 
 PARAMETERS = 'dataset = "none"\nprofile = "none"\nseed = 0\noverrides = {}\nextra = 1'
@@ -111,7 +111,7 @@ def test_rendered_notebook_lies_beside_the_results(place):
         "overrides = {'cnn_epochs': 1}",
         "extra = 1",
     ]
-    assert "papermill" not in rendered.read_text()
+    assert '"execution"' not in rendered.read_text()  # when each cell ran
     assert "<h1" in rendered.with_suffix(".html").read_text()
     assert not list(rendered.parent.glob(".*"))
 
@@ -179,6 +179,49 @@ def test_failure_names_notebook_and_cell_and_the_next_run_goes_on_there(place):
     notebooks.write(place / "folder" / "second.ipynb", notebook(SECOND))
     assert run(place)[1] == ["2.2"]
     assert not kept.exists()
+
+
+def test_what_does_not_need_a_failed_stage_runs_all_the_same(place, at_once, monkeypatch):
+    notebooks.write(place / "other.ipynb", notebook("done = True"))
+    every = [*STAGES, Stage("3", "three", "Three", "other.ipynb")]
+    execute = runner.Pipeline._execute_notebook
+
+    def failing(line, stage):
+        if stage.number == "2.1":
+            raise runner.Failure("first.ipynb: broken")
+        execute(line, stage)
+
+    monkeypatch.setattr(runner.Pipeline, "_execute_notebook", failing)
+    complete, executed, said, line = run(place, every, all_stages=every)
+    assert not complete and executed == ["3"] and [stage.number for stage in line.failed] == ["2.1"]
+    assert "2.2 Two: not run, it needs a stage that failed" in said
+    monkeypatch.setattr(runner.Pipeline, "_execute_notebook", execute)
+    assert run(place, every, all_stages=every)[1] == ["2.1", "2.2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda place, paths: paths.manifest.unlink(), "2.2 Two: started\n"),
+        (lambda place, paths: (paths.data / "first.csv").write_text("x"), "2.2 Two: started (changed: first.csv)"),
+        (
+            lambda place, paths: notebooks.write(place / "folder" / "second.ipynb", notebook(SECOND + "\n1 + 1")),
+            "2.2 Two: started (changed: notebook)",
+        ),
+    ],
+)
+def test_it_says_why_a_stage_runs_again(place, at_once, change, words):
+    run(place)
+    change(place, config.open_study("tiny", "quick", 7).paths)
+    assert words in run(place, STAGES[1:])[2]
+
+
+def test_an_input_with_the_same_content_makes_nothing_stale(place, at_once):
+    *_, line = run(place)
+    first = line.study.paths.data / "first.csv"
+    first.write_bytes(first.read_bytes())
+    os.utime(first, (1, 1))
+    assert run(place)[1] == []
 
 
 def test_users_errors_are_one_line(place):
@@ -282,9 +325,10 @@ def _alive(process):
     )
 
 
-def test_unreadable_record_only_costs_a_run(place, at_once):
+@pytest.mark.parametrize("content", ["{", "[]", '{"stages": 1}', '{"stages": {"2.1": 1, "2.2": {"inputs": []}}}'])
+def test_unreadable_record_only_costs_a_run(place, at_once, content):
     *_, line = run(place)
-    line.state.write_text("{")
+    line.state.write_text(content)
     assert run(place)[1] == ["2.1", "2.2"]
     json.loads(line.state.read_text())
 
@@ -325,7 +369,7 @@ def test_code_fingerprint_follows_imports_and_ignores_words(tmp_path):
         (tmp_path / "below.py").write_text(below)
         (tmp_path / "other.py").write_text("VALUE = 1")
         cell = nbformat.v4.new_code_cell("%matplotlib inline\nfrom chestxray import top")
-        return runner.Modules(tmp_path).of_notebook(nbformat.v4.new_notebook(cells=[cell]))
+        return staleness.Modules(tmp_path).of_notebook(nbformat.v4.new_notebook(cells=[cell]))
 
     lazy = "def f():\n    from chestxray.below import g\n    return g()"
     base = fingerprint(lazy, '"""Words."""\nA = 1\n"""What A is."""')
@@ -370,11 +414,11 @@ def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(code)
     top = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
-    base = runner.Modules(tmp_path).of_notebook(top)
+    base = staleness.Modules(tmp_path).of_notebook(top)
     changing = set()
     for name, code in ROOMS.items():
         (tmp_path / name).write_text(code + "\nADDED = 1")
-        if runner.Modules(tmp_path).of_notebook(top) != base:
+        if staleness.Modules(tmp_path).of_notebook(top) != base:
             changing.add(name)
         (tmp_path / name).write_text(code)
     assert changing == depends_on

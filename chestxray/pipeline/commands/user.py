@@ -149,12 +149,11 @@ def _add_predict(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
-        help="write a model as ONNX or LiteRT, for other programs",
-        description="Write a model as one file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
+        help="write a model as ONNX, for other programs",
+        description="Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
         "probabilities.",
     )
     export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
-    export.add_argument("--format", choices=("onnx", "litert"), default="onnx", help="default: %(default)s")
     export.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
     export.set_defaults(command=run_export)
 
@@ -300,13 +299,12 @@ def run_predict(chosen: argparse.Namespace) -> int:
 
 def run_export(chosen: argparse.Namespace) -> int:
     """`chestxray export`."""
-    from chestxray.inference import exporting
+    from chestxray.inference import engines
 
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
-    with _without_greetings() if chosen.format == "litert" else contextlib.nullcontext():
-        size = exporting.export(chosen.out, chosen.format, chosen.model)
-    print(f"{chosen.out}: {size / 1e6:.1f} MB, {chosen.format}")
+    size = engines.export(chosen.out, chosen.model)
+    print(f"{chosen.out}: {size / 1e6:.1f} MB")
     return 0
 
 
@@ -393,7 +391,7 @@ def run_pack(chosen: argparse.Namespace) -> int:
     _set_root(chosen)
     from chestxray import files
     from chestxray.data import archive
-    from chestxray.pipeline.runner import shown
+    from chestxray.pipeline.progress import shown
 
     done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
     print(f"{shown(done.path)}: {files.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
@@ -405,7 +403,7 @@ def run_unpack(chosen: argparse.Namespace) -> int:
     """`chestxray unpack`."""
     _set_root(chosen)
     from chestxray.data import archive
-    from chestxray.pipeline.runner import shown
+    from chestxray.pipeline.progress import shown
 
     done = archive.unpack(chosen.archive)
     kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
