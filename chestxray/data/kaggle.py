@@ -7,6 +7,7 @@ fills. `folder_on_kaggle` says where on Kaggle a missing image lies.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,36 +91,24 @@ def find_copy(dataset: Published) -> Copy | None:
 
 
 def _candidates(dataset: Published) -> Iterator[Path]:
-    """Folders that may hold the image table of a dataset, the likeliest first."""
+    """Folders that may hold the image table of a dataset: below the mounts, the least deep first; then the cache."""
     named = os.environ.get("CHESTXRAY_MOUNTS")
     mounts = MOUNTS if named is None else [place for place in named.split(os.pathsep) if place]
-    looked = 0
-    for mount in mounts:
-        level = [Path(mount)]
-        for _ in range(_DEPTH + 1):
-            below = []
-            for folder in level:
-                looked += 1
-                if looked > _FOLDERS:
-                    break
-                names = _listed(folder)
-                if any(table in names for table in dataset.tables):
-                    yield folder
-                below += [Path(folder, name) for name in names if _worth_a_look(folder, name)]
-            level = below
+    queue = deque((Path(mount), 0) for mount in mounts)
+    for _ in range(_FOLDERS):
+        if not queue:
+            break
+        folder, depth = queue.popleft()
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError:
+            continue
+        if any(path.name in dataset.tables for path in paths):
+            yield folder
+        if depth < _DEPTH:
+            below = [path for path in paths if not path.name.startswith((".", "images")) and not path.suffix]
+            queue.extend((path, depth + 1) for path in below if path.is_dir())
     yield from cached(dataset)
-
-
-def _listed(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []
-
-
-def _worth_a_look(folder: Path, name: str) -> bool:
-    hidden = name.startswith((".", "images")) or Path(name).suffix
-    return not hidden and Path(folder, name).is_dir()
 
 
 def _cache() -> Path:
@@ -135,15 +124,18 @@ def cached(dataset: Published) -> list[Path]:
 
 def _copy_in(dataset: Published, folder: Path) -> Copy | None:
     """The image table in `folder`, and the images beside it or up to two folders below (Kaggle's `sample/sample/`)."""
-    tables = [Path(folder, name) for name in dataset.tables if Path(folder, name).is_file()]
-    if not tables:
+    table = _table_in(dataset, folder)
+    if table is None:
         return None
     for pattern in ("images*", "*/images*", "*/*/images*"):
         for images in sorted(folder.glob(pattern)):
             if images.is_dir():
-                beside = [images.parent / name for name in dataset.tables if (images.parent / name).is_file()]
-                return Copy((beside or tables)[0], images.parent)
+                return Copy(_table_in(dataset, images.parent) or table, images.parent)
     return None
+
+
+def _table_in(dataset: Published, folder: Path) -> Path | None:
+    return next((folder / name for name in dataset.tables if (folder / name).is_file()), None)
 
 
 def count_images(folder: Path) -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import NO_FINDING_NIH, StudyError
-from chestxray.data.nih_tables import BOXES_NAME, LIST_NAMES
+from chestxray.data.nih_tables import BOX_SPELLING, BOXES_HEADER, BOXES_NAME, LIST_NAMES, TABLE_HEADER, TABLE_NAMES
 from chestxray.data.phantom.anatomy import SIZES
 from chestxray.data.phantom.patients import Slot, slot
 from chestxray.data.phantom.radiograph import boxes, compose, render
@@ -30,18 +30,8 @@ RECIPE = 2
 STATE = "phantom.json"
 """Records what is drawn, and whether it is complete."""
 
-TABLE_NAME = "Data_Entry_2017_v2020.csv"
-
-TABLE_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
-)
-"""The header of the NIH's own file, character by character (two brackets hold a comma, so it counts eleven columns)."""
-
-BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
-"""The header of the NIH's own file: four numbers under one name, and three columns without a name."""
-
-_BOX_SPELLING = {"Infiltration": "Infiltrate"}  # the NIH's box list spells this finding in its own way
+_IN_BOX_LIST = {ours: theirs for theirs, ours in BOX_SPELLING.items()}
+"""A finding as the image table spells it → as the NIH's box list does."""
 
 
 def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None = None) -> None:
@@ -92,7 +82,7 @@ def _prepare_folder(raw: Path, parameters: dict[str, Any], names: set[str]) -> b
         present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if raw.is_symlink() or (present and not state):
         raise StudyError(f"{raw}: holds images that are not phantoms; move them away or choose another dataset name")
-    tables = [raw / name for name in (TABLE_NAME, BOXES_NAME, *LIST_NAMES)]
+    tables = [raw / name for name in (TABLE_NAMES[0], BOXES_NAME, *LIST_NAMES)]
     if state == {**parameters, "complete": True} and present == names and all(path.exists() for path in tables):
         return False
     for path in tables:
@@ -130,7 +120,7 @@ def _write_image(folder: Path, index: int, size: int, seed: int) -> tuple[list[A
     entry = [place.file, labels, place.follow_up, place.patient, scene.age, scene.sex, scene.view]
     entry += [size, size, spacing, spacing]
     found = [
-        [place.file, _BOX_SPELLING.get(b.finding, b.finding), *(round(v, 3) for v in (b.x, b.y, b.width, b.height))]
+        [place.file, _IN_BOX_LIST.get(b.finding, b.finding), *(round(v, 3) for v in (b.x, b.y, b.width, b.height))]
         for b in boxes(scene, size)
     ]
     return entry, found
@@ -141,7 +131,7 @@ def _write_tables(raw: Path, slots: Sequence[Slot], rows: Sequence[tuple[list[An
     files.atomic_write(raw / BOXES_NAME, _csv(BOXES_HEADER, [box for _, found in rows for box in found]))
     for name, test in zip(LIST_NAMES, (False, True), strict=True):
         files.atomic_write(raw / name, "".join(f"{place.file}\n" for place in slots if place.test == test).encode())
-    files.atomic_write(raw / TABLE_NAME, _csv(TABLE_HEADER, [entry for entry, _ in rows]))
+    files.atomic_write(raw / TABLE_NAMES[0], _csv(TABLE_HEADER, [entry for entry, _ in rows]))
 
 
 def _csv(header: str, rows: Iterable[Sequence[Any]]) -> bytes:
