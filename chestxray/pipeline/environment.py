@@ -1,7 +1,7 @@
-"""From a bare Python to one that can run the study: what is required, what is installed, and the steps between.
+"""Environment: from a bare Python to one that can run the study, in the repository's `.venv` or on Colab.
 
-It owns the repository's `.venv` and the installation on Colab, and uses the standard library only, because it runs
-before anything is installed. It must not know what a command does: it makes the interpreter ready and hands over.
+It runs before anything is installed, so it imports the standard library only, and `packaging` where that is there. It
+must not know what a command does: it makes the interpreter ready and starts the command in it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,12 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chestxray.config import REPOSITORY, StudyError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that every required package has wheels for."""
@@ -31,20 +34,22 @@ COLAB_KEEPS = ("tensorflow", "keras", "numpy")
 PARTS_USED = {"jupyter": ("ipykernel", "nbconvert")}
 """What the study needs of a bundle: Colab has these parts, but not the bundle."""
 
-_REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(?P<bounds>[^;]*)(?:;.*)?$")
-_BOUND = re.compile(r"^(==|>=|<=|<|>|!=|~=)\s*([0-9][0-9.]*)")
+_STAMP = ".chestxray.json"
+"""File in the environment that tells whether it is complete, with which extras, for which requirements."""
+
+_STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
 
 
-def requirements(extras: Sequence[str] = (), repository: Path = REPOSITORY) -> list[str]:
-    """The lines of requirements.txt, and those of the extras that pyproject.toml names.
+def requirements(extras: Sequence[str] = ()) -> list[str]:
+    """The lines of requirements.txt, and those of these extras of pyproject.toml.
 
     Raises:
         StudyError: an extra is unknown.
     """
     import tomllib  # not in Python 3.10, which must get as far as being told so
 
-    lines = [line.split("#")[0].strip() for line in (repository / "requirements.txt").read_text("utf-8").splitlines()]
-    known = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    lines = [line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()]
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     for extra in extras:
         if extra not in known:
             raise StudyError(f"extra {extra!r} is unknown; there are: {', '.join(known)}")
@@ -53,19 +58,23 @@ def requirements(extras: Sequence[str] = (), repository: Path = REPOSITORY) -> l
 
 
 def satisfied(requirement: str) -> bool:
-    """Whether what is installed here meets one requirement (name and version bounds; markers are taken as true)."""
-    match = _REQUIREMENT.match(requirement)
-    if match is None:
+    """Whether what is installed here meets one requirement; never where `packaging` is missing, on a bare Python."""
+    try:
+        wanted = _parsed(requirement)
+    except ImportError:
         return False
-    versions = [_installed(part) for part in PARTS_USED.get(match["name"], (match["name"],))]
-    if match["name"] in PARTS_USED:
-        return None not in versions
-    return versions[0] is not None and all(_within(versions[0], bound) for bound in match["bounds"].split(",") if bound)
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return True
+    parts = PARTS_USED.get(wanted.name)
+    if parts:
+        return all(map(_installed, parts))
+    version = _installed(wanted.name)
+    return version is not None and wanted.specifier.contains(version, prereleases=True)
 
 
-def missing(extras: Sequence[str] = (), repository: Path = REPOSITORY) -> list[str]:
-    """The requirements that this interpreter doesn't meet."""
-    return [line for line in requirements(extras, repository) if not satisfied(line)]
+def missing(extras: Sequence[str] = ()) -> list[str]:
+    """The requirements, with those of the extras, that this interpreter doesn't meet."""
+    return [line for line in requirements(extras) if not satisfied(line)]
 
 
 def on_colab() -> bool:
@@ -88,7 +97,7 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if sys.version_info[:2] < PYTHONS[0]:
         check_python()
     again = os.environ.pop(_STARTED_AGAIN, None)
-    lacking = [line for line in missing(extras) if not (on_colab() and _name(line) in COLAB_KEEPS)]
+    lacking = [line for line in missing(extras) if not (on_colab() and _parsed(line).name in COLAB_KEEPS)]
     if not lacking:
         return
     if on_colab():
@@ -97,12 +106,13 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     environment = REPOSITORY / ".venv"
     if again:
         raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
-    stamp = _read_stamp(environment)
+    stamp, python = _read_stamp(environment), environment_python(environment)
+    complete = bool(stamp.get("complete")) and stamp["digest"] == _digest() and set(extras) <= set(stamp["extras"])
     inside = Path(sys.prefix).resolve() == environment.resolve()
     # Inside it, something is missing whatever the stamp says: a package was removed by hand.
-    if inside or not _complete(stamp, extras) or not environment_python(environment).exists():
+    if inside or not complete or not python.exists():
         set_up(environment, extras, rebuild=not inside)
-    _start_again(environment_python(environment), arguments)
+    _start_again(python, arguments)
 
 
 def environment_python(environment: Path) -> Path:
@@ -163,10 +173,7 @@ def check_python(version: Sequence[int] = sys.version_info) -> None:
 
 
 def install_on_colab(extras: Sequence[str] = ()) -> int:
-    """Install what Colab lacks, with everything that it has pinned to the version it has.
-
-    Args:
-        extras: extras of pyproject.toml to install besides requirements.txt.
+    """Install what Colab lacks; what it has stays at the version it has.
 
     Returns:
         The exit code: 0 when the study can run.
@@ -174,31 +181,25 @@ def install_on_colab(extras: Sequence[str] = ()) -> int:
     Raises:
         StudyError: an extra is unknown.
     """
-    wanted = [line for line in missing(extras) if _name(line) not in COLAB_KEEPS]
-    for line in requirements():
-        if _name(line) in COLAB_KEEPS and not satisfied(line):
-            _say(
-                f"Colab has {_name(line)} {_installed(_name(line))}, the study was made for {line}: trying it as it is."
-            )
+    wanted = {_parsed(line).name: line for line in missing(extras)}
+    for name in COLAB_KEEPS:
+        if name in wanted:
+            line = wanted.pop(name)
+            _say(f"Colab has {name} {_installed(name)}, the study was made for {line}: trying it as it is.")
     if not wanted:
         _say("Nothing to install.")
         return 0
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("\n".join(pins()) + "\n", "utf-8")
-        _say(f"Installing {', '.join(map(_name, wanted))} …")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *wanted]
-        return subprocess.run(command, check=False).returncode
+        _say(f"Installing {', '.join(wanted)} …")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+        return subprocess.run([*command, *wanted.values()], check=False).returncode
 
 
 def pins() -> list[str]:
     """Every distribution installed here as `name==version`, for a constraints file of pip."""
-    found = {dist.name: dist.version for dist in metadata.distributions() if dist.name and dist.version}
-    return sorted(f"{name}=={version}" for name, version in found.items())
-
-
-_STAMP = ".chestxray.json"
-_STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
+    return sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions() if dist.name and dist.version})
 
 
 def _create(environment: Path, extras: Sequence[str]) -> None:
@@ -219,29 +220,24 @@ def _usable(environment: Path, stamp: dict) -> bool:
     """
     if not environment.exists() or stamp.get("complete") is False:
         return False
-    if _works(environment_python(environment)):
-        return True
-    if stamp:
-        return False
-    raise StudyError(
-        f"{environment} is no environment that the study can use: remove it, or rename it, and run it again"
-    )
+    works = _works(environment_python(environment))
+    if not works and not stamp:
+        raise StudyError(
+            f"{environment} is no environment that the study can use: remove it, or rename it, and run it again"
+        )
+    return works
 
 
 def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> bool:
-    if subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV], check=False
-    ).returncode:
-        return False
-    command = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
-    for extra in extras:
-        command += ["--extra", extra]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV]
+    sync = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
+    sync += [f"--extra={extra}" for extra in extras]
     if not sys.stderr.isatty():
-        command.append("--quiet")  # without a terminal it shows no progress, only a list of all packages
+        sync.append("--quiet")  # without a terminal it shows no progress, only a list of all packages
     # uv must keep to this environment and to this Python, whatever the user's shell has activated.
     variables = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment), "UV_PYTHON_DOWNLOADS": "never"}
     variables.pop("VIRTUAL_ENV", None)
-    return subprocess.run(command, env=variables, check=False).returncode == 0
+    return all(subprocess.run(command, env=variables, check=False).returncode == 0 for command in (pip, sync))
 
 
 def _install_with_pip(python: Path, extras: Sequence[str]) -> None:
@@ -276,10 +272,6 @@ def _read_stamp(environment: Path) -> dict:
         return {}
 
 
-def _complete(stamp: dict, extras: Sequence[str]) -> bool:
-    return bool(stamp.get("complete")) and stamp["digest"] == _digest() and set(extras) <= set(stamp["extras"])
-
-
 def _write_stamp(environment: Path, extras: Sequence[str], complete: bool) -> None:
     beside = environment / f"{_STAMP}.tmp-{os.getpid()}"
     beside.write_text(json.dumps({"complete": complete, "digest": _digest(), "extras": list(extras)}), "utf-8")
@@ -294,9 +286,10 @@ def _works(python: Path) -> bool:
     return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
 
 
-def _name(requirement: str) -> str:
-    match = _REQUIREMENT.match(requirement)
-    return match["name"] if match else requirement
+def _parsed(requirement: str) -> Requirement:
+    from packaging.requirements import Requirement
+
+    return Requirement(requirement)
 
 
 def _installed(name: str) -> str | None:
@@ -304,33 +297,6 @@ def _installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    numbers = [int(part) for part in match[0].split(".")] if match else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
-
-
-def _within(version: str, bound: str) -> bool:
-    match = _BOUND.match(bound.strip())
-    if match is None:
-        return False
-    sign, limit = match[1], _release(match[2])
-    have = _release(version)
-    if sign == "~=":
-        prefix = _release(match[2].rpartition(".")[0])
-        return have >= limit and have[: len(prefix)] == prefix
-    return {
-        "==": have == limit,
-        "!=": have != limit,
-        ">=": have >= limit,
-        "<=": have <= limit,
-        ">": have > limit,
-        "<": have < limit,
-    }[sign]
 
 
 def _say(line: str) -> None:
