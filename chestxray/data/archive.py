@@ -1,18 +1,19 @@
-"""A prepared dataset as one file, to carry to another machine: packed, and unpacked with every byte checked.
+"""Archives: a prepared dataset in one tar file, to carry to another machine.
 
-It owns the archive's layout: an uncompressed tar (PNGs don't shrink) that begins with an index of all files with their
-SHA-256 and ends with the SHA-256 of all bytes before. It holds what stages 2.2 to 5 read: each prepared radiograph
-once, the augmented files, the tables, and of the raw data the tables alone. It must not know how any of it was made.
+`pack` and `unpack` own its layout: an uncompressed tar (PNGs don't shrink) that begins with an index of all files with
+their SHA-256. It holds what stages 2.2 to 5 read: each prepared radiograph once, the augmented files, the tables, and
+of the raw data the tables alone. `unpack` writes nothing before the whole archive is found to be what its index lists,
+and the index to list nothing but files of a prepared dataset.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,165 +22,160 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import CLASSES, Paths, StudyError
-from chestxray.data import archives, nih_tables, preparation, sources
 from chestxray.data import manifest as data_manifest
+from chestxray.data import nih_tables, preparation, sources
 from chestxray.images import pixels
 
 INDEX = "chestxray.json"
-"""The first file in an archive: what it is, and name, size and SHA-256 of each further file."""
-
-SEAL = "SHA256"
-"""The last file: SHA-256 of all bytes before it."""
-
-FORMAT = 1
+"""The first file in an archive: what it is, its own SHA-256, and name and SHA-256 of each further file."""
+FORMAT = 2
 TABLES = ("rejected.csv", "near_duplicates.csv", "train_augmented.csv", "manifest.csv")
-"""Files beside the images, where there are any; the manifest comes last, as everywhere: with it, all is there."""
+"""Files beside the images, where there are any; the manifest comes last: where it is, the rest is complete."""
 
-MOST_FILES = 800_000
-"""Files of an archive, at most: all images of ChestX-ray14, and seven classes as large as No_finding augmented."""
-
-_BLOCK = 512
-_CLUSTER = 4096
-"""Bytes that a file system gives out at a time."""
-
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_PLACES = {"images": ".png", "raw": (".csv", ".txt"), **{f"train_augmented/{label}": ".png" for label in CLASSES}}
+_NAMES = re.compile(
+    rf"(images|train_augmented/({'|'.join(CLASSES)}))/(?![.])[^/\\:]{{1,250}}\.png"
+    rf"|raw/(?![.])[^/\\:]{{1,250}}\.(csv|txt)|{'|'.join(map(re.escape, TABLES))}"
+)
+"""Every name that a file of a prepared dataset may have; none leads out of the dataset's folder."""
+_BROKEN = (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What the standard library raises on a damaged archive or index."""
 
 
-class Entry(NamedTuple):
-    """A file in an archive."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Index(NamedTuple):
-    """What an archive holds.
+class Summary(NamedTuple):
+    """What a prepared dataset holds.
 
     Attributes:
-        dataset: its name.
         image_size: side of the prepared radiographs in pixels.
-        raw_side: side of the raw radiographs in pixels, which lesion boxes may be measured in.
         images: how many prepared radiographs.
-        fingerprint: of the data, as `inputs.fingerprint` gives.
-        entries: the files in their order.
+        augmented: how many augmented files.
+        fingerprint: of the data, as `manifest.fingerprint` gives.
     """
 
-    dataset: str
     image_size: int
-    raw_side: int
     images: int
+    augmented: int
     fingerprint: str
-    entries: tuple[Entry, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.size for entry in self.entries)
-
-    @property
-    def augmented(self) -> int:
-        """How many augmented files."""
-        return sum(entry.name.startswith("train_augmented/") for entry in self.entries)
 
 
-class Packed(NamedTuple):
-    """An archive that was written: the file, its SHA-256, and what it holds."""
+class _Index(NamedTuple):
+    """What an archive holds: the dataset's name, side of its raw radiographs in pixels, and name → SHA-256 of files."""
 
-    path: Path
-    sha256: str
-    index: Index
+    dataset: str
+    raw_side: int
+    files: dict[str, str]
+
+    def encode(self) -> bytes:
+        """The bytes of `INDEX`, which carry the SHA-256 of the rest."""
+        fields = {"format": FORMAT} | self._asdict()
+        return _json(fields | {"sha256": hashlib.sha256(_json(fields)).hexdigest()})
+
+    def fault(self) -> str:
+        """Why no prepared dataset has this index; empty where one can."""
+        plain = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", self.dataset)
+        if not plain or not isinstance(self.raw_side, int) or self.raw_side <= 0:
+            return f"its index names dataset {self.dataset!r} with raw images of {self.raw_side!r} px"
+        for name in self.files:
+            if not _NAMES.fullmatch(name) or not name.isprintable():
+                return f"its index lists {name[:80]!r}, which no prepared dataset has"
+        return "" if list(self.files)[-1:] == [TABLES[-1]] else "its index does not end with manifest.csv"
 
 
-class Unpacked(NamedTuple):
-    """A dataset that was unpacked: its folder, how many files were there already, and what the archive holds."""
-
-    folder: Path
-    kept: int
-    index: Index
-
-
-def pack(paths: Paths, target: Path | None = None) -> Packed:
-    """Write a prepared dataset to one archive, the same bytes for the same dataset.
-
-    The archive appears under its name when it is whole.
-
-    Args:
-        paths: where the dataset lies; stage 2.1 has run, 2.2 may have.
-        target: the archive; `1_Datasets/<dataset>.tar` where None.
+def summary(paths: Paths) -> Summary:
+    """Say what a prepared dataset holds.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
-        StudyError: a file is missing or is not the one that the manifest tells, or there is no space.
+    """
+    images = data_manifest.read_manifest(paths)["image"]
+    side = pixels.decode(data_manifest.store_path(paths.store, images.iloc[0])).shape[0]
+    augmented = len(pd.read_csv(paths.augmented_rows, usecols=["file"])) if paths.augmented_rows.exists() else 0
+    return Summary(side, len(images), augmented, data_manifest.fingerprint(paths))
+
+
+def pack(paths: Paths, target: Path | None = None) -> Path:
+    """Write a prepared dataset to one archive, the same bytes for the same dataset.
+
+    Args:
+        paths: where the dataset lies; stage 2.1 has run, 2.2 may have.
+        target: the archive; `1_Datasets/<dataset>.tar` where None. It appears when it is complete.
+
+    Returns:
+        The archive.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
+        StudyError: a file is missing or is not the one that the manifest lists, or there is no space.
     """
     target = target or paths.data.with_name(f"{paths.dataset}.tar")
     if target.is_dir():
         raise StudyError(f"{target}: is a folder; give the name of a file")
     places = _places(paths)
     index = _index(paths, places)
-    head = _member(INDEX, _as_json(index._asdict() | {"format": FORMAT}))
-    whole = len(head) + sum(2 * _BLOCK + entry.size for entry in index.entries)
-    files.require_space(target.parent, whole, "write it to another disk by --out")
+    needed = sum(2 * tarfile.BLOCKSIZE + path.stat().st_size for path in places.values())
+    files.require_space(target.parent, needed + len(index.encode()), "write it to another disk by --out")
     files.remove_leftovers(target)
-    digest = hashlib.sha256(head)
-    with files.atomic_file(target) as file, _bar(index, f"Packing {target.name}") as bar:
-        file.write(head)
-        for entry in index.entries:
-            block = _member(entry.name, _read(places[entry.name], entry))
-            digest.update(block)
-            file.write(block)
-            bar.update(entry.size)
-        seal = _seal(digest.hexdigest())
-        digest.update(seal)
-        file.write(seal)
-    return Packed(target, digest.hexdigest(), index)
+    with files.atomic_file(target) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        _add(archive, INDEX, index.encode())
+        for name, path in tqdm(places.items(), desc=f"Packing {target.name}", unit="file", disable=None):
+            data = _read(path)
+            if hashlib.sha256(data).hexdigest() != index.files[name]:
+                raise StudyError(f"{path}: changed while it was packed; pack again when no stage runs")
+            _add(archive, name, data)
+    return target
 
 
-def unpack(path: Path, root: Path | None = None) -> Unpacked:
+def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
     """Unpack an archive into `1_Datasets/<dataset>`, which appears when it is complete.
 
     An unpacking that was killed goes on: files that are there and right are kept. So does unpacking once more where
-    the same archive was unpacked before, which mends what has changed.
+    the same archive was unpacked before, which replaces what has changed.
 
     Args:
         path: an archive of `pack`.
         root: the folder that holds `1_Datasets`; as `Paths` has it where None.
 
+    Returns:
+        Where the dataset lies, and how many of its files were there already.
+
     Raises:
         StudyError: it is no archive of `pack`, or damaged; another dataset of this name is there; or there is no space.
     """
-    seal = _check(path)
     index = _read_index(path)
+    for _ in _contents(path, index, "Checking"):
+        pass
+    identity = hashlib.sha256(index.encode()).hexdigest()
     paths = Paths(index.dataset) if root is None else Paths(index.dataset, root.resolve())
-    mending = paths.data.exists()
-    if mending and ((sources.unpacked(paths) or {}).get("archive") != seal or paths.raw.is_symlink()):
+    again = paths.data.exists()
+    if again and ((sources.unpacked(paths) or {}).get("archive") != identity or paths.raw.is_symlink()):
         raise StudyError(f"{paths.data}: is there already, and not from this archive; remove it or rename it")
-    here = paths if mending else Paths(f".{paths.dataset}{files.TEMPORARY}unpack", paths.root)
-    files.require_space(paths.data, _missing(index, here.data), "set CHESTXRAY_ROOT or --root to another disk")
-    _remove_strangers(index, here.data, mending)
-    try:
-        kept = _take(path, index, here.data)
-    except (archives.Refused, *archives.BROKEN) as error:
-        if not mending:
-            files.remove(here.data)
-        raise StudyError(f"{path}: {_words(error)}; nothing was unpacked: pack the dataset again") from error
+    here = paths if again else Paths(f".{paths.dataset}{files.TEMPORARY}unpack", paths.root)
+    there = {name: here.data / name for name in index.files if (here.data / name).is_file()}
+    kept = {name for name, file in there.items() if files.digest(file) == index.files[name]}
+    needed = path.stat().st_size - sum(there[name].stat().st_size for name in kept)
+    if len(kept) < len(index.files):
+        files.require_space(paths.data, needed, "set CHESTXRAY_ROOT or --root to another disk")
+    _clear(here.data, set(index.files), kept, again)
+    for name, data in _contents(path, index, "Unpacking"):
+        if name not in kept:
+            files.atomic_write(here.data / name, data)
     preparation.link_trees(here, data_manifest.read_manifest(here))
-    record = {"archive": seal, "image_size": index.image_size, "raw_side": index.raw_side}
-    record["manifest"] = next(entry.sha256 for entry in index.entries if entry.name == "manifest.csv")
-    files.atomic_write(here.data / sources.UNPACKED, _as_json(record))
-    if not mending:
+    record = {"archive": identity, "manifest": index.files[TABLES[-1]], "raw_side": index.raw_side}
+    files.atomic_write(here.data / sources.UNPACKED, _json(record | {"image_size": summary(here).image_size}))
+    if not again:
         with files.explained(paths.data):
             here.data.replace(paths.data)
-    return Unpacked(paths.data, kept, index)
+    return paths, len(kept)
 
 
-def _as_json(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n").encode()
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, separators=(",", ":")) + "\n").encode()
 
 
-def _bar(index: Index, doing: str) -> tqdm:
-    return tqdm(total=index.size, desc=doing, unit="B", unit_scale=True, disable=None)
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file with nothing in its header that differs between machines: a new `TarInfo` has no owner and no time."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
 
 
 def _places(paths: Paths) -> dict[str, Path]:
@@ -188,242 +184,132 @@ def _places(paths: Paths) -> dict[str, Path]:
     stored = [data_manifest.store_path(paths.store, image) for image in manifest["image"]]
     places = {f"images/{path.name}": path for path in sorted(stored)}
     if paths.augmented_rows.exists():
-        tree = paths.tree("train_augmented")
         for file in sorted(pd.read_csv(paths.augmented_rows, usecols=["file"])["file"]):
-            places[f"train_augmented/{file}"] = tree / file
+            places[f"train_augmented/{file}"] = paths.tree("train_augmented") / file
     tables = [nih_tables.find_table(paths.raw).name, nih_tables.BOXES_NAME, *nih_tables.LIST_NAMES]
     places |= {f"raw/{name}": paths.raw / name for name in sorted(tables) if (paths.raw / name).is_file()}
     return places | {name: paths.data / name for name in TABLES if (paths.data / name).is_file()}
 
 
-def _index(paths: Paths, places: dict[str, Path]) -> Index:
+def _index(paths: Paths, places: dict[str, Path]) -> _Index:
     """Read all files once and list them.
 
     Raises:
         StudyError: one is missing or has a name that not every system allows; or an image is not the one that the
-            manifest tells.
+            manifest lists.
     """
-    manifest = data_manifest.read_manifest(paths)
-    told = dict(zip(manifest["image"].map(lambda image: f"{Path(image).stem}.png"), manifest["sha256"], strict=True))
-    entries = []
+    listed = {}
     for name, path in tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None):
-        data = _read(path)
-        entries.append(Entry(name, len(data), hashlib.sha256(data).hexdigest()))
-        folder, _, file = name.rpartition("/")
-        if folder == "images" and entries[-1].sha256 != told[file]:
-            raise StudyError(f"{path}: is not the image that manifest.csv tells; run stage 2.1 again")
-    side = pixels.decode(places[entries[0].name]).shape[0]
-    stamp = data_manifest.fingerprint(paths)
-    index = Index(paths.dataset, side, data_manifest.raw_side(paths), len(manifest), stamp, tuple(entries))
-    try:
-        _judge(index)
-    except archives.Refused as error:
-        raise StudyError(f"{paths.data}: {error}; rename the file in the raw data, and run stage 2.1 again") from error
+        listed[name] = hashlib.sha256(_read(path)).hexdigest()
+    for image, sha256 in data_manifest.read_manifest(paths)[["image", "sha256"]].itertuples(index=False):
+        path = data_manifest.store_path(paths.store, image)
+        if listed[f"images/{path.name}"] != sha256:
+            raise StudyError(f"{path}: is not the image that manifest.csv lists; run stage 2.1 again")
+    index = _Index(paths.dataset, data_manifest.raw_side(paths), listed)
+    if fault := index.fault():
+        raise StudyError(f"{paths.data}: {fault}; rename the file in the raw data, and run stage 2.1 again")
     return index
 
 
-def _read(path: Path, entry: Entry | None = None) -> bytes:
+def _read(path: Path) -> bytes:
     """The bytes of a file of the dataset.
 
     Raises:
-        StudyError: it cannot be read, or is not as listed.
+        StudyError: it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         stage = "2.2" if "train_augmented" in path.parts else "2.1"
         raise StudyError(f"{path}: cannot be read ({error.strerror}); run stage {stage} again") from error
-    if entry and (len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256):
-        raise StudyError(f"{path}: changed while it was packed; pack again when no stage runs")
-    return data
 
 
-def _member(name: str, data: bytes) -> bytes:
-    """A file as it stands in a tar, with nothing in its header that differs between machines."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = len(data), 0, 0o644
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict") + data + bytes(-len(data) % _BLOCK)
+def _refused(path: Path, reason: str) -> StudyError:
+    return StudyError(f"{path}: {reason}; nothing was unpacked: copy it here again, or pack the dataset again")
 
 
-def _seal(sha256: str) -> bytes:
-    """The end of an archive: its last file, and the mark that ends a tar."""
-    return _member(SEAL, f"{sha256}\n".encode()) + bytes(2 * _BLOCK)
-
-
-def _check(path: Path) -> str:
-    """Make sure that a file is an archive of `pack`, to its last byte.
-
-    Returns:
-        The SHA-256 in its seal.
+def _read_index(path: Path) -> _Index:
+    """The index of an archive, found to be whole and that of a prepared dataset.
 
     Raises:
-        StudyError: it is not.
+        StudyError: it cannot be used.
     """
-    length = len(_seal("0" * 64))
     try:
-        with path.open("rb") as file, _reading(path) as bar:
+        with path.open("rb") as file:
             head = file.read(len(INDEX) + 1)
-            if head != f"{INDEX}\0".encode():
-                raise StudyError(
-                    f"{path}: begins with {head!r}, no archive of a prepared dataset; give one that "
-                    "chestxray pack wrote"
-                )
-            left = path.stat().st_size - length - len(head)
-            digest = hashlib.sha256(head)
-            while left > 0 and (part := file.read(min(left, 1 << 20))):
-                digest.update(part)
-                bar.update(len(part))
-                left -= len(part)
-            end = file.read()
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if end != _seal(digest.hexdigest()):
-        size = path.stat().st_size
-        raise StudyError(
-            f"{path}: {size:,} bytes, broken off or damaged: its end has not the SHA-256 of the rest; "
-            "nothing was unpacked: copy it here again"
-        )
-    return digest.hexdigest()
-
-
-def _reading(path: Path) -> tqdm:
-    size = path.stat().st_size
-    return tqdm(total=size, desc=f"Checking {path.name}", unit="B", unit_scale=True, disable=None)
-
-
-def _read_index(path: Path) -> Index:
-    """The index of a sealed archive.
-
-    Raises:
-        StudyError: it has none that can be used.
-    """
+    if head != f"{INDEX}\0".encode():
+        remedy = "give one that chestxray pack wrote"
+        raise StudyError(f"{path}: begins with {head!r}, no archive of a prepared dataset; {remedy}")
     try:
-        with contextlib.closing(archives.members(path, MOST_FILES)) as members:
-            said = json.loads(next(members).read())
-        if said["format"] != FORMAT:
-            raise StudyError(
-                f"{path}: an archive of format {said['format']!r}, not {FORMAT}; unpack it with the version of this "
-                "repository that packed it"
-            )
-        entries = tuple(Entry(*entry) for entry in said["entries"])
-        index = Index(**{name: said[name] for name in Index._fields} | {"entries": entries})
-        _judge(index)
-    except archives.Refused as error:
-        raise StudyError(f"{path}: {error}; nothing was unpacked: pack the dataset again") from error
-    except (*archives.BROKEN, KeyError, TypeError, StopIteration) as error:
-        raise StudyError(
-            f"{path}: its index cannot be used ({type(error).__name__}: {error}); nothing was unpacked: "
-            "pack the dataset again"
-        ) from error
+        with tarfile.open(path, "r:") as archive:
+            data = archive.extractfile(archive.next()).read()
+        fields = json.loads(data)
+        if fields["format"] != FORMAT:
+            remedy = "unpack it with the version of this repository that packed it"
+            raise StudyError(f"{path}: an archive of format {fields['format']!r}, not {FORMAT}; {remedy}")
+        index = _Index(fields["dataset"], fields["raw_side"], dict(fields["files"]))
+        fault = index.fault() or ("" if index.encode() == data else "its index has not the SHA-256 that it lists")
+    except _BROKEN as error:
+        raise _refused(path, f"its index cannot be used ({type(error).__name__}: {error})") from error
+    if fault:
+        raise _refused(path, fault)
     return index
 
 
-def _judge(index: Index) -> None:
-    """Make sure that an index lists what a prepared dataset has, and nothing else.
+def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file of an archive, found to be as listed.
+
+    Args:
+        path: the archive.
+        index: its index.
+        doing: the word for the progress bar.
 
     Raises:
-        Refused: it does not.
-        TypeError: a value is of another kind.
+        StudyError: the archive is damaged, or holds something else than its index lists.
     """
-    sizes = (index.image_size, index.raw_side, index.images)
-    if not _NAME.fullmatch(index.dataset) or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise archives.Refused(f"its index names dataset {index.dataset!r} with {sizes}")
-    if len({entry.name for entry in index.entries}) != len(index.entries):
-        raise archives.Refused("its index lists a file twice")
-    for entry in index.entries:
-        plausible = isinstance(entry.size, int) and re.fullmatch("[0-9a-f]{64}", entry.sha256)
-        if not plausible or not _belongs(entry.name):
-            raise archives.Refused(f"its index lists {entry.name[:80]!r}, which no prepared dataset has")
-    if not index.entries or index.entries[-1].name != TABLES[-1]:
-        raise archives.Refused("its index does not end with the manifest")
-
-
-def _belongs(name: str) -> bool:
-    """Whether a name is one that `pack` gives.
-
-    Raises:
-        Refused: it leads elsewhere.
-    """
-    path = archives.safe(name)
-    folder = path.parent.as_posix()
-    if str(path) != name or path.name.startswith("."):
-        return False
-    return name in TABLES if folder == "." else folder in _PLACES and name.endswith(_PLACES[folder])
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, archives.Refused):
-        return str(error)
-    return f"broken ({(str(error) or type(error).__name__).splitlines()[0]})"
-
-
-def _missing(index: Index, folder: Path) -> int:
-    """Bytes of disk that the files of an archive need which are not there yet."""
-    needed = 0
-    for entry in index.entries:
-        path = folder / entry.name
-        if not path.is_file() or path.stat().st_size != entry.size:
-            needed += -(-entry.size // _CLUSTER) * _CLUSTER
-    return needed
-
-
-def _right(path: Path, entry: Entry) -> bool:
-    """Whether a file is there with the bytes that the index tells."""
+    size = path.stat().st_size
+    damaged = f"{size:,} bytes, broken off or damaged"
+    if size % tarfile.RECORDSIZE:
+        raise _refused(path, damaged)
     try:
-        return path.stat().st_size == entry.size and files.digest(path) == entry.sha256
-    except OSError:
-        return False
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            archive.next()  # the index
+            for name, sha256 in tqdm(index.files.items(), f"{doing} {path.name}", unit="file", disable=None):
+                member = archive.next()
+                archive.members.clear()  # or it keeps one for each of 100,000 images
+                if member is None:
+                    raise _refused(path, f"lacks {name!r}, which its index lists")
+                if member.name != name:
+                    raise _refused(path, f"holds {member.name[:80]!r} where its index lists {name!r}")
+                if not member.isreg() or member.sparse is not None:
+                    raise _refused(path, f"{name!r} is a link, a device or has holes")
+                data = archive.extractfile(member).read()
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    raise _refused(path, f"{name!r} has not the SHA-256 that its index lists")
+                yield name, data
+            if (member := archive.next()) is not None:
+                raise _refused(path, f"holds {member.name[:80]!r}, which its index does not list")
+            file.seek(archive.offset)
+            if file.read().strip(b"\0"):
+                raise _refused(path, f"{damaged} at its end")
+    except _BROKEN as error:
+        raise _refused(path, f"{damaged} ({error or type(error).__name__})") from error
 
 
-def _remove_strangers(index: Index, folder: Path, mending: bool) -> None:
-    """Remove what lies among the files of an archive and is none of them, and tables that differ from its tables.
+def _clear(folder: Path, listed: set[str], kept: set[str], again: bool) -> None:
+    """Remove unexpected files among those of an archive, and the tables about to be replaced: they come last.
 
-    A table goes before the files that it speaks of are touched, and comes after them.
+    Args:
+        folder: where the archive is unpacked.
+        listed: names of the archive's files.
+        kept: those that are there already.
+        again: the folder is a dataset in use: what lies beside the archive's own folders stays.
     """
-    held: dict[str, set[str]] = {}
-    for entry in index.entries:
-        place, _, file = entry.name.rpartition("/")
-        held.setdefault(place, set()).add(file)
-        if not place and not _right(folder / file, entry):
-            files.remove(folder / file)
-    if not mending:
-        held[""] |= {place.partition("/")[0] for place in held}
-        for place in _PLACES:
-            held.setdefault(place, set())
-    else:
-        held.pop("")
-    for place, names in held.items():
-        files.keep_only(folder / place, names)
-
-
-def _take(path: Path, index: Index, folder: Path) -> int:
-    """Write the files of an archive, each checked and complete or absent; return how many were there already.
-
-    Raises:
-        Refused: what it holds is not what its index lists.
-        Exception: one of `archives.BROKEN`.
-        StudyError: the disk is full or read-only.
-    """
-    kept = 0
-    listed: Iterable[Entry] = iter(index.entries)
-    with _bar(index, f"Unpacking {path.name}") as bar:
-        for member in archives.members(path, MOST_FILES):
-            name = str(member.name)
-            if name in (INDEX, SEAL):
-                continue
-            entry = next(listed, None)
-            if entry is None or (entry.name, entry.size) != (name, member.size):
-                listed_there = repr(entry.name) if entry else "nothing more"
-                raise archives.Refused(f"holds {name!r} where its index lists {listed_there}")
-            target = folder / entry.name
-            if _right(target, entry):
-                kept += 1
-            else:
-                data = member.read()
-                if hashlib.sha256(data).hexdigest() != entry.sha256:
-                    raise archives.Refused(f"{name!r} has not the SHA-256 that its index lists")
-                files.atomic_write(target, data)
-            bar.update(entry.size)
-    if (entry := next(listed, None)) is not None:
-        raise archives.Refused(f"lacks {entry.name!r}, which its index lists")
-    return kept
+    for name in (listed - kept) & set(TABLES):
+        files.remove(folder / name)
+    if not again:
+        files.keep_only(folder, {name.partition("/")[0] for name in listed})
+    for parent in {name.rpartition("/")[0] for name in listed} - {""}:
+        files.keep_only(folder / parent, {Path(name).name for name in listed if name.startswith(f"{parent}/")})

@@ -41,7 +41,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def packed(prepared_study, tmp_path):
     """The study, with its archive `tmp_path/tiny.tar`."""
-    return prepared_study, data_archive.pack(prepared_study.paths, tmp_path / "tiny.tar").path
+    return prepared_study, data_archive.pack(prepared_study.paths, tmp_path / "tiny.tar")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
     study = of_tiny(folder / "root")
     sources.prepare_raw(str(write_raw(folder / "tiny")), study)
     preparation.prepare(study)
-    return data_archive.pack(study.paths).path.read_bytes()
+    return data_archive.pack(study.paths).read_bytes()
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ def of_tiny(root: Path) -> config.Study:
 def test_what_comes_out_is_what_went_in(packed, elsewhere):
     study, archive = packed
     (study.paths.raw / "README.pdf").write_bytes(b"not asked for")
-    done = data_archive.unpack(archive, elsewhere)
     there = of_tiny(elsewhere)
-    assert done.folder == there.paths.data and done.kept == 0
+    assert data_archive.unpack(archive, elsewhere) == (there.paths, 0)
     unpacked = hashes(there.paths.data)
     del unpacked[sources.UNPACKED]
     assert unpacked == hashes(study.paths.data)
     assert not (there.paths.raw / "images").exists() and not there.paths.raw.is_symlink()
-    assert data_manifest.fingerprint(there.paths) == data_manifest.fingerprint(study.paths) == done.index.fingerprint
+    assert data_manifest.fingerprint(there.paths) == data_manifest.fingerprint(study.paths)
+    assert data_archive.summary(there.paths) == data_archive.summary(study.paths)
     manifest = read_manifest(there.paths)
     chosen = manifest[manifest["selected"]]
     for row in chosen.itertuples():
@@ -97,20 +97,21 @@ def test_any_tar_program_can_list_it_and_each_image_is_in_it_once(packed):
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
         index = json.loads(tar.extractfile(data_archive.INDEX).read())
-        sealed = tar.extractfile(data_archive.SEAL).read().decode().strip()
         content = {member.name: tar.extractfile(member).read() for member in members}
     names = [member.name for member in members]
-    assert names[0] == data_archive.INDEX and names[-1] == data_archive.SEAL and len(set(names)) == len(names)
+    assert names[0] == data_archive.INDEX and names[-1] == "manifest.csv" and len(set(names)) == len(names)
     assert sum(name.startswith("images/") for name in names) == 240
     assert {"raw/Data_Entry_2017_v2020.csv", "raw/test_list.txt", "raw/train_val_list.txt"} <= set(names)
     assert all(member.isreg() and (member.mtime, member.uid, member.gid, member.uname) == (0,) * 3 + ("",)
                for member in members)  # fmt: skip
-    listed = {name: (size, sha256) for name, size, sha256 in index["entries"]}
-    assert list(listed) == names[1:-1]
-    assert all(listed[name] == (len(content[name]), hashlib.sha256(content[name]).hexdigest()) for name in listed)
-    data = archive.read_bytes()
-    assert sealed == hashlib.sha256(data[:-2048]).hexdigest()
-    assert index["fingerprint"] == data_manifest.fingerprint(study.paths)
+    assert list(index["files"]) == names[1:]
+    assert all(sha256 == hashlib.sha256(content[name]).hexdigest() for name, sha256 in index["files"].items())
+    assert data_archive.summary(study.paths)._asdict() == {
+        "image_size": 32,
+        "images": 240,
+        "augmented": sum(name.startswith("train_augmented/") for name in names),
+        "fingerprint": data_manifest.fingerprint(study.paths),
+    }
 
 
 def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
@@ -119,24 +120,22 @@ def test_the_same_dataset_gives_the_same_bytes(packed, elsewhere, tmp_path):
         os.utime(path, (1, 1))
         path.chmod(0o600)
     again = data_archive.pack(study.paths, tmp_path / "again.tar")
-    assert again.path.read_bytes() == archive.read_bytes()
-    assert again.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert again.read_bytes() == archive.read_bytes()
     data_archive.unpack(archive, elsewhere)
     carried = data_archive.pack(Paths("tiny", elsewhere))
-    assert carried.path == elsewhere / "1_Datasets" / "tiny.tar"
-    assert carried.path.read_bytes() == archive.read_bytes()
+    assert carried == elsewhere / "1_Datasets" / "tiny.tar"
+    assert carried.read_bytes() == archive.read_bytes()
 
 
 def test_a_dataset_without_augmented_files_lists_or_boxes(make_raw, study_of, elsewhere):
     study = study_of(make_raw(lists=False))
     preparation.prepare(study)
-    archive = data_archive.pack(study.paths).path
-    done = data_archive.unpack(archive, elsewhere)
-    assert done.index.augmented == 0
-    assert sorted(path.name for path in done.folder.iterdir()) == sorted(
+    paths, _ = data_archive.unpack(data_archive.pack(study.paths), elsewhere)
+    assert data_archive.summary(paths).augmented == 0
+    assert sorted(path.name for path in paths.data.iterdir()) == sorted(
         ["images", "manifest.csv", "raw", "rejected.csv", "unpacked.json", *SPLITS]
     )
-    assert [path.name for path in (done.folder / "raw").iterdir()] == ["Data_Entry_2017_v2020.csv"]
+    assert [path.name for path in paths.raw.iterdir()] == ["Data_Entry_2017_v2020.csv"]
     assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == data_manifest.fingerprint(study.paths)
 
 
@@ -151,7 +150,7 @@ def test_boxes_near_duplicates_and_odd_names_come_along(make_raw, study_of, else
     study = study_of(raw)
     preparation.prepare(study)
     (study.paths.data / "near_duplicates.csv").write_text("image,other\n")
-    data_archive.unpack(data_archive.pack(study.paths).path, elsewhere)
+    data_archive.unpack(data_archive.pack(study.paths), elsewhere)
     there = Paths("tiny", elsewhere)
     assert (there.raw / "BBox_List_2017.csv").read_text() == boxes
     assert (there.data / "near_duplicates.csv").exists()
@@ -176,7 +175,7 @@ def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     """Killed among the images, among the links to them, and before the folder gets its name."""
     study, archive = packed
     manifest = read_manifest(study.paths)
-    entries, links = len(data_archive._read_index(archive).entries), int(manifest["selected"].sum())
+    entries, links = len(data_archive._read_index(archive).files), int(manifest["selected"].sum())
     moves = {"images": 100, "links": entries + 20, "folder": entries + links + 2}[point]
     killed(UNPACKS, moves, archive, elsewhere)
     place = elsewhere / "1_Datasets"
@@ -185,10 +184,10 @@ def test_a_killed_unpacking_goes_on(packed, elsewhere, point):
     torn.write_bytes(torn.read_bytes()[:-1])
     (place / ".tiny.tmp-unpack" / "images" / "stranger.png").write_bytes(b"of another archive")
     (place / ".tiny.tmp-unpack" / "near_duplicates.csv").write_bytes(b"of another archive")
-    done = data_archive.unpack(archive, elsewhere)
-    assert done.kept == min(moves - 1, entries) - 1
+    paths, kept = data_archive.unpack(archive, elsewhere)
+    assert kept == min(moves - 1, entries) - 1
     assert [path.name for path in place.iterdir()] == ["tiny"]
-    unpacked = hashes(done.folder)
+    unpacked = hashes(paths.data)
     del unpacked[sources.UNPACKED]
     assert unpacked == hashes(study.paths.data)
 
@@ -199,7 +198,7 @@ def test_a_killed_packing_leaves_no_archive(packed, tmp_path):
     target = tmp_path / "new" / "tiny.tar"
     killed(PACKS, 1, target)
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
-    assert data_archive.pack(study.paths, target).path.read_bytes() == archive.read_bytes()
+    assert data_archive.pack(study.paths, target).read_bytes() == archive.read_bytes()
     assert [path.name for path in target.parent.iterdir()] == ["tiny.tar"]
 
 
@@ -215,17 +214,35 @@ def flipped(share: float):
     return flip
 
 
+def flipped_in_image(data: bytes) -> bytes:
+    return flipped((data.index(b"IDAT", len(data) // 2) + 30) / len(data))(data)
+
+
+def flipped_in_header(data: bytes) -> bytes:
+    return flipped((data.index(b"ustar", len(data) // 2) - 100) / len(data))(data)
+
+
+def cut_between(data: bytes) -> bytes:
+    """The same, ending at a block of zeros instead of a file in the middle."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        place = archive.getmembers()[30].offset
+    return data[:place] + bytes(-place % tarfile.RECORDSIZE + tarfile.RECORDSIZE)
+
+
 DAMAGED = {
     "packed dataset: 0 bytes": (lambda data: b"", "no archive of a prepared dataset"),
     "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "no archive of a prepared dataset"),
     "packed dataset: another tar": (
         lambda data: tar(("images/a.png", b"x" * 5000), mode="w"), "no archive of a prepared dataset"
     ),
-    "packed dataset: cut off in its index": (cut(0.01), "broken off or damaged"),
+    "packed dataset: cut off in its index": (cut(0.01), "its index cannot be used"),
     "packed dataset: cut off": (cut(0.6), "broken off or damaged"),
+    "packed dataset: cut off between two files": (cut_between, "which its index lists"),
     "packed dataset: last byte missing": (lambda data: data[:-1], "broken off or damaged"),
-    "packed dataset: a bit flipped in an image": (flipped(0.5), "broken off or damaged"),
-    "packed dataset: a bit flipped in its end": (lambda data: flipped(1 - 1500 / len(data))(data), "broken off"),
+    "packed dataset: a bit flipped in its index": (flipped(0.01), "its index"),
+    "packed dataset: a bit flipped in an image": (flipped_in_image, "has not the SHA-256 that its index lists"),
+    "packed dataset: a bit flipped in a header": (flipped_in_header, "which its index lists"),
+    "packed dataset: a bit flipped in its end": (lambda data: flipped(1 - 500 / len(data))(data), "damaged"),
     "packed dataset: bytes after its end": (lambda data: data + b"more", "broken off or damaged"),
 }  # fmt: skip
 
@@ -249,28 +266,31 @@ def refused(archive, elsewhere, capsys, fault, said):
 
 
 def forge(archive: Path, change) -> None:
-    """Write an archive anew, with a right seal, after `change(index, members)` has had its way with it."""
+    """Write an archive anew, with a right SHA-256, after `change(index, members)` has had its way with it."""
     with tarfile.open(archive) as old:
         members = [(member.name, old.extractfile(member).read()) for member in old.getmembers()]
     index = json.loads(members[0][1])
-    members = members[1:-1]
-    blocks = change(index, members) or b"".join(data_archive._member(*member) for member in members)
-    body = data_archive._member(data_archive.INDEX, json.dumps(index).encode()) + blocks
-    archive.write_bytes(body + data_archive._seal(hashlib.sha256(body).hexdigest()))
+    members = members[1:]
+    change(index, members)
+    index.pop("sha256", None)
+    index |= {"sha256": hashlib.sha256(as_json(index)).hexdigest()} if index else {}
+    archive.write_bytes(tar((data_archive.INDEX, as_json(index)), *members, mode="w"))
+
+
+def as_json(value) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def renamed(name: str):
     def change(index, members):
-        index["entries"][0][0] = name
+        index["files"] = {name: index["files"].pop(members[0][0])} | index["files"]
         members[0] = (name, members[0][1])
 
     return change
 
 
 def as_link(index, members):
-    info = tarfile.TarInfo(members[0][0])
-    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    return info.tobuf() + b"".join(data_archive._member(*member) for member in members[1:])
+    members[0] = (members[0][0], tarfile.SYMTYPE, "/etc/passwd")
 
 
 def other_pixels(index, members):
@@ -278,29 +298,30 @@ def other_pixels(index, members):
 
 
 def one_twice(index, members):
-    index["entries"].insert(1, index["entries"][0])
     members.insert(1, members[0])
 
 
 def without_manifest(index, members):
-    index["entries"].pop()
-    members.pop()
+    index["files"].pop(members.pop()[0])
 
 
 FORGED = {
-    "packed dataset: path with ..": (renamed("images/../../../escaped.png"), "leads out of the folder"),
-    "packed dataset: absolute path": (renamed("/tmp/escaped.png"), "leads out of the folder"),
+    "packed dataset: path with ..": (renamed("images/../../../escaped.png"), "no prepared dataset has"),
+    "packed dataset: absolute path": (renamed("/tmp/escaped.png"), "no prepared dataset has"),
     "packed dataset: a file that no dataset has": (renamed("train/Mass/escaped.sh"), "no prepared dataset has"),
     "packed dataset: dataset of a bad name": (lambda i, m: i.update(dataset="../../escaped"), "names dataset"),
     "packed dataset: link": (as_link, "is a link"),
     "packed dataset: other pixels than listed": (other_pixels, "has not the SHA-256"),
-    "packed dataset: a file twice": (one_twice, "lists a file twice"),
+    "packed dataset: a file twice": (one_twice, "where its index lists"),
     "packed dataset: a file less than listed": (lambda i, m: m.pop(3) and None, "where its index lists"),
-    "packed dataset: a file more than listed": (lambda i, m: m.append(("images/z.png", b"x")), "lists nothing more"),
+    "packed dataset: a file more than listed": (
+        lambda i, m: m.append(("images/z.png", b"x")),
+        "which its index does not list",
+    ),
     "packed dataset: last file missing": (lambda i, m: m.pop() and None, "lacks 'manifest.csv'"),
-    "packed dataset: no manifest": (without_manifest, "end with the manifest"),
-    "packed dataset: of a later format": (lambda i, m: i.update(format=2), "format 2, not 1"),
-    "packed dataset: index without sizes": (lambda i, m: i.update(entries=[["manifest.csv"]]), "its index cannot"),
+    "packed dataset: no manifest": (without_manifest, "end with manifest.csv"),
+    "packed dataset: of a later format": (lambda i, m: i.update(format=3), "format 3, not 2"),
+    "packed dataset: index of another shape": (lambda i, m: i.update(files=["manifest.csv"]), "its index cannot"),
     "packed dataset: index that is none": (lambda i, m: i.clear(), "its index cannot be used"),
 }
 
@@ -314,8 +335,7 @@ def test_a_forged_archive_is_one_line_and_leaves_nothing(archive, elsewhere, cap
 
 def test_forging_alone_is_no_fault(archive, elsewhere):
     forge(archive, lambda index, members: None)
-    done = data_archive.unpack(archive, elsewhere)
-    assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == done.index.fingerprint
+    assert data_archive.unpack(archive, elsewhere) == (of_tiny(elsewhere).paths, 0)
 
 
 def test_no_archive_at_all(tmp_path, elsewhere, capsys):
@@ -356,7 +376,7 @@ def test_a_full_disk_keeps_what_is_right_for_the_next_call(packed, elsewhere, mo
         data_archive.unpack(archive, elsewhere)
     assert not (elsewhere / "1_Datasets" / "tiny").exists()
     monkeypatch.setattr(Path, "replace", replace)
-    assert data_archive.unpack(archive, elsewhere).kept == 50
+    assert data_archive.unpack(archive, elsewhere)[1] == 50
     assert data_manifest.fingerprint(of_tiny(elsewhere).paths) == data_manifest.fingerprint(study.paths)
 
 
@@ -371,8 +391,8 @@ def test_unpacking_again_mends_and_leaves_alone_what_is_not_its(packed, elsewher
     (paths.store / names[1]).write_bytes(b"damaged")
     (paths.store / "stranger.png").write_bytes(b"left over")
     paths.augmented_rows.write_text("file\n")
-    done = data_archive.unpack(archive, elsewhere)
-    assert done.kept == len(done.index.entries) - 3
+    _, kept = data_archive.unpack(archive, elsewhere)
+    assert kept == len(data_archive._read_index(archive).files) - 3
     after = hashes(paths.data)
     assert {name: sha256 for name, sha256 in after.items() if not name.startswith("cache/")} == before
     assert any(name.startswith("cache/") for name in after)
@@ -402,7 +422,7 @@ def test_what_cannot_be_packed(packed, tmp_path, capsys):
         assert "\n" not in str(error.value) and not target.parent.exists()
 
     stored.write_bytes(data[:-1] + b"?")
-    fails("is not the image that manifest.csv tells; run stage 2.1 again")
+    fails("is not the image that manifest.csv lists; run stage 2.1 again")
     stored.unlink()
     fails(r"cannot be read \(No such file or directory\); run stage 2.1 again")
     stored.write_bytes(data)

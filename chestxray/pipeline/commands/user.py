@@ -393,9 +393,10 @@ def run_pack(chosen: argparse.Namespace) -> int:
     from chestxray.data import archive
     from chestxray.pipeline.progress import shown
 
-    done = archive.pack(Paths(dataset_name(chosen.dataset)), chosen.out)
-    print(f"{shown(done.path)}: {files.gigabytes(done.path.stat().st_size)}, {_held(done.index)}")
-    print(f"SHA-256 {done.sha256}")
+    paths = Paths(dataset_name(chosen.dataset))
+    packed = archive.pack(paths, chosen.out)
+    print(f"{shown(packed)}: {files.gigabytes(packed.stat().st_size)}, {_holds(archive.summary(paths))}")
+    print(f"SHA-256 {files.digest(packed)}")
     return 0
 
 
@@ -405,20 +406,19 @@ def run_unpack(chosen: argparse.Namespace) -> int:
     from chestxray.data import archive
     from chestxray.pipeline.progress import shown
 
-    done = archive.unpack(chosen.archive)
-    kept = f"; {done.kept:,} of {len(done.index.entries):,} files were there already" if done.kept else ""
-    print(f"{shown(done.folder)}: {_held(done.index)}{kept}")
-    fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.index.image_size]
-    size = f"--profile {fitting[0]}" if fitting else f"--set image_size={done.index.image_size}"
-    print(f"Go on with: chestxray run --dataset {done.index.dataset} {size}")
+    paths, kept = archive.unpack(chosen.archive)
+    done = archive.summary(paths)
+    print(f"{shown(paths.data)}: {_holds(done)}" + (f"; {kept:,} files were there already" if kept else ""))
+    fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.image_size]
+    size = f"--profile {fitting[0]}" if fitting else f"--set image_size={done.image_size}"
+    print(f"Go on with: chestxray run --dataset {paths.dataset} {size}")
     return 0
 
 
-def _held(index: Any) -> str:
-    """What an archive holds, in words; `index` is a `packing.Index`."""
-    augmented = f"{index.augmented:,} augmented files" if index.augmented else "no augmented files (run stage 2.2)"
-    radiographs = f"{index.images:,} radiographs of {index.image_size} px"
-    return f"{radiographs}, {augmented}, data fingerprint {index.fingerprint}"
+def _holds(done: Any) -> str:
+    """What a dataset holds, in words; `done` is an `archive.Summary`."""
+    augmented = f"{done.augmented:,} augmented files" if done.augmented else "no augmented files (run stage 2.2)"
+    return f"{done.images:,} radiographs of {done.image_size} px, {augmented}, data fingerprint {done.fingerprint}"
 
 
 def _set_root(chosen: argparse.Namespace) -> None:
