@@ -5,6 +5,7 @@ Everything is read and nothing changed. Each fault names its file and the remedy
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -189,12 +190,9 @@ class CheckedImage:
 
 def _check_images(jobs: Sequence[tuple[Path, bool, int | None]]) -> list[CheckedImage]:
     batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
-    checked: list[CheckedImage] = []
-    with tqdm(total=len(jobs), desc="Verifying", unit="image", disable=None) as bar:
-        for found in files.in_threads(lambda batch: [check_image(*job) for job in batch], batches, -1):
-            checked += found
-            bar.update(len(found))
-    return checked
+    done = files.in_threads(lambda batch: [check_image(*job) for job in batch], batches, -1)
+    images = itertools.chain.from_iterable(done)
+    return list(tqdm(images, total=len(jobs), desc="Verifying", unit="image", disable=None))
 
 
 def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImage:

@@ -61,9 +61,9 @@ DATASETS = {
 
 
 class Copy(NamedTuple):
-    """Where a copy of a dataset lies: its image table, and the folder that holds `images*`."""
+    """Where a copy of a dataset lies: the folder of its tables, and the folder that holds `images*`."""
 
-    table: Path
+    tables: Path
     images: Path
 
 
@@ -124,18 +124,16 @@ def cached(dataset: Published) -> list[Path]:
 
 def _copy_in(dataset: Published, folder: Path) -> Copy | None:
     """The image table in `folder`, and the images beside it or up to two folders below (Kaggle's `sample/sample/`)."""
-    table = _table_in(dataset, folder)
-    if table is None:
-        return None
-    for pattern in ("images*", "*/images*", "*/*/images*"):
-        for images in sorted(folder.glob(pattern)):
-            if images.is_dir():
-                return Copy(_table_in(dataset, images.parent) or table, images.parent)
+
+    def has_table(place: Path) -> bool:
+        return any((place / name).is_file() for name in dataset.tables)
+
+    if has_table(folder):
+        for pattern in ("images*", "*/images*", "*/*/images*"):
+            for images in sorted(folder.glob(pattern)):
+                if images.is_dir():
+                    return Copy(images.parent if has_table(images.parent) else folder, images.parent)
     return None
-
-
-def _table_in(dataset: Published, folder: Path) -> Path | None:
-    return next((folder / name for name in dataset.tables if (folder / name).is_file()), None)
 
 
 def count_images(folder: Path) -> int:
@@ -156,13 +154,13 @@ def link(copy: Copy, raw: Path) -> None:
     files.make_folder(raw.parent)
     files.remove(raw)
     with files.explained(raw):
-        if copy.table.parent == copy.images:
+        if copy.tables == copy.images:
             raw.symlink_to(copy.images.resolve(), target_is_directory=True)
             return
         temporary = raw.with_name(f".{raw.name}{files.TEMPORARY}{os.getpid()}")
         files.remove(temporary)
         temporary.mkdir()
-        others = [path for path in copy.table.parent.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
+        others = [path for path in copy.tables.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
         for path in [*copy.images.glob("images*"), *others]:
             (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
         temporary.replace(raw)
