@@ -1,7 +1,6 @@
-"""One stage of a fit: epochs over samples, the choice of the best one, and checkpoints to go on from at any step.
+"""Fitting: the epochs of one stage, the choice of the best one, and checkpoints to resume from at any step.
 
-This module owns the recipe of a stage, its loop, its checkpoint and its TensorBoard log. It takes any Keras model and
-any `Samples`, and knows nothing of architectures, of the other stages or of model folders.
+It knows any Keras model and any `Samples`, and nothing of architectures, of other stages or of model folders.
 """
 
 from __future__ import annotations
@@ -39,22 +38,21 @@ HISTORY_COLUMNS = [
     "seconds",
 ]
 
-
 CHECKPOINT_SECONDS = 300.0
-"""How much of an epoch may be lost by a kill."""
+"""Seconds between two checkpoints within an epoch."""
 CHECKPOINT_SHARE = 1 / 60
-"""The largest share of the time that goes into checkpoints; the last one of a stage is always written."""
+"""The largest share of the time spent on checkpoints; the last one of a stage is always written."""
 LOG_STEPS = 50
 """Steps between two entries of the loss in the TensorBoard log."""
 REESTIMATE_STEPS = 60
-"""Batches over which BatchNorm's mean and variance are taken anew for averaged weights."""
+"""Batches over which BatchNorm's mean and variance are re-estimated."""
 
 
 class LogitAdjusted(keras.Loss):
-    """Cross-entropy of the probabilities weighed by the classes' shares among the training samples.
+    """Cross-entropy of the probabilities multiplied by the classes' shares among the training samples.
 
-    The network then need not learn how rare a class is, and its own probabilities favour none (Menon et al., Long-tail
-    learning via logit adjustment, ICLR 2021).
+    The network's own probabilities are then those at equal class shares (Menon et al., Long-tail learning via logit
+    adjustment, ICLR 2021).
     """
 
     def __init__(
@@ -64,9 +62,15 @@ class LogitAdjusted(keras.Loss):
         self.shares, self.label_smoothing = np.asarray(shares, "float32"), label_smoothing
 
     def call(self, y: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+        """The loss, reduced over the batch by Keras.
+
+        Args:
+            y: (N, K) one-hot classes.
+            probabilities: (N, K), 0 to 1, rows of sum 1.
+        """
         # Keras divides probabilities by their sum, which makes this the softmax of the adjusted logits.
-        weighed = probabilities * self.shares
-        return keras.losses.categorical_crossentropy(y, weighed, label_smoothing=self.label_smoothing)
+        adjusted = probabilities * self.shares
+        return keras.losses.categorical_crossentropy(y, adjusted, label_smoothing=self.label_smoothing)
 
 
 LOSSES |= {
@@ -89,9 +93,9 @@ def predict_batches(
     """The outputs for the samples in order, (N, K) float32.
 
     Args:
-        model: a model, or what `compiled` made of it, where it is asked more than once.
+        model: a model, or what `compiled` made of it, to predict more than once.
         samples: (N, …) inputs.
-        batch_size: samples at a time; the last batch is filled up, so that one graph serves all.
+        batch_size: samples at a time; the last batch is padded, so that one graph serves all.
     """
     step = compiled(model) if isinstance(model, keras.Model) else model
     outputs = []
@@ -103,13 +107,13 @@ def predict_batches(
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a stage keeps what it writes while it runs, and under which key.
+class StagePaths:
+    """The files that a stage writes while it runs, and their key.
 
     Attributes:
-        checkpoint: the file to go on from.
+        checkpoint: the file to resume from.
         log: folder of the TensorBoard log.
-        key: tells this fit from others; a checkpoint with another key is not used.
+        key: a digest of the fit; a checkpoint with another key is not used.
         checkpoint_steps: steps between two checkpoints; None goes by time.
     """
 
@@ -123,8 +127,8 @@ class Fit:
     """The loop over the epochs of one stage.
 
     Attributes:
-        history: one row an epoch, `HISTORY_COLUMNS`.
-        best_epoch: the epoch whose weights are kept, from 1; 0 is the start.
+        history: one row per epoch, `HISTORY_COLUMNS`.
+        best_epoch: the epoch whose weights are saved, from 1; 0 is the start.
         best_score: its validation macro-AUROC.
     """
 
@@ -135,7 +139,7 @@ class Fit:
         count: int,
         samples: Callable[[], tuple[Samples, ...]],
         seed: int,
-        places: Places,
+        paths: StagePaths,
         after_epoch: Callable[[list[dict[str, Any]]], None] = lambda history: None,
         judged_on: Samples | None = None,
         steps_at_once: int = 1,
@@ -144,21 +148,21 @@ class Fit:
 
         Args:
             model: a built model with outputs (N, K) matching the targets.
-            recipe: how.
+            recipe: the hyperparameters.
             count: number of training samples.
-            samples: gives the training and the validation samples, and where these are not to come from the training
-                samples, those of which BatchNorm's statistics are taken anew; not called where nothing is left to do.
-            seed: decides the order of the samples and their mixing.
-            places: where checkpoints and log go.
+            samples: returns the training and the validation samples and, where these are not the training samples,
+                those from which BatchNorm is re-estimated; not called for a finished stage.
+            seed: of the order of the samples and of mixup.
+            paths: of checkpoint and log.
             after_epoch: called with the history after each epoch.
             judged_on: the samples whose macro-AUROC chooses the epoch, where they are not the validation samples.
-            steps_at_once: how many steps are done before the loss is looked at and a checkpoint may be written; more
-                than one saves time where a step costs less than what surrounds it.
+            steps_at_once: steps between two checks of the loss, where a checkpoint may be written; more than one saves
+                time where a step costs less than Keras's overhead.
 
         Raises:
             StudyError: there are fewer samples than one batch.
         """
-        self.model, self.recipe, self.samples, self.seed, self.places = model, recipe, samples, seed, places
+        self.model, self.recipe, self.samples, self.seed, self.paths = model, recipe, samples, seed, paths
         self.after_epoch, self.judged_on = after_epoch, judged_on
         self.steps = count // recipe.batch_size
         if self.steps == 0:
@@ -173,11 +177,11 @@ class Fit:
         self.done = False
         self.began_with = [v.numpy() for v in self._model_variables()]
         self.metrics: list[Any] = []
-        """Running means of an epoch that was broken off, to go on from."""
+        """Running metrics of an interrupted epoch, to resume from."""
         self.elapsed = 0.0
-        """Seconds that the first epoch to come took before it was broken off, and the making of its samples."""
+        """Seconds already spent on the next epoch, before an interruption and to make its samples."""
         self.update: Callable[[tf.Tensor], tf.Tensor] | None = None
-        """What takes BatchNorm's statistics anew, traced once."""
+        """The forward pass that re-estimates BatchNorm, traced once."""
         self.saved_at, self.saving = time.perf_counter(), 0.0
         """When the last checkpoint was written, and how many seconds that took."""
 
@@ -185,25 +189,25 @@ class Fit:
         """Fit the model; it ends with the weights of its best epoch.
 
         Args:
-            keep_start: let the weights that the stage begins with compete with those of its epochs.
+            keep_start: choose among the initial weights too, as epoch 0.
 
         Returns:
             The history.
 
         Raises:
-            StudyError: the loss became NaN or infinite; the model is as it was before, and the checkpoint holds the
-                last good weights.
+            StudyError: the loss became NaN or infinite; the model has its initial weights again, and the checkpoint
+                holds the last finite ones.
         """
         with self._stored() as stored:
             if stored is not None:
                 self._take_over(stored)
             if not self.done:
-                with self._batch_norm_held():
-                    self._go_on(stored, keep_start)
+                with self._batch_norm_frozen():
+                    self._resume(stored, keep_start)
         _assign(self.model.weights, self.best_weights)
         return self.history
 
-    def _go_on(self, stored: Mapping[str, np.ndarray] | None, keep_start: bool) -> None:
+    def _resume(self, stored: Mapping[str, np.ndarray] | None, keep_start: bool) -> None:
         """Do the epochs that are left."""
         began = time.perf_counter()
         self.train, self.valid, *plain = self.samples()
@@ -213,8 +217,8 @@ class Fit:
         self._compile()
         epoch = step = 0
         if stored is None:
-            shutil.rmtree(self.places.log, ignore_errors=True)
-            self.places.checkpoint.unlink(missing_ok=True)
+            shutil.rmtree(self.paths.log, ignore_errors=True)
+            self.paths.checkpoint.unlink(missing_ok=True)
             if keep_start:
                 self.best_score = self._score(predict_batches(self.forward, self.valid))
                 self.best_weights = [w.numpy() for w in self.model.weights]
@@ -227,7 +231,7 @@ class Fit:
             tqdm(
                 total=total, initial=self.first, desc=self.recipe.name, unit="step", leave=False, disable=None
             ) as self.bar,
-            contextlib.closing(_Log(self.places.log)) as self.log,
+            contextlib.closing(_Log(self.paths.log)) as self.log,
         ):
             while epoch < self.recipe.epochs and not self.done:
                 self._epoch(epoch, step)
@@ -243,7 +247,7 @@ class Fit:
             warmup_steps=warmup,
         )
         averaged = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
-        # Keras clips the part of the gradient that each GPU gives, before they are added.
+        # Keras clips each GPU's part of the gradient, before they are added.
         clip = 1 / tf.distribute.get_strategy().num_replicas_in_sync
         optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=clip, **averaged)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -259,7 +263,7 @@ class Fit:
         )
         self.model.optimizer.build(self.model.trainable_variables)
         # Keras makes the variables of the accuracy at its first step: TensorFlow would then trace that step twice, and
-        # an epoch that was broken off could not go on with their values.
+        # an interrupted epoch could not resume with their values.
         some = self.train.y[:1]
         self.model.compute_metrics(None, some, some)
 
@@ -271,19 +275,19 @@ class Fit:
         return LOSSES[recipe.loss](label_smoothing=recipe.label_smoothing, **reduction)
 
     @contextlib.contextmanager
-    def _batch_norm_held(self) -> Iterator[None]:
-        """Hold BatchNorm's statistics and parameters where the recipe asks for it, for this stage alone."""
-        held = [layer for layer in _batch_norms(self.model) if layer.trainable and self.recipe.batch_norm == "freeze"]
+    def _batch_norm_frozen(self) -> Iterator[None]:
+        """Freeze BatchNorm's statistics and parameters where the recipe asks for it, for this stage alone."""
+        frozen = [layer for layer in _batch_norms(self.model) if layer.trainable and self.recipe.batch_norm == "freeze"]
         try:
-            for layer in held:
+            for layer in frozen:
                 layer.trainable = False
             yield
         finally:
-            for layer in held:
+            for layer in frozen:
                 layer.trainable = True
 
     def _batches(self, epoch: int, first: int) -> tf.data.Dataset:
-        """The batches of an epoch from step `first` on: they depend on the seed and the epoch alone."""
+        """The batches of an epoch from step `first` on; they depend on the seed and the epoch alone."""
         recipe = self.recipe
         order = epoch_order(self.train.y, self.seed, epoch, recipe.balanced)[first * recipe.batch_size :]
         shares = None
@@ -304,13 +308,13 @@ class Fit:
             verbose=0,
             callbacks=[steps],
         ).history
-        # At its end Keras's fit has put the running mean in the place of the weights.
+        # At its end Keras's fit has replaced the weights by their running mean.
         live = self._values() if self.recipe.ema_restart else steps.values
         self._check_finite(epoch, self.steps, fitted["loss"][0], live)
         if self.recipe.ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.recipe.batch_norm == "reestimate":
-            self._reestimate(epoch)
+            self._reestimate_batch_norm(epoch)
         scores = predict_batches(self.forward, self.valid)
         score = self._score(scores)
         if score > self.best_score or not self.best_weights:
@@ -338,13 +342,13 @@ class Fit:
         self.after_epoch(self.history)
         if self.done or self._is_due(0.0):
             self.save(epoch + 1, 0)
-        self.say(f"{epoch_line(row, self.recipe.epochs)}{self.left(epoch + 1, 0)}")
+        self._print(f"{epoch_line(row, self.recipe.epochs)}{self._time_left(epoch + 1, 0)}")
 
-    def _reestimate(self, epoch: int) -> None:
-        """Take BatchNorm's mean and variance anew with the weights as they are, over batches that are not mixed.
+    def _reestimate_batch_norm(self, epoch: int) -> None:
+        """Re-estimate BatchNorm's mean and variance with the present weights, over batches that are not mixed.
 
-        The running ones are those of weights long gone, and of images that nobody will show: augmented, and with mixup
-        the means of two, which vary less than either.
+        The running ones come from earlier weights and from augmented images, with mixup from means of two images, whose
+        variance is smaller.
         """
         if self.update is None:
             self.update = tf.function(lambda x: self.model(x, training=True))
@@ -362,7 +366,7 @@ class Fit:
         return mean_auroc(self.valid.y, scores)
 
     def after_steps(self, epoch: int, before: int, step: int, loss: float, began: float) -> None:
-        """Look at the loss, log it, and write a checkpoint where it is time.
+        """Check the loss, log it, and write a checkpoint where one is due.
 
         Args:
             epoch: epoch number from 0.
@@ -376,42 +380,40 @@ class Fit:
         if step // LOG_STEPS > before // LOG_STEPS:
             self.log.write(epoch * self.steps + step, {"loss": loss}, "step/")
             self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        every = self.places.checkpoint_steps
+        every = self.paths.checkpoint_steps
         due = self._is_due(CHECKPOINT_SECONDS) if every is None else step // every > before // every
         if due and step < self.steps:
             self.elapsed = time.perf_counter() - began
             self.save(epoch, step)
             self.elapsed = 0.0
-            name, epochs = self.recipe.name, self.recipe.epochs
-            self.say(
-                f"{name:>12} {epoch + 1:>3}/{epochs}  step {step}/{self.steps}  loss {loss:.4f}{self.left(epoch, step)}"
-            )
+            done = f"{self.recipe.name:>12} {epoch + 1:>3}/{self.recipe.epochs}  step {step}/{self.steps}"
+            self._print(f"{done}  loss {loss:.4f}{self._time_left(epoch, step)}")
 
     def _is_due(self, seconds: float) -> bool:
-        """Whether the last checkpoint is so old that another costs little."""
+        """Whether the last checkpoint is old enough for another."""
         age = time.perf_counter() - self.saved_at
-        return self.places.checkpoint_steps is not None or age >= max(seconds, self.saving / CHECKPOINT_SHARE)
+        return self.paths.checkpoint_steps is not None or age >= max(seconds, self.saving / CHECKPOINT_SHARE)
 
     def _check_finite(self, epoch: int, step: int, loss: float, weights: list[np.ndarray] | None = None) -> None:
         if np.isfinite(loss) and _all_finite(weights or []):
             return
         _assign(self._model_variables(), self.began_with)
         what = f"the loss is {loss:g}" if not np.isfinite(loss) else "a weight is no longer finite"
-        kept = f"the last good weights are kept in {self.places.checkpoint.name}"
-        if not self.places.checkpoint.exists():
+        kept = f"the last good weights are kept in {self.paths.checkpoint.name}"
+        if not self.paths.checkpoint.exists():
             kept = "the model has the weights again that it began the stage with"
         raise StudyError(
             f"stage {self.recipe.name!r}, epoch {epoch + 1}: {what} at step {step}; {kept}. Lower learning_rate "
             f"({self.recipe.learning_rate:g}) and run again"
         )
 
-    def say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         """Print a line, above the bar where there is one."""
         tqdm.write(line)
         sys.stdout.flush()
 
-    def left(self, epoch: int, step: int) -> str:
-        """The time left after so many epochs and steps, in words."""
+    def _time_left(self, epoch: int, step: int) -> str:
+        """The time left after `epoch` epochs and `step` steps of the next one, in words."""
         done = epoch * self.steps + step
         pace = (time.perf_counter() - self.began) / (done - self.first)
         return f", {pace * (self.recipe.epochs * self.steps - done) / 60:.1f} min left"
@@ -420,7 +422,7 @@ class Fit:
         return [v.numpy() for v in self._model_variables()]
 
     def save(self, epoch: int, step: int) -> None:
-        """Write all that the next step depends on: weights, seeds' states, optimizer, running means, best so far.
+        """Write what the next step depends on: weights, seeds, optimizer, running metrics and the best weights.
 
         Args:
             epoch: finished epochs.
@@ -431,7 +433,7 @@ class Fit:
         """
         began = time.perf_counter()
         progress = {
-            "key": self.places.key,
+            "key": self.paths.key,
             "epoch": epoch,
             "step": step,
             "elapsed": self.elapsed,
@@ -448,7 +450,7 @@ class Fit:
         }
         self._check_finite(epoch, step, 0.0, groups["model"])
         arrays = {f"{name}-{i}": value for name, values in groups.items() for i, value in enumerate(values)}
-        with files.atomic_file(self.places.checkpoint) as file:
+        with files.atomic_file(self.paths.checkpoint) as file:
             np.savez(file, progress=np.frombuffer(json.dumps(progress).encode(), np.uint8), **arrays)
         self.saved_at = time.perf_counter()
         self.saving = self.saved_at - began
@@ -456,11 +458,11 @@ class Fit:
     @contextlib.contextmanager
     def _stored(self) -> Iterator[Mapping[str, np.ndarray] | None]:
         """The checkpoint of the same fit, if there is one."""
-        if not self.places.checkpoint.exists():
+        if not self.paths.checkpoint.exists():
             yield None
             return
-        with np.load(self.places.checkpoint) as arrays:
-            same = "progress" in arrays and self._progress(arrays)["key"] == self.places.key
+        with np.load(self.paths.checkpoint) as arrays:
+            same = "progress" in arrays and self._progress(arrays)["key"] == self.paths.key
             yield arrays if same else None
 
     @staticmethod
@@ -468,7 +470,7 @@ class Fit:
         return json.loads(stored["progress"].tobytes())
 
     def _take_over(self, stored: Mapping[str, np.ndarray]) -> None:
-        """Take what the finished epochs gave."""
+        """Restore history and best weights of the finished epochs, and print them."""
         progress = self._progress(stored)
         self.best_epoch, self.best_score = progress["best_epoch"], progress["best_score"]
         self.history, self.done, self.elapsed = progress["history"], progress["done"], progress["elapsed"]
@@ -479,7 +481,7 @@ class Fit:
         print(f"{self.recipe.name}: going on after epoch {progress['epoch']} of {self.recipe.epochs}{step}", flush=True)
 
     def _restore(self, stored: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """Put weights, seeds and optimizer back; returns the finished epochs and the steps done in the next one."""
+        """Restore weights, seeds and optimizer; returns the finished epochs and the steps done in the next one."""
         progress = self._progress(stored)
         _assign(self._model_variables(), _group(stored, "model"))
         _assign(self.model.optimizer.variables, _group(stored, "optimizer"))
@@ -487,7 +489,7 @@ class Fit:
         return progress["epoch"], progress["step"]
 
     def restore_metrics(self) -> None:
-        """Go on with the running means of an epoch that was broken off."""
+        """Restore the running metrics of an interrupted epoch."""
         if self.metrics:
             _assign(self.model.metrics_variables, self.metrics)
             self.metrics = []
@@ -499,7 +501,7 @@ class Fit:
 
 
 class _Steps(keras.callbacks.Callback):
-    """What happens between the steps of one epoch."""
+    """Checks, logs and checkpoints between the steps of one epoch."""
 
     def __init__(self, fit: Fit, epoch: int, first: int, began: float) -> None:
         super().__init__()
@@ -520,7 +522,7 @@ class _Steps(keras.callbacks.Callback):
 
 
 class _Log:
-    """Event files for TensorBoard, which need not be installed to write them; a resumed fit adds to the same folder."""
+    """Event files for TensorBoard, which need not be installed; a resumed fit adds to the same folder."""
 
     def __init__(self, folder: Path) -> None:
         files.make_folder(folder)
@@ -538,22 +540,29 @@ class _Log:
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """One epoch in one line."""
+    """One epoch in one line.
+
+    Args:
+        row: of the history, with `HISTORY_COLUMNS`.
+        epochs: of the whole stage.
+    """
     return (
         f"{row['stage']:>12} {row['epoch']:>3}/{epochs}  loss {row['loss']:.4f}  valid loss {row['val_loss']:.4f}  "
         f"valid macro-AUROC {row['val_macro_auroc']:.4f}  {row['seconds']:.0f} s"
     )
 
 
-def settle(before: keras.Model, model: keras.Model, samples: Samples, seed: int, batch_size: int = 64) -> None:
-    """Take BatchNorm's mean and variance anew from radiographs, weights as they are: ImageNet's are of photographs.
+def reestimate_batch_norm(
+    before: keras.Model, model: keras.Model, samples: Samples, seed: int, batch_size: int = 64
+) -> None:
+    """Re-estimate BatchNorm's mean and variance from radiographs, for ImageNet's are of photographs; weights stay.
 
     Args:
-        before: radiographs (N, H, W, 1) to what the model is shown.
-        model: the model whose statistics are taken, such as a backbone.
+        before: radiographs (N, H, W, 1) to the model's inputs.
+        model: the model to re-estimate, such as a backbone.
         samples: radiographs, at least one batch; up to `REESTIMATE_STEPS` batches are drawn.
-        seed: decides which.
-        batch_size: radiographs at a time.
+        seed: of the draw.
+        batch_size: radiographs per batch.
 
     Raises:
         StudyError: there are fewer radiographs than one batch.
@@ -575,7 +584,7 @@ def _take_statistics(
     update: Callable[[tf.Tensor], tf.Tensor],
     batches: Iterator[tf.Tensor],
 ) -> None:
-    """Let layers hold the mean over batches of each batch's mean and variance; `update` runs them while training."""
+    """Set layers' statistics to the mean over batches of the batch's own; `update` runs the layers in training."""
     statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
     sums = [np.zeros(v.shape, "float64") for v in statistics]
     momenta = [layer.momentum for layer in norms]
@@ -588,7 +597,7 @@ def _take_statistics(
             taken += 1
             for total, variable in zip(sums, statistics, strict=True):
                 total += variable.numpy()
-    finally:  # a cell that was interrupted may be run again with the same model
+    finally:  # an interrupted cell may be run again with the same model
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
     _assign(statistics, [total / taken for total in sums])
@@ -606,7 +615,7 @@ def _assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
 
 
 def _group(stored: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
-    """The arrays that a checkpoint holds under `name`, in order."""
+    """The arrays of a checkpoint under `name`, in order."""
     count = sum(key.startswith(f"{name}-") for key in stored)
     return [stored[f"{name}-{i}"] for i in range(count)]
 
@@ -616,10 +625,7 @@ def _all_finite(arrays: list[np.ndarray]) -> bool:
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras's loss scaling, with a step left out wherever the gradient overflowed.
-
-    On one device it is Keras's own.
-    """
+    """Keras's loss scaling, which on several devices skips a step where the gradient overflowed on any of them."""
 
     def check_finite(self, grads: Sequence[tf.Tensor | None]) -> tf.Tensor:
         """Whether every gradient is finite on every device: a bool scalar, the same on all of them."""

@@ -1,4 +1,4 @@
-"""Model files: saved so that older versions of Keras can load them."""
+"""Model files: `.keras` files that older versions of Keras can load, with kernels at half precision if asked for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
         path: ends in `.keras`.
         half: store kernels as float16, half the size. The file stays an ordinary Keras file: loading casts them back.
     """
-    # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a word.
+    # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a warning.
     model.compile(optimizer=None)
     model.compiled = False
     with files.atomic_path(path) as beside:
@@ -55,12 +55,12 @@ def _rewrite(path: Path, half: bool) -> None:
 
 
 def _portable(config: Any) -> Any:
-    """A model's configuration in stock layers, without entries that say nothing and that older versions refuse."""
+    """A model's configuration in stock layers, without default entries that older versions refuse."""
     if isinstance(config, list):
         return [_portable(entry) for entry in config]
     if not isinstance(config, dict):
         return config
-    if config.get("module") in (layers.__name__, layers.__name__):
+    if config.get("module") == layers.__name__:
         config = config | {"module": "keras.layers", "registered_name": None}
     return {name: _portable(entry) for name, entry in config.items() if name not in _NEWER or entry != _NEWER[name]}
 

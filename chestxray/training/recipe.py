@@ -1,4 +1,4 @@
-"""The recipe of a fit: loss, rates, augmentation, and how BatchNorm is treated."""
+"""Recipes: the hyperparameters of one stage of a fit, and the losses that it may name."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ class Recipe:
         learning_rate: peak learning rate of AdamW (Loshchilov & Hutter, ICLR 2019).
         batch_size: samples a step, over all GPUs.
         loss: over the seven classes `categorical` (softmax), `categorical_focal` (Lin et al., ICCV 2017) or
-            `logit_adjusted` (by the classes' shares; Menon et al., ICLR 2021); with one sigmoid a finding `binary` or
+            `logit_adjusted` (by the classes' shares; Menon et al., ICLR 2021); with one sigmoid per label `binary` or
             `binary_focal`.
         warmup: share of all steps in which the learning rate rises linearly, 0 to 1; it then falls along a cosine.
         weight_decay: AdamW's decay; biases and BatchNorm parameters are left out.
         label_smoothing: share of each target spread over all classes, 0 to 1 (Szegedy et al., CVPR 2016).
-        ema: momentum of the running mean of the weights that is evaluated and kept; 0 evaluates the weights themselves.
+        ema: momentum of the running mean of the weights that is evaluated and saved; 0 evaluates the weights
+            themselves.
         balanced: draw every class equally often.
         mixup: parameter of the Beta distribution by which two images are mixed (Zhang et al., ICLR 2018); 0 mixes none.
         patience: stop after this many epochs without a better validation macro-AUROC; None never stops early.
-        batch_norm: `train` lets BatchNorm learn; `freeze` keeps its statistics and parameters as they were before the
-            stage; `reestimate` lets it learn and takes the statistics anew for the weights that are evaluated, from
-            images that are not mixed and, where what is fitted begins with maps kept beforehand, not augmented.
-        class_weight: let every class weigh the same in the loss, however rare.
+        batch_norm: `train` trains BatchNorm; `freeze` freezes its statistics and parameters for the stage;
+            `reestimate` trains it and re-estimates the statistics for the weights that are evaluated, from images that
+            are not mixed and, where cached feature maps are fitted, not augmented.
+        class_weight: give every class equal weight in the loss, however rare.
         ema_restart: begin each epoch from the running mean of the weights rather than from the last step's.
     """
 
@@ -72,14 +73,11 @@ class Recipe:
 
     @property
     def is_binary(self) -> bool:
-        """Whether every output is a yes or no of its own."""
+        """Whether every output is a sigmoid of its own, so that several labels may be present."""
         return self.loss.startswith("binary")
 
     def describe(self) -> dict[str, Any]:
-        """What tells this recipe from others, for `run.json`.
-
-        What came later than the first finished runs is named only where it is used, so that those stay valid.
-        """
+        """The fields for `run.json`; those that came later only where they are used, so that older runs stay valid."""
         later = ("batch_norm", "class_weight", "ema_restart")
         unused = {f.name for f in dataclasses.fields(self) if f.name in later and getattr(self, f.name) == f.default}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}

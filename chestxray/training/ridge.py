@@ -1,7 +1,6 @@
-"""Linear heads in closed form: what a frozen backbone's features say, without epochs.
+"""Ridge regression: linear heads on pooled features, in closed form.
 
-This module owns the penalised regression from pooled features to logits. It knows arrays and nothing of networks or
-files.
+It fits heads of a frozen backbone without epochs, and predicts out of fold. It knows arrays, not networks or files.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ class Head(NamedTuple):
 def fit(features: np.ndarray, y: np.ndarray, penalty: float, balanced: bool = False) -> Head:
     """Fit a head by ridge regression on standardised features (Hoerl & Kennard, Technometrics 12, 1970).
 
-    Many features that go together and few samples make a head fitted in small steps depend on when it was stopped. The
-    regression gives shares; a share's distance from the usual one, divided by the usual variance, is one Newton step
-    from the usual log-odds towards those of a logistic regression.
+    With many correlated features and few samples, a head fitted by gradient descent depends on when it was stopped. The
+    regression gives shares; a share's distance from the overall one, divided by the overall variance, is one Newton
+    step from the overall log-odds towards those of a logistic regression.
 
     Args:
         features: (N, C) pooled features.
         y: (N, K) targets, 0 to 1.
-        penalty: weight of the squared coefficients, in samples: as many as this would be needed to believe a feature
-            half as much as the data do, if features were independent. Above 0.
-        balanced: let the classes weigh the same; targets are one-hot.
+        penalty: weight of the squared coefficients, in samples: with so many samples a coefficient of independent
+            features is half of the unpenalised one. Above 0.
+        balanced: give the classes equal weight; targets are one-hot.
 
     Returns:
-        The head for features as they are given. A target that nobody or everybody has keeps its usual log-odds, of half
-        a sample short of that.
+        The head for features as they are given. A target that no sample or every sample has gets constant log-odds, as
+        if half a sample differed.
 
     Raises:
         StudyError: a feature is not finite.
@@ -57,40 +56,43 @@ def fit(features: np.ndarray, y: np.ndarray, penalty: float, balanced: bool = Fa
             "set mixed_precision to False, or take BatchNorm's statistics from more radiographs"
         )
     weights = class_weights(y)[y.argmax(axis=1)].astype("float64") if balanced else np.ones(len(y))
-    usual = np.average(y, axis=0, weights=weights)
-    usual = usual.clip(0.5 / len(y), 1 - 0.5 / len(y))
+    overall = np.average(y, axis=0, weights=weights)
+    overall = overall.clip(0.5 / len(y), 1 - 0.5 / len(y))
     scaler = StandardScaler().fit(features)
     ridge = Ridge(alpha=penalty, solver="cholesky").fit(scaler.transform(features), y, sample_weight=weights)
-    steps = np.atleast_2d(ridge.coef_) / (usual * (1 - usual))[:, None]
+    steps = np.atleast_2d(ridge.coef_) / (overall * (1 - overall))[:, None]
     kernel = (steps / scaler.scale_).T
     centre = np.average(features, axis=0, weights=weights)
-    return Head(kernel.astype("float32"), (np.log(usual / (1 - usual)) - centre @ kernel).astype("float32"))
+    return Head(kernel.astype("float32"), (np.log(overall / (1 - overall)) - centre @ kernel).astype("float32"))
 
 
-def folds(groups: np.ndarray, most: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions to fit on and positions to speak for, fold by fold; no group is in both.
+def folds(groups: np.ndarray, max_folds: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions to fit on and positions to predict, fold by fold; no group is in both.
 
     Args:
         groups: (N,) the patient of each sample.
-        most: how many folds, or as many as there are groups.
+        max_folds: the number of folds; as many as there are groups where these are fewer.
     """
-    return GroupKFold(min(most, len(np.unique(groups)))).split(groups, groups=groups)
+    return GroupKFold(min(max_folds, len(np.unique(groups)))).split(groups, groups=groups)
 
 
-def out_of_fold(features: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray, most: int = 4) -> np.ndarray:
-    """What heads that were fitted on other groups say of each sample.
+def out_of_fold(
+    features: np.ndarray, y: np.ndarray, penalty: float, groups: np.ndarray, max_folds: int = 4
+) -> np.ndarray:
+    """Out-of-fold predictions: each sample's by a head that was fitted on other groups.
 
     Args:
         features: (N, C) pooled features.
         y: (N, K) targets, 0 to 1.
         penalty: as in `fit`.
         groups: (N,) the patient of each sample; all of one patient are in one fold.
-        most: how many heads share the samples, as in `folds`.
+        max_folds: the number of folds, as in `folds`.
 
     Returns:
         (N, K) probabilities, float32.
     """
-    told = np.zeros(y.shape, "float32")
-    for fitted, judged in folds(groups, most):
-        told[judged] = scipy.special.expit(fit(features[fitted], y[fitted], penalty).logits(features[judged]))
-    return told
+    probabilities = np.zeros(y.shape, "float32")
+    for fitted, predicted in folds(groups, max_folds):
+        logits = fit(features[fitted], y[fitted], penalty).logits(features[predicted])
+        probabilities[predicted] = scipy.special.expit(logits)
+    return probabilities

@@ -1,8 +1,8 @@
-"""One fit becomes one model folder, and a killed fit goes on where it stopped.
+"""Runs: the stages of one model's fit, and the model folder that they leave.
 
-This module owns the stages of a run and the model folder (`model.keras`, `history.csv`, `predictions_valid.csv`,
-`predictions_test.csv`, `run.json`, `logs/`); how one stage is fitted is `fitting`'s. It takes any Keras model and any
-`Samples`, and knows nothing of architectures. Test images are read once, after the last choice is made.
+The folder holds `model.keras`, `history.csv`, `predictions_valid.csv`, `predictions_test.csv`, `run.json` and `logs/`.
+An interrupted run resumes where it stopped; a finished one is loaded. Test images are read once, after the last choice
+is made. How one stage is fitted is in `fitting`.
 """
 
 from __future__ import annotations
@@ -28,32 +28,30 @@ from chestxray.config import CLASSES, Study, StudyError
 from chestxray.data import manifest
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.evaluation.predictions import prediction_table
-from chestxray.files import atomic_write
-from chestxray.training import samples
 from chestxray.training.fitting import (
     HISTORY_COLUMNS,
     LOG_STEPS,
     REESTIMATE_STEPS,
     Fit,
-    Places,
+    StagePaths,
     compiled,
     epoch_line,
     predict_batches,
 )
 from chestxray.training.model_file import save_model
 from chestxray.training.recipe import Recipe
-from chestxray.training.samples import Samples, Views, epoch_order
+from chestxray.training.samples import Samples, Views, class_targets, epoch_order, load_split
 
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
 
 def start(study: Study) -> None:
-    """Seed Python, NumPy and Keras, so that the layers made after this call begin from the same weights.
+    """Seed Python, NumPy and Keras, so that layers made after this call have the same initial weights.
 
-    Where the profile asks for it and a GPU is present, layers made after this call compute in float16 and keep their
-    weights in float32 (Micikevicius et al., ICLR 2018). Where there are several GPUs, layers made after this call live
-    on each of them, and every batch is divided among them. Keras's seed generators give each GPU the same numbers: the
-    first image of each part of a batch is varied in the same way, and so on.
+    Where the profile asks for it and a GPU is present, layers made after this call compute in float16 with float32
+    weights (Micikevicius et al., ICLR 2018). Where there are several GPUs, layers made after this call are mirrored on
+    each, and every batch is divided among them. Keras's seed generators give each GPU the same numbers: the first image
+    of each part of a batch is augmented in the same way, and so on.
     """
     keras.utils.clear_session()
     # A global strategy rather than a scope: a notebook's cell that builds a model then needs no `with`. It belongs to
@@ -78,11 +76,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_run(study: Study) -> str:
-    """Data, profile, seed, versions and device in a few lines; advice where there is no GPU.
-
-    Returns:
-        Text for the top of a notebook.
-    """
+    """Data, profile, seed, device and versions in four lines, for the top of a notebook."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         device = f"{len(gpus)} GPU(s)"
@@ -105,8 +99,8 @@ def describe_run(study: Study) -> str:
 class Run:
     """One model's fit, from its parameters to its folder.
 
-    A folder whose `run.json` was written from the same parameters, architecture and data is finished: `fit` then
-    returns the stored history and `finish` the stored model, and nothing is trained again.
+    A folder whose `run.json` has the same parameters, architecture and data fingerprint is finished: `fit` then returns
+    the stored history and `finish` the stored model, and nothing is trained again.
     """
 
     def __init__(
@@ -117,8 +111,8 @@ class Run:
         Args:
             study: the study.
             name: the folder under `4_models/saved/<dataset>/`.
-            parameters: what defines this fit beside the recipes; JSON values.
-            checkpoint_steps: steps between two checkpoints inside an epoch; None writes one every few minutes.
+            parameters: what defines this run beside the recipes; JSON values.
+            checkpoint_steps: steps between two checkpoints within an epoch; None writes one every few minutes.
         """
         self.study = study
         self.name = name
@@ -130,8 +124,8 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, tuple[int, float]] = {}
         self._stages: list[dict[str, Any]] = []
-        self._taken: list[Callable[[], pd.DataFrame]] = []
-        # What `reference.restore` laid out has predictions, but not the networks of all models.
+        self._skipped: list[Callable[[], pd.DataFrame]] = []
+        # A folder that `reference.restore` laid out has predictions, but not always the model.
         self._finished = _read_json(self.folder / "run.json") if (self.folder / "model.keras").exists() else None
         start(study)
 
@@ -146,26 +140,25 @@ class Run:
     ) -> pd.DataFrame:
         """Fit the model's trainable layers; it ends with the weights of its best epoch.
 
-        The best epoch is the one with the highest validation macro-AUROC: of the seven classes, or with one sigmoid a
-        finding of the six findings; or that of `judged_on`. A checkpoint is written every few minutes and after every
-        epoch; when the same fit is started again after a kill it goes on at that step, and ends with the same weights
-        on a CPU.
+        The best epoch has the highest validation macro-AUROC: of the seven classes, or with `ALL_LABELS` as targets of
+        the six findings; or that of `judged_on`. A checkpoint is written every few minutes and after every epoch; when
+        the same fit is started again it resumes at that step, and on a CPU ends with the same weights.
 
         Args:
             model: a built model with outputs (N, K) matching the targets.
-            recipe: how.
+            recipe: the hyperparameters.
             train: samples with targets (N, K).
             valid: samples of other patients, with targets (N, K).
-            keep_start: let the weights that the stage begins with compete with those of its epochs.
-            judged_on: samples whose macro-AUROC chooses the epoch in the place of `valid`'s; targets (N, K), where a
-                sample may show several of the K classes.
+            keep_start: choose among the initial weights too, as epoch 0.
+            judged_on: samples whose macro-AUROC chooses the epoch in place of `valid`'s; targets (N, K), where a sample
+                may have several of the K classes.
 
         Returns:
-            The stage's history, one row an epoch (`HISTORY_COLUMNS`).
+            The stage's history, one row per epoch (`HISTORY_COLUMNS`).
 
         Raises:
-            StudyError: the loss became NaN or infinite. The checkpoint keeps the last good weights and the model has
-                those again that it began the stage with.
+            StudyError: the loss became NaN or infinite. The checkpoint holds the last finite weights and the model has
+                its initial ones again.
         """
         return self._stage(model, recipe, len(train), lambda: (train, valid), keep_start, judged_on)
 
@@ -179,19 +172,19 @@ class Run:
         augment: Sequence[keras.Layer] = (),
         views: int = 1,
     ) -> pd.DataFrame:
-        """Fit the end of a network on what its beginning, which is held, computes beforehand.
+        """Fit the last layers of a network on cached outputs of its frozen first layers.
 
-        The beginning costs `views` passes over the data, however many the epochs. Where it gives maps, mixup mixes
-        those rather than pixels (Verma et al., Manifold mixup, ICML 2019); they are kept in memory, as float16.
+        These cost `views` passes over the data, however many the epochs. Feature maps are cached in memory as float16,
+        and mixup then mixes them rather than pixels (Verma et al., Manifold mixup, ICML 2019).
 
         Args:
-            features: radiographs (N, H, W, 1) to pooled features (N, C) or maps (N, h, w, C).
-            head: those to (N, K).
-            recipe: how, as in `fit`.
+            features: the frozen layers: radiographs (N, H, W, 1) to pooled features (N, C) or maps (N, h, w, C).
+            head: the layers to fit: those to (N, K).
+            recipe: as in `fit`.
             train: radiographs with targets (N, K).
             valid: radiographs of other patients, with targets (N, K).
-            augment: layers that vary the training radiographs before the beginning sees them.
-            views: how many times it sees each of them, varied anew each time; an epoch draws one of these versions.
+            augment: augmentation layers before `features`, for the training radiographs.
+            views: how many augmented versions of each are cached, 1 or more; an epoch draws one of them.
 
         Returns:
             The stage's history, as in `fit`.
@@ -199,14 +192,14 @@ class Run:
 
         def samples() -> tuple[Samples, ...]:
             plain = compiled(features)
-            varied = _varied(features, augment) if augment else plain
-            made = _as_features(varied, train, views), _as_features(plain, valid)
+            augmented = _augmented(features, augment) if augment else plain
+            cached = _as_features(augmented, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
-                return made
+                return cached
             order = epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
-            return *made, _as_features(plain, train.take(np.sort(order)))
+            return *cached, _as_features(plain, train.take(np.sort(order)))
 
-        # A step on pooled features costs less than what Keras does around it.
+        # A step on pooled features costs less than Keras's overhead.
         at_once = LOG_STEPS if len(head.input_shape) == 2 else 1
         return self._stage(head, recipe, len(train), samples, views=views, steps_at_once=at_once)
 
@@ -221,13 +214,13 @@ class Run:
         views: int = 1,
         steps_at_once: int = 1,
     ) -> pd.DataFrame:
-        """Fit one stage, or take its history from the finished run as long as that began in the same way."""
+        """Fit one stage, or take its history from the finished run if that has the same stages so far."""
         described = {**recipe.describe(), "model": _architecture(model), "samples": count}
         judges = 0 if judged_on is None else len(judged_on)
         chosen = {"keep_start": keep_start, "judged_on": judges, "views": views if views > 1 else 0}
         self._stages.append(described | {name: value for name, value in chosen.items() if value})
         number = len(self._stages)
-        places = Places(
+        paths = StagePaths(
             self.folder / f"checkpoint-{number}-{recipe.name}.npz",
             self.folder / "logs" / f"{number}-{recipe.name}",
             self._key(),
@@ -235,28 +228,20 @@ class Run:
         )
 
         def fit() -> pd.DataFrame:
-            stage = Fit(
-                model,
-                recipe,
-                count,
-                samples,
-                self.study.seed,
-                places,
-                self._write_history,
-                judged_on,
-                steps_at_once,
+            write, seed = self._write_history, self.study.seed
+            return self._fit(
+                Fit(model, recipe, count, samples, seed, paths, write, judged_on, steps_at_once), keep_start
             )
-            return self._fit(stage, keep_start)
 
         if not self._is_finished(number):
-            self._fit_taken()
+            self._fit_skipped()
             try:
                 return fit()
             except StudyError:
-                # The same notebook may call again with another recipe.
+                # A notebook may call again with another recipe.
                 del self._stages[number - 1 :]
                 raise
-        self._taken.append(fit)
+        self._skipped.append(fit)
         history = pd.read_csv(self.folder / "history.csv")
         rows = history[history["stage"] == recipe.name].reset_index(drop=True)
         for row in rows.to_dict("records"):
@@ -264,12 +249,12 @@ class Run:
         self.history += rows.to_dict("records")
         return rows
 
-    def _fit_taken(self) -> None:
-        """Fit the stages whose histories were taken from the folder, now that this run turns out to be another."""
-        if self._taken:
+    def _fit_skipped(self) -> None:
+        """Fit the stages whose histories were taken from the folder, since this run differs from the finished one."""
+        if self._skipped:
             print("A later stage differs from the finished run: the stages above are fitted anew.")
-            taken, self._taken, self.history = self._taken, [], []
-            for fit in taken:
+            skipped, self._skipped, self.history = self._skipped, [], []
+            for fit in skipped:
                 fit()
 
     def _fit(self, fit: Fit, keep_start: bool) -> pd.DataFrame:
@@ -283,11 +268,11 @@ class Run:
         return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
     def _write_history(self, running: list[dict[str, Any]]) -> None:
-        """Write `history.csv` with the rows of a stage that may still be running."""
+        """Write `history.csv`, with the rows of the running stage."""
         write_csv(pd.DataFrame([*self.history, *running], columns=HISTORY_COLUMNS), self.folder / "history.csv")
 
     def note(self, history: pd.DataFrame) -> None:
-        """Take the history of a fit that was done elsewhere, such as the mean over folds of an ensemble's head."""
+        """Add the history of a fit done elsewhere, such as the mean over folds of an ensemble's head."""
         self.history += history.reindex(columns=HISTORY_COLUMNS).to_dict("records")
 
     def finish(
@@ -297,24 +282,24 @@ class Run:
 
         Args:
             model: radiographs (N, H, W, 1) in 0–255 to seven probabilities.
-            valid: the prediction table for validation where the model itself may not make it, since it was fitted on
-                these patients: out-of-fold predictions of an ensemble's head.
+            valid: the prediction table for validation where the model was fitted on these patients: the out-of-fold
+                predictions of an ensemble's head. None lets the model predict them.
             extra: further entries for `run.json`.
 
         Returns:
             The saved model, loaded from its file.
         """
-        if self._taken and len(self._taken) == len(self._finished["stages"]):
+        if self._skipped and len(self._skipped) == len(self._finished["stages"]):
             print(f"Trained before from the same parameters and data: loaded from {self._where()}.")
             return keras.models.load_model(self.folder / "model.keras", compile=False)
-        self._fit_taken()
+        self._fit_skipped()
         save_model(model, self.folder / "model.keras")
         self._write_history([])
         saved = keras.models.load_model(self.folder / "model.keras", compile=False)
         if valid is None:
-            valid = predict(saved, samples.load_split(self.study, "valid", selected=False))
+            valid = predict(saved, load_split(self.study, "valid", selected=False))
         write_csv(valid, self.folder / "predictions_valid.csv")
-        test = predict(saved, samples.load_split(self.study, "test", selected=False))
+        test = predict(saved, load_split(self.study, "test", selected=False))
         write_csv(test, self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
         for checkpoint in self.folder.glob("checkpoint-*.npz"):
@@ -324,7 +309,7 @@ class Run:
 
     def _write_run(self, weights: int, valid: pd.DataFrame, extra: dict[str, Any] | None) -> None:
         """Write the last file of a model folder; with it the folder is finished."""
-        chosen = valid[valid["selected"]]
+        single = valid[valid["selected"]]
         record = {
             "model": self.name,
             "dataset": self.study.paths.dataset,
@@ -338,19 +323,17 @@ class Run:
             "seconds": round(self.seconds, 1),
             "epochs": len(self.history),
             "best_epoch": {stage: epoch for stage, (epoch, _) in self.best.items()},
-            "valid_macro_auroc": round(
-                mean_auroc(samples.class_targets(chosen["label"]), chosen[list(CLASSES)].to_numpy()), 6
-            ),
+            "valid_macro_auroc": round(mean_auroc(class_targets(single["label"]), single[list(CLASSES)].to_numpy()), 6),
             **(extra or {}),
         }
-        atomic_write(self.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+        files.atomic_write(self.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
 
     def _key(self) -> str:
         described = {"p": self.parameters, "s": self._stages, "seed": self.study.seed, "data": self.data}
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _is_finished(self, stages: int) -> bool:
-        """Whether the stored run began with the same stages, parameters, seed and data."""
+        """Whether the stored run has the same parameters, seed and data, and the same first stages."""
         stored = self._finished
         return (
             stored is not None
@@ -364,38 +347,54 @@ class Run:
 
 
 def predict(model: keras.Model, samples: Samples) -> pd.DataFrame:
-    """The prediction table of one split: who each image is, and seven probabilities."""
+    """The prediction table of one split.
+
+    Args:
+        model: radiographs (N, H, W, 1) in 0–255 to seven probabilities.
+        samples: N radiographs.
+
+    Returns:
+        N rows: the columns `predictions.PREDICTION_COLUMNS`, and one column per class.
+    """
     return prediction_table(samples.table, predict_batches(model, samples))
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table; the file is complete or absent."""
-    atomic_write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode())
+    """Write a table; the file is complete or absent.
+
+    Args:
+        table: the table; its index is left out.
+        path: the CSV file.
+
+    Raises:
+        StudyError: the file system refuses.
+    """
+    files.atomic_write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode())
 
 
-def _varied(features: keras.Model, augment: Sequence[keras.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What `compiled` makes of a model, for radiographs that `augment` varies first."""
+def _augmented(features: keras.Model, augment: Sequence[keras.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The model's forward pass on augmented radiographs, as one graph."""
 
     @tf.function
-    def seen(x: tf.Tensor) -> tf.Tensor:
+    def forward(x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, "float32")
         for layer in augment:
             x = layer(x, training=True)
         return features(x, training=False)
 
-    return seen
+    return forward
 
 
-def _as_features(seen: Callable[[tf.Tensor], tf.Tensor], samples: Samples, views: int = 1) -> Samples:
-    """The same samples with pooled features or maps in the place of pixels, in `views` versions."""
-    # Maps are many numbers; float16 tells apart what float32 does in a network that is trained with noise.
-    versions = (predict_batches(seen, samples) for _ in range(views))
+def _as_features(forward: Callable[[tf.Tensor], tf.Tensor], samples: Samples, views: int = 1) -> Samples:
+    """The same samples with pooled features or maps in place of pixels, in `views` versions."""
+    # Maps are large; float16 is precise enough for a network that is trained with noise.
+    versions = (predict_batches(forward, samples) for _ in range(views))
     x = np.concatenate([made.astype("float16" if made.ndim == 4 else "float32") for made in versions])
     return Views(x, np.arange(len(samples)), samples.y, samples.table, views)
 
 
 def _architecture(model: keras.Model) -> str:
-    """A digest of the layers and their settings, whatever names and seeds Keras gave them."""
+    """A digest of the layers and their settings, without names and seeds."""
     shapes = [(tuple(v.shape), v.trainable) for v in model.weights]
     layers = [
         {

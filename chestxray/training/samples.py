@@ -1,8 +1,7 @@
-"""From the class trees to batches: pixels as 8-bit arrays on disk, targets beside them, and the order of each epoch.
+"""Samples: prepared radiographs as memory-mapped 8-bit arrays, their targets, and the batches of each epoch.
 
-This module owns how radiographs reach a model. It knows the files that the earlier stages wrote and nothing of models.
-Pixels are decoded once into a memory-mapped array, so that nine notebooks don't decode the same PNGs again, and an
-epoch's order depends on the seed and the epoch alone, so that a killed fit can go on at the step where it stopped.
+Pixels are decoded once, so that nine notebooks don't decode the same PNGs again. An epoch's order depends on the seed
+and the epoch alone, so that an interrupted fit resumes at the step where it stopped.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from chestxray.images.pixels import decode
 
 @dataclass(frozen=True)
 class Samples:
-    """What a model is fitted on or evaluated with.
+    """Inputs and targets of a set of images.
 
     Attributes:
         x: (M, …) array, in memory or memory-mapped; radiographs are (M, H, W, 1) uint8 in 0–255.
         rows: (N,) int, the rows of `x` that belong to this set, in the order of `table`.
         y: (N, K) float32 targets: one-hot classes, or findings as 0 and 1.
-        table: N rows saying which image, patient and label each is.
+        table: N rows with the image, patient and label of each, and what else the manifest has.
     """
 
     x: np.ndarray
@@ -41,9 +40,9 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, keep: np.ndarray) -> Samples:
-        """The samples at the positions, or where the mask, `keep` says."""
-        positions = np.flatnonzero(keep) if keep.dtype == bool else keep
+    def take(self, chosen: np.ndarray) -> Samples:
+        """The samples at some positions, (M,) int, or where a mask, (N,) bool, is true."""
+        positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Samples(
             self.x, self.rows[positions], self.y[positions], self.table.iloc[positions].reset_index(drop=True)
         )
@@ -53,7 +52,7 @@ class Samples:
         return Samples(self.x, self.rows, np.asarray(y, "float32"), self.table)
 
     def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """What an epoch is fitted on: these samples."""
+        """The samples of an epoch, numbered from 0: these."""
         return self
 
     def mirrored(self) -> Samples:
@@ -68,7 +67,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Views(Samples):
-    """Samples of which `x` holds several versions, made beforehand; each epoch draws one of each sample.
+    """Samples with several precomputed versions in `x`; each epoch draws one version of each sample.
 
     Attributes:
         views: how many versions there are: version v of the sample in row r is `x[v * (len(x) // views) + r]`.
@@ -77,7 +76,7 @@ class Views(Samples):
     views: int
 
     def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """The samples with one version each, the same whenever it is asked for."""
+        """The samples with one version each, which depends on the seed and the epoch alone."""
         drawn = np.random.default_rng([seed, epoch, 2]).integers(0, self.views, len(self))
         return Samples(self.x, drawn * (len(self.x) // self.views) + self.rows, self.y, self.table)
 
@@ -88,13 +87,13 @@ def class_targets(labels: pd.Series) -> np.ndarray:
 
 
 def finding_targets(findings: pd.Series) -> np.ndarray:
-    """The `ALL_LABELS` as 0 and 1, (N, 15) float32: the fourteen findings of ChestX-ray14, and No_finding."""
+    """The labels `ALL_LABELS` as 0 and 1, (N, 15) float32, from the findings of the NIH table, joined by `|`."""
     present = findings.str.get_dummies("|").reindex(columns=list(NIH_FINDINGS), fill_value=0).to_numpy("float32")
     return np.column_stack([present, ~present.any(axis=1)]).astype("float32")
 
 
 def class_weights(y: np.ndarray) -> np.ndarray:
-    """(K,) float32 weights under which the classes weigh the same and a sample weighs 1 on average.
+    """(K,) float32 weights that give the classes equal total weight and samples a mean weight of 1.
 
     Args:
         y: (N, K) one-hot classes.
@@ -103,18 +102,18 @@ def class_weights(y: np.ndarray) -> np.ndarray:
     return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
 
 
-def shown_classes(samples: Samples) -> Samples:
-    """The radiographs of `load_findings` with the seven classes as targets, (N, 7): each 0 or 1, several may be 1."""
+def multilabel_classes(samples: Samples) -> Samples:
+    """The samples of `load_findings` with the seven classes as multi-label targets, (N, 7) of 0 and 1."""
     return samples.with_targets(samples.y[:, [ALL_LABELS.index(name) for name in CLASSES]])
 
 
-def log_odds(samples: Samples) -> np.ndarray:
-    """How common each of the seven classes is among samples of `load_findings`, as log-odds, (7,) float32.
+def class_log_odds(samples: Samples) -> np.ndarray:
+    """The log-odds of each of the seven classes among samples of `load_findings`, (7,) float32.
 
-    A class that none or all of them show counts as half an image short of that.
+    A class that none or all of them have counts as half an image short of that.
     """
-    shown = shown_classes(samples).y.sum(axis=0).clip(0.5, len(samples) - 0.5)
-    return np.log(shown / (len(samples) - shown)).astype("float32")
+    count = multilabel_classes(samples).y.sum(axis=0).clip(0.5, len(samples) - 0.5)
+    return np.log(count / (len(samples) - count)).astype("float32")
 
 
 def load_split(study: Study, split: str, selected: bool = True) -> Samples:
@@ -123,7 +122,7 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
     Args:
         study: the study.
         split: `train`, `valid` or `test`.
-        selected: only the images in the class trees; otherwise every image of the split, whatever its findings.
+        selected: only the single-label images in the class trees; otherwise all images of the split.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
@@ -144,7 +143,11 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
 
 
 def load_findings(study: Study, split: str) -> Samples:
-    """Every radiograph of one split, also those with several labels, with `ALL_LABELS` as targets (N, 15).
+    """All radiographs of one split, also those with several labels, with `ALL_LABELS` as targets (N, 15).
+
+    Args:
+        study: the study.
+        split: `train`, `valid` or `test`.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
@@ -168,13 +171,13 @@ def load_augmented(study: Study) -> Samples:
 
 
 def epoch_order(y: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
-    """The positions of one epoch's samples, the same whenever it is asked for.
+    """The positions of one epoch's samples, which depend on the seed and the epoch alone.
 
     Args:
         y: (N, K) targets.
         seed: the run's seed.
         epoch: epoch number from 0.
-        balanced: draw every class equally often (K one-hot classes), the rare ones repeatedly.
+        balanced: draw each of the K one-hot classes equally often, the rare ones repeatedly.
 
     Returns:
         (N,) int positions: a permutation, or with `balanced` a draw of N positions.
@@ -192,10 +195,10 @@ def epoch_order(y: np.ndarray, seed: int, epoch: int, balanced: bool = False) ->
 
 
 def mixing_shares(mixup: float, seed: int, epoch: int, steps: int) -> np.ndarray:
-    """How much of each batch is itself, the rest being the batch reversed: (steps,) shares in 0.5–1.
+    """Mixup's share of each batch, the rest being the batch reversed: (steps,) in 0.5–1.
 
     Args:
-        mixup: parameter of the Beta distribution of mixup (Zhang et al., ICLR 2018); 0 mixes nothing.
+        mixup: parameter of the Beta distribution (Zhang et al., ICLR 2018); 0 mixes nothing.
         seed: the run's seed.
         epoch: epoch number from 0.
         steps: batches in the epoch.
@@ -216,10 +219,10 @@ def dataset(
     """Batches of (x, y) in the given order as a `tf.data.Dataset`; an incomplete last batch is left out.
 
     Args:
-        samples: what to draw from.
+        samples: the samples to draw from.
         order: positions in `samples`.
         batch_size: samples a step.
-        shares: of `mixing_shares`, one a batch; None mixes nothing and keeps the pixels uint8.
+        shares: of `mixing_shares`, one per batch; None mixes nothing and leaves the pixels uint8.
         class_weights: (K,) weights of the classes; with them the batches are (x, y, weight of each sample).
 
     Returns:

@@ -1,9 +1,9 @@
-"""Measure what each part of the fine-tuning recipe is worth on validation, one change at a time.
+"""Ablation: what each part of the fine-tuning recipe is worth on validation, one change at a time.
 
 `python -m tests.benchmarks.bench_recipes --dataset nih_sample [--only NAME ...]` fits every recipe of `RECIPES` on a
-small budget (`SIZE`, `EPOCHS`) and every answer to class imbalance of `IMBALANCE` on the features of the first one. A
-row is added to `4_models/ablation/recipes.csv` or `imbalance.csv` when it is measured; rows that are there are kept,
-so a run that was stopped goes on. Validation alone is looked at; no test image is read.
+small budget (`SIZE`, `EPOCHS`) and every remedy for class imbalance of `IMBALANCE` on the features of the first one. A
+row is added to `4_models/ablation/recipes.csv` or `imbalance.csv` when it is measured; rows that are there stay, so an
+interrupted run resumes. Only validation images are used; no test image is read.
 """
 
 import argparse
@@ -20,28 +20,29 @@ from chestxray.data import augmentation
 from chestxray.evaluation import comparison, predictions
 from chestxray.networks import transfer
 from chestxray.training import distillation, fitting, ridge
-from chestxray.training.run import Recipe, Run, write_csv
-from chestxray.training.samples import Samples, load_augmented, load_findings, load_split, log_odds
+from chestxray.training.recipe import Recipe
+from chestxray.training.run import Run, write_csv
+from chestxray.training.samples import Samples, class_log_odds, load_augmented, load_findings, load_split
 
 SIZE, EPOCHS, HEAD_EPOCHS, PENALTY, SEEDS = 80, 3, 20, 8000, (2024, 2025)
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One recipe: what it says to a reader, and where it departs from the reference.
+    """One recipe: its name in the table, and where it departs from the reference.
 
     Attributes:
-        text: the table's words.
+        text: the name in the table.
         idea: beyond what the study set out to compare.
-        seeds: one fit a seed.
-        network: arguments of `models.transfer`; `strength` and `flip` go to the augmentation.
+        seeds: one fit per seed.
+        network: arguments of `transfer.transfer`; `strength` and `flip` go to the augmentation.
         recipe: fields of the preliminary stage's `Recipe`.
-        held: how many of the backbone's blocks that stage leaves as they are.
-        views: how many versions of each radiograph those blocks see beforehand; 0 lets them see a new one each epoch.
+        frozen: how many of the backbone's blocks that stage freezes.
+        views: how many augmented versions of each radiograph have cached feature maps; 0 augments anew each epoch.
         preliminary: False trains all layers on the seven classes alone, for the same number of steps.
-        taught: soften the labels of the preliminary stage by what other visits let expect, with this weight.
-        begun: begin it at a findings' head fitted in closed form, with BatchNorm's statistics taken anew; where labels
-            are softened, what is seen in the radiograph joins the other visits, as in 3a.
+        soft: soften the labels of the preliminary stage by the prior from other visits, with this weight.
+        closed_form: begin it with a findings' head fitted in closed form and re-estimated BatchNorm; where labels are
+            softened, predictions from image features are combined with the prior, as in 3a.
         then: epochs with all layers trainable on the seven classes at the end, at a tenth of the rate.
     """
 
@@ -50,11 +51,11 @@ class Change:
     seeds: tuple[int, ...] = SEEDS[:1]
     network: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
-    held: int = 0
+    frozen: int = 0
     views: int = 0
     preliminary: bool = True
-    taught: float = 0.0
-    begun: bool = False
+    soft: float = 0.0
+    closed_form: bool = False
     then: int = 0
 
 
@@ -64,8 +65,8 @@ PRESENT = Change(
     seeds=SEEDS,
     network={"pooling": "blocks"},
     recipe={"mixup": 0.0, "ema_restart": False},
-    taught=0.7,
-    begun=True,
+    soft=0.7,
+    closed_form=True,
 )
 RECIPES = {
     "reference": Change("the reference", seeds=SEEDS),
@@ -81,25 +82,25 @@ RECIPES = {
     "running_average": Change(
         "epochs go on from the last step, not the mean", idea=True, recipe={"ema_restart": False}
     ),
-    "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, held=2),
-    "three_held": Change("the first three blocks held", idea=True, held=3),
-    "maps_kept": Change("three blocks held: maps of six versions kept", idea=True, held=3, views=6),
+    "blocks_held": Change("the first two blocks held as ImageNet left them", idea=True, seeds=SEEDS, frozen=2),
+    "three_held": Change("the first three blocks held", idea=True, frozen=3),
+    "maps_kept": Change("three blocks held: maps of six versions kept", idea=True, frozen=3, views=6),
     "maps_anew": Change(
         "three held, maps kept, BatchNorm on plain images",
         idea=True,
         recipe={"batch_norm": "reestimate"},
-        held=3,
+        frozen=3,
         views=6,
     ),
     "stronger": Change("augmentation half as strong again", idea=True, network={"strength": 3.0}),
     "focal": Change("focal loss on the findings", idea=True, recipe={"loss": "binary_focal"}),
     "slower_statistics": Change("BatchNorm momentum .99", idea=True, network={"bn_momentum": 0.99}),
-    "taught": Change("labels softened by other visits", idea=True, taught=0.7),
+    "taught": Change("labels softened by other visits", idea=True, soft=0.7),
     "depths": Change(
         "pooled behind every block, head in closed form",
         idea=True,
         network={"pooling": "blocks"},
-        begun=True,
+        closed_form=True,
     ),
     "present": PRESENT,
     "classes_after": dataclasses.replace(
@@ -118,7 +119,7 @@ IMBALANCE = {
     "focal loss": {"loss": "categorical_focal"},
     "logit-adjusted loss": {"loss": "logit_adjusted"},
 }
-"""Answers to class imbalance: fields of the head's recipe. The first takes the tree of stage 2.2, the rest `train`."""
+"""Remedies for class imbalance: fields of the head's recipe. The first takes stage 2.2's tree, the rest `train`."""
 
 
 def main() -> None:
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def place(table: str) -> Path:
-    """Where a table is kept."""
+    """The file of a table, `recipes` or `imbalance`."""
     return config.ABLATION / f"{table}.csv"
 
 
@@ -149,25 +150,25 @@ def measure(study: config.Study, name: str) -> None:
     settings |= change.network
     run = Run(study, f"recipes/{name}-{study.seed}", settings)
     layers = augmentation.layers(settings.pop("strength"), study.seed, flip=settings.pop("flip"))
-    odds = log_odds(everyone) if change.preliminary else None
+    odds = class_log_odds(everyone) if change.preliminary else None
     net = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, layers, log_odds=odds, **settings)
     classes, classes_valid = load_augmented(study), load_split(study, "valid")
     changed = {"loss": "binary", "ema": study.profile.ema, "mixup": 0.3, **change.recipe}
     head = Recipe("head", HEAD_EPOCHS, learning_rate=3e-3, label_smoothing=0.1)
-    taught = everyone
-    if change.begun:
-        taught = begin(study, net, everyone, change.taught)
-    elif change.taught:
-        taught = distillation.soften(everyone, distillation.expect(study, everyone), change.taught)
+    softened = everyone
+    if change.closed_form:
+        softened = fit_closed_form(study, net, everyone, change.soft)
+    elif change.soft:
+        softened = distillation.soften(everyone, distillation.load_prior(study, everyone), change.soft)
     if change.preliminary:
         recipe = Recipe("all_findings", EPOCHS, study.profile.learning_rate, **changed)
-        net.train_backbone(True, change.held)
+        net.train_backbone(True, change.frozen)
         if change.views:
-            held, above = net.divide(change.held)
-            run.fit_head(held, above, recipe, taught, valid, net.augment, change.views)
+            first, last = net.divide(change.frozen)
+            run.fit_head(first, last, recipe, softened, valid, net.augment, change.views)
         else:
-            run.fit(net.findings, recipe, taught, valid)
-    if change.begun:
+            run.fit(net.findings, recipe, softened, valid)
+    if change.closed_form:
         tree = fitting.predict_batches(net.features, classes)
         net.head.get_layer("classes").set_weights(ridge.fit(tree, classes.y, PENALTY, balanced=True))
     else:
@@ -186,18 +187,18 @@ def measure(study: config.Study, name: str) -> None:
         compare_imbalance(study, net)
 
 
-def begin(study: config.Study, net: transfer.Transfer, everyone: Samples, weight: float) -> Samples:
-    """Begin at a findings' head in closed form, as 3a does; returns what the preliminary stage learns from."""
-    fitting.settle(net.seen, net.backbone, everyone, study.seed)
-    seen = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
-    features = net.standardise(np.concatenate(seen))
-    taught = distillation.teach(study, everyone, features, PENALTY, weight)[1] if weight else everyone
-    net.findings.get_layer("findings").set_weights(ridge.fit(features, np.tile(taught.y, (2, 1)), PENALTY))
-    return taught
+def fit_closed_form(study: config.Study, net: transfer.Transfer, everyone: Samples, weight: float) -> Samples:
+    """Fit the findings' head in closed form, as 3a does; returns the samples of the preliminary stage."""
+    fitting.reestimate_batch_norm(net.seen, net.backbone, everyone, study.seed)
+    versions = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
+    features = net.standardise(np.concatenate(versions))
+    softened = distillation.distil(study, everyone, features, PENALTY, weight)[1] if weight else everyone
+    net.findings.get_layer("findings").set_weights(ridge.fit(features, np.tile(softened.y, (2, 1)), PENALTY))
+    return softened
 
 
 def compare_imbalance(study: config.Study, net: transfer.Transfer) -> None:
-    """Fit the class head anew with each answer to class imbalance, on the same features and for as many steps."""
+    """Fit the class head anew with each remedy for class imbalance, on the same features and for as many steps."""
     classes, plain = load_augmented(study), load_split(study, "train")
     valid = load_split(study, "valid")
     start = net.head.get_weights()

@@ -31,7 +31,7 @@ from chestxray.data import augmentation
 from chestxray.networks import transfer
 from chestxray.networks.layers import BatchNormalization
 from chestxray.training import ensembling, fitting, ridge
-from chestxray.training.fitting import Fit, Places
+from chestxray.training.fitting import Fit, StagePaths
 from chestxray.training.recipe import Recipe
 from chestxray.training.run import Run
 from chestxray.training.samples import Samples, load_split
@@ -152,7 +152,7 @@ def measure_step(study: Study, train: Samples, valid: Samples, augmented: bool, 
             len(train),
             lambda: (train, valid),
             1,
-            Places(scratch / f"{augmented}.npz", scratch / f"log{augmented}", "bench"),
+            StagePaths(scratch / f"{augmented}.npz", scratch / f"log{augmented}", "bench"),
             between,
         )
         with contextlib.redirect_stdout(io.StringIO()):
@@ -271,9 +271,9 @@ def measure_epochs(study: Study, scratch: Path) -> None:
         theirs.append(time.perf_counter() - began)
 
     ours = transfer.transfer("EfficientNetLite0", study.profile.image_size, SIZE, weights=None).classifier
-    places = Places(scratch / "epoch.npz", scratch / "log", "bench")
+    paths = StagePaths(scratch / "epoch.npz", scratch / "log", "bench")
     recipe = Recipe("fit", 4, 1e-3, BATCH, ema=0.99)
-    fit = Fit(ours, recipe, len(samples["train"]), lambda: (samples["train"], samples["valid"]), 1, places, published)
+    fit = Fit(ours, recipe, len(samples["train"]), lambda: (samples["train"], samples["valid"]), 1, paths, published)
     with contextlib.redirect_stdout(io.StringIO()):
         seconds = np.array([line["seconds"] for line in fit.run()])
     ratio = np.median(np.array(theirs[1:]) / seconds[1:])
@@ -304,9 +304,9 @@ def measure_epochs(study: Study, scratch: Path) -> None:
     pooled = layers.Input((x.shape[1],))
     dense = layers.Dropout(0.5)(layers.Dense(64, activation="relu")(pooled))
     head = keras.Model(pooled, layers.Dense(len(CLASSES), activation="softmax")(dense))
-    places = Places(scratch / "head.npz", scratch / "loghead", "bench")
+    paths = StagePaths(scratch / "head.npz", scratch / "loghead", "bench")
     with contextlib.redirect_stdout(io.StringIO()):
-        history = Fit(head, Recipe("head", 20, 1e-3, BATCH), len(x), lambda: cached, 1, places).run()
+        history = Fit(head, Recipe("head", 20, 1e-3, BATCH), len(x), lambda: cached, 1, paths).run()
     published([])
     each = np.median([line["seconds"] for line in history[1:]])
     took, once = passes + sum(line["seconds"] for line in history), np.median(theirs[1:])

@@ -1,4 +1,4 @@
-"""What other visits tell: against shares counted by hand, and without a word of validation, test or the own label."""
+"""The prior from other visits, against shares counted by hand and blind to validation, test and the own label."""
 
 import numpy as np
 import pandas as pd
@@ -26,70 +26,70 @@ def table(patients=120, most=6, seed=0):
     return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
-def test_what_stays_from_visit_to_visit_is_expected():
+def test_a_finding_that_stays_from_visit_to_visit_has_a_high_prior():
     rows = table()
-    expected, said = distillation.expectation(rows), samples.finding_targets(rows["findings"])
+    prior, labels = distillation.fit_prior(rows), samples.finding_targets(rows["findings"])
     several = rows.groupby("patient")["image"].transform("size").gt(1).to_numpy()
-    assert roc_auc_score(said[several, EFFUSION], expected[several, EFFUSION]) > 0.85
+    assert roc_auc_score(labels[several, EFFUSION], prior[several, EFFUSION]) > 0.85
     # Nothing of it is known of those who came once.
-    assert expected[~several, EFFUSION].std() < 0.5 * expected[several, EFFUSION].std()
-    assert np.abs(expected[:, EFFUSION].mean() - said[:, EFFUSION].mean()) < 0.05
+    assert prior[~several, EFFUSION].std() < 0.5 * prior[several, EFFUSION].std()
+    assert np.abs(prior[:, EFFUSION].mean() - labels[:, EFFUSION].mean()) < 0.05
     # Nobody has the other thirteen.
-    assert np.all(expected[:, [k for k in range(15) if k not in (EFFUSION, NONE)]] == 0)
+    assert np.all(prior[:, [k for k in range(15) if k not in (EFFUSION, NONE)]] == 0)
 
 
 def test_the_order_of_rows_and_the_own_label_change_nothing():
     rows = table()
-    expected = distillation.expectation(rows)
+    prior = distillation.fit_prior(rows)
     turned = rows.iloc[::-1]
-    assert np.allclose(distillation.expectation(turned)[::-1], expected, atol=1e-4)
-    # One of many labels is in the usual shares of others' regressions; beyond that a row doesn't see its own.
+    assert np.allclose(distillation.fit_prior(turned)[::-1], prior, atol=1e-4)
+    # A row's own label is one of many in the overall shares of others' regressions; beyond that it has no effect.
     row = int(rows.groupby("patient")["image"].transform("size").argmax())
     other = rows.copy()
     other.loc[row, "findings"] = "Effusion" if rows.loc[row, "findings"] == "No Finding" else "No Finding"
-    assert np.allclose(distillation.expectation(other)[row], expected[row], atol=0.01)
+    assert np.allclose(distillation.fit_prior(other)[row], prior[row], atol=0.01)
     neighbours = (rows["patient"] == rows.loc[row, "patient"]) & (rows.index != row)
-    assert np.abs(distillation.expectation(other)[neighbours, EFFUSION] - expected[neighbours, EFFUSION]).max() > 0.03
+    assert np.abs(distillation.fit_prior(other)[neighbours, EFFUSION] - prior[neighbours, EFFUSION]).max() > 0.03
 
 
 def test_shares_of_other_visits_by_hand():
     rows = table(2, 3, seed=4).sort_values(["patient", "follow_up"]).iloc[:0]
-    for patient, said in (("7", ["Effusion", "No Finding", "Effusion"]), ("9", ["Effusion"])):
-        for visit, findings in enumerate(said):
+    for patient, labels in (("7", ["Effusion", "No Finding", "Effusion"]), ("9", ["Effusion"])):
+        for visit, findings in enumerate(labels):
             rows.loc[len(rows)] = [f"{patient}_{visit}.png", patient, visit, pd.NA, "", "AP", findings, ""]
-    described = distillation._describe(rows, samples.finding_targets(rows["findings"]))
-    assert described.shape == (4, 3 * 15 + 7) and np.isfinite(described).all()
-    usual, near, far = 3 / 4, np.exp(-1), np.exp(-2)
+    covariates = distillation._covariates(rows, samples.finding_targets(rows["findings"]))
+    assert covariates.shape == (4, 3 * 15 + 7) and np.isfinite(covariates).all()
+    overall, near, far = 3 / 4, np.exp(-1), np.exp(-2)
     shares = [
-        (far * 1 + 0.5 * usual) / (near + far + 0.5),
-        (2 * near + 0.5 * usual) / (2 * near + 0.5),
-        (far * 1 + 0.5 * usual) / (near + far + 0.5),
-        usual,
+        (far * 1 + 0.5 * overall) / (near + far + 0.5),
+        (2 * near + 0.5 * overall) / (2 * near + 0.5),
+        (far * 1 + 0.5 * overall) / (near + far + 0.5),
+        overall,
     ]
     log_odds = [scipy.special.logit((share + 0.02) / 1.04) for share in shares]
-    assert np.allclose(described[:, EFFUSION], log_odds, atol=1e-5)
+    assert np.allclose(covariates[:, EFFUSION], log_odds, atol=1e-5)
     # Age (nobody's is known), sex, view, visit, first, last, how many others.
-    last = described[:, 45:]
+    last = covariates[:, 45:]
     assert np.array_equal(last[:, :4], [[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 2], [0, 0, 1, 0]])
     assert np.array_equal(last[:, 4:6], [[1, 0], [0, 0], [0, 1], [1, 1]])
     assert np.allclose(last[:, 6], np.log([3, 3, 3, 1]))
 
 
-def test_validation_and_test_lend_nothing(prepared_study):
+def test_validation_and_test_contribute_nothing(prepared_study):
     train = samples.load_findings(prepared_study, "train")
-    expected = distillation.expect(prepared_study, train)
-    assert expected.shape == (len(train), 15) and expected.dtype == np.float32
+    prior = distillation.load_prior(prepared_study, train)
+    assert prior.shape == (len(train), 15) and prior.dtype == np.float32
     raw = nih_tables.read_entries(prepared_study.paths.raw).source
     before = raw.read_text().splitlines()
     mine = set(train.table["image"])
-    # The labels of all others are exchanged; those who teach stay as they were.
+    # The labels of all others are exchanged; the training patients' stay as they were.
     others = [line if line.split(",")[0] in mine or i == 0 else _relabelled(line) for i, line in enumerate(before)]
     assert others != before
     raw.unlink()  # it is a link to the source's
     raw.write_text("\n".join(others) + "\n")
-    assert np.array_equal(distillation.expect(prepared_study, train), expected)
+    assert np.array_equal(distillation.load_prior(prepared_study, train), prior)
     with pytest.raises(StudyError, match="no row of a training patient for"):
-        distillation.expect(prepared_study, samples.load_findings(prepared_study, "valid"))
+        distillation.load_prior(prepared_study, samples.load_findings(prepared_study, "valid"))
 
 
 def _relabelled(line):
@@ -97,35 +97,35 @@ def _relabelled(line):
     return f"{name},Hernia,{rest}"
 
 
-def test_it_is_computed_once(prepared_study, monkeypatch):
+def test_the_prior_is_computed_once_for_the_same_table(prepared_study, monkeypatch):
     train = samples.load_findings(prepared_study, "train")
-    first = distillation.expect(prepared_study, train)
-    monkeypatch.setattr(distillation, "expectation", None)
-    assert np.array_equal(distillation.expect(prepared_study, train.take(np.array([3, 1]))), first[[3, 1]])
+    first = distillation.load_prior(prepared_study, train)
+    monkeypatch.setattr(distillation, "fit_prior", None)
+    assert np.array_equal(distillation.load_prior(prepared_study, train.take(np.array([3, 1]))), first[[3, 1]])
 
 
-def test_one_patient_teaches_nobody():
+def test_one_patient_is_too_few():
     with pytest.raises(StudyError, match="fewer than two patients"):
-        distillation.expectation(table(1))
+        distillation.fit_prior(table(1))
 
 
 def samples_of(y, patients):
     return samples.Samples(np.zeros((len(y), 1)), np.arange(len(y)), y, pd.DataFrame({"patient": patients}))
 
 
-def test_two_witnesses_know_more_than_either():
+def test_two_predictions_combined_rank_better_than_either():
     rng = np.random.default_rng(0)
     truth = rng.random((600, 15)) < 0.3
-    said = [scipy.special.expit(1.2 * (2.0 * truth - 1) + rng.logistic(size=truth.shape)) for _ in range(2)]
+    predictions = [scipy.special.expit(1.2 * (2.0 * truth - 1) + rng.logistic(size=truth.shape)) for _ in range(2)]
     y = truth.astype("float32")
     y[:, 3] = 0  # nobody has it
-    joined = distillation.join(*said, samples_of(y, [str(i // 3) for i in range(600)]))
-    alone = [roc_auc_score(y[:, 0], part[:, 0]) for part in said]
-    assert roc_auc_score(y[:, 0], joined[:, 0]) > max(alone) + 0.02
-    assert np.all(joined[:, 3] == 0) and joined.min() >= 0 and joined.max() <= 1
+    combined = distillation.combine(*predictions, samples_of(y, [str(i // 3) for i in range(600)]))
+    alone = [roc_auc_score(y[:, 0], part[:, 0]) for part in predictions]
+    assert roc_auc_score(y[:, 0], combined[:, 0]) > max(alone) + 0.02
+    assert np.all(combined[:, 3] == 0) and combined.min() >= 0 and combined.max() <= 1
 
 
-def test_a_target_between_label_and_expectation():
+def test_a_target_between_label_and_prediction():
     y = np.eye(15, dtype="float32")
     samples = samples_of(y, [str(i) for i in range(15)])
     softer = distillation.soften(samples, np.full((15, 15), 0.5, "float32"), 0.6)

@@ -67,8 +67,8 @@ def fitted(tmp_path, recipe, model=None, name="a", key="k"):
         inner = [keras.layers.Dense(8), keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dense(3, "softmax")]
         model = keras.Sequential([keras.Input((5,)), *inner])
     train, valid = blobs(), blobs(seed=1)
-    places = fitting.Places(tmp_path / f"{name}.npz", tmp_path / name, key)
-    fit = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, places)
+    paths = fitting.StagePaths(tmp_path / f"{name}.npz", tmp_path / name, key)
+    fit = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, paths)
     return fit, fit.run(), model
 
 
@@ -121,11 +121,11 @@ def test_a_finished_stage_is_taken_from_its_checkpoint(tmp_path):
     recipe = Recipe("fit", 2, 1e-2, 8)
     _, history, model = fitted(tmp_path, recipe)
     train = blobs()
-    places = fitting.Places(tmp_path / "a.npz", tmp_path / "a", "k")
+    paths = fitting.StagePaths(tmp_path / "a.npz", tmp_path / "a", "k")
     expected = [w.numpy() for w in model.weights]
     for weight in model.weights:
         weight.assign(np.zeros(weight.shape))
-    again = fitting.Fit(model, recipe, len(train), lambda: pytest.fail("samples were asked for"), 7, places)
+    again = fitting.Fit(model, recipe, len(train), lambda: pytest.fail("samples were asked for"), 7, paths)
     assert again.run() == history
     assert all(np.array_equal(a, b) for a, b in zip(expected, model.weights, strict=True))
 
@@ -141,8 +141,8 @@ def test_the_making_of_samples_counts_in_the_first_epoch(tmp_path, monkeypatch):
         return blobs(), blobs(seed=1)
 
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, "softmax")])
-    places = fitting.Places(tmp_path / "a.npz", tmp_path / "a", "k")
-    first, second = fitting.Fit(model, Recipe("fit", 2, 1e-2, 8), len(blobs()), slow, 7, places).run()
+    paths = fitting.StagePaths(tmp_path / "a.npz", tmp_path / "a", "k")
+    first, second = fitting.Fit(model, Recipe("fit", 2, 1e-2, 8), len(blobs()), slow, 7, paths).run()
     assert first["seconds"] > 1000 > second["seconds"]
 
 
@@ -171,9 +171,9 @@ def test_an_epoch_goes_on_at_its_step(tmp_path, monkeypatch, capsys, at_once, ke
         ]
         model = keras.Sequential([keras.Input((5,)), *inner, keras.layers.Dense(3, "softmax")])
         train, valid = blobs(), blobs(seed=1)
-        places = fitting.Places(tmp_path / f"{name}.npz", tmp_path / name, "k", checkpoint_steps=3)
+        paths = fitting.StagePaths(tmp_path / f"{name}.npz", tmp_path / name, "k", checkpoint_steps=3)
         recipe = Recipe("fit", 2, 1e-2, 8, ema=0.8, mixup=0.3)
-        stage = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, places, steps_at_once=at_once)
+        stage = fitting.Fit(model, recipe, len(train), lambda: (train, valid), 7, paths, steps_at_once=at_once)
         history = stage.run()
         for row in history:
             assert row.pop("seconds") > 0
@@ -202,10 +202,10 @@ def test_statistics_of_a_backbone_are_taken_from_what_it_is_shown():
     before = keras.Sequential([keras.Input((5,)), keras.layers.Rescaling(3.0), keras.layers.Dropout(0.9, seed=0)])
     layer = keras.layers.BatchNormalization(momentum=0.9)
     backbone = keras.Sequential([keras.Input((5,)), layer])
-    fitting.settle(before, backbone, samples, seed=1, batch_size=50)
+    fitting.reestimate_batch_norm(before, backbone, samples, seed=1, batch_size=50)
     # What comes before acts as it does when it isn't trained; here every sample is in one of the batches.
     assert np.allclose(layer.moving_mean, 3 * samples.x.mean(axis=0), atol=1e-4)
     assert np.allclose(layer.moving_variance, 9 * samples.x.var(axis=0), rtol=0.1)
     assert layer.momentum == 0.9
     with pytest.raises(StudyError, match="200 radiographs are fewer than one batch of 500"):
-        fitting.settle(before, backbone, samples, seed=1, batch_size=500)
+        fitting.reestimate_batch_norm(before, backbone, samples, seed=1, batch_size=500)

@@ -51,14 +51,13 @@ def fit_plain(dataset):
     import tensorflow as tf
 
     from chestxray.config import open_study
-    from chestxray.training import samples
-    from chestxray.training.run import Recipe, Run
+    from chestxray.training import Recipe, Run, load_split
 
     study = open_study(dataset, "quick", 2024, {"image_size": 32, "no_finding": 8, "batch_size": 8})
     run = Run(study, "plain", {})
     model = plain_net(32)
     recipe = Recipe("fit", 2, 3e-3, 8, ema=0.8, mixup=0.3, class_weight=True)
-    run.fit(model, recipe, samples.load_split(study, "train"), samples.load_split(study, "valid"))
+    run.fit(model, recipe, load_split(study, "train"), load_split(study, "valid"))
     run.finish(model)
     print(tf.distribute.get_strategy().num_replicas_in_sync, "replicas")
 
@@ -124,9 +123,17 @@ def whole_study(dataset, backbone, size, policy, moment):
     from chestxray.config import open_study
     from chestxray.data import augmentation
     from chestxray.networks import transfer
-    from chestxray.training import distillation, fitting, ridge
-    from chestxray.training.run import Recipe, Run, predict_batches
-    from chestxray.training.samples import load_augmented, load_findings, load_split, log_odds, shown_classes
+    from chestxray.training import (
+        Recipe,
+        Run,
+        class_log_odds,
+        distillation,
+        fitting,
+        multilabel_classes,
+        predict_batches,
+        ridge,
+    )
+    from chestxray.training.samples import load_augmented, load_findings, load_split
 
     size = int(size)
     study = open_study(dataset, "quick", 2024, {"image_size": size, "no_finding": 8, "batch_size": 8})
@@ -146,24 +153,24 @@ def whole_study(dataset, backbone, size, policy, moment):
     def some(samples):
         return samples.take(np.arange(min(24, len(samples))))
 
-    shown = load_findings(study, "train")
-    everyone, everyone_valid = some(shown), some(load_findings(study, "valid"))
+    all_train = load_findings(study, "train")
+    everyone, everyone_valid = some(all_train), some(load_findings(study, "valid"))
     classes = [some(load_augmented(study)), some(load_split(study, "valid"))]
     augment = augmentation.layers(1.0, seed=5, flip=True)
-    settings = {"log_odds": log_odds(everyone), "pooling": "stages"}
+    settings = {"log_odds": class_log_odds(everyone), "pooling": "stages"}
     # Of random weights, activations of a deep network stay within float16 only while its statistics fit: they are those
     # of all radiographs at once, and neither steps nor the moving means lead far from there.
     net = transfer.transfer(backbone, size, augment=augment, weights=None, bn_momentum=0.99, **settings)
-    fitting.settle(net.seen, net.backbone, shown, study.seed, batch_size=len(shown))
+    fitting.reestimate_batch_norm(net.seen, net.backbone, all_train, study.seed, batch_size=len(all_train))
     features = net.standardise(predict_batches(net.features, everyone))
-    _, taught = distillation.teach(study, everyone, features, 100, 0.7)
-    net.findings.get_layer("findings").set_weights(ridge.fit(features, taught.y, 100))
+    _, softened = distillation.distil(study, everyone, features, 100, 0.7)
+    net.findings.get_layer("findings").set_weights(ridge.fit(features, softened.y, 100))
     recipe = Recipe("all_findings", 1, 1e-6, 8, loss="binary", ema=0.5, ema_restart=False)
-    run.fit(net.findings, recipe, taught, everyone_valid, keep_start=True)
+    run.fit(net.findings, recipe, softened, everyone_valid, keep_start=True)
     tree = predict_batches(net.features, classes[0])
     net.head.get_layer("classes").set_weights(ridge.fit(tree, classes[0].y, 100, balanced=True))
     recipe = Recipe("fine_tune", 1, 1e-6, 8, ema=0.5, batch_norm="reestimate")
-    run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=shown_classes(everyone_valid))
+    run.fit(net.classifier, recipe, *classes, keep_start=True, judged_on=multilabel_classes(everyone_valid))
     run.finish(net.classifier)
 
 
@@ -173,9 +180,9 @@ def kill_and_resume(study, backbone, size, policy):
     with pytest.raises(AssertionError):
         on_devices(2, "whole_study", *settings, "killed")
     assert not (folder / "run.json").exists() and (folder / "checkpoint-2-fine_tune.npz").exists()
-    said = on_devices(2, "whole_study", *settings, "not")
-    assert "all_findings: going on after epoch 1 of 1" in said
-    assert "fine_tune: going on after epoch 0 of 1, step 1 of 3" in said
+    printed = on_devices(2, "whole_study", *settings, "not")
+    assert "all_findings: going on after epoch 1 of 1" in printed
+    assert "fine_tune: going on after epoch 0 of 1, step 1 of 3" in printed
     assert (folder / "run.json").exists()
 
 

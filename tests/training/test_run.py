@@ -1,4 +1,4 @@
-"""One fit, one folder: what is kept, what is chosen, and that a killed fit ends as an unbroken one does."""
+"""Runs: what a model folder holds, which epoch is chosen, and that a killed fit ends as an unbroken one does."""
 
 import json
 import shutil
@@ -15,10 +15,20 @@ from sklearn.metrics import roc_auc_score
 from chestxray import config, files
 from chestxray.config import CLASSES, StudyError, open_study
 from chestxray.data import augmentation, manifest
+from chestxray.evaluation.metrics import mean_auroc
 from chestxray.networks import transfer
 from chestxray.training import fitting, model_file
-from chestxray.training.run import Recipe, Run, mean_auroc, predict_batches
-from chestxray.training.samples import Samples, class_targets, load_augmented, load_findings, load_split, shown_classes
+from chestxray.training.fitting import predict_batches
+from chestxray.training.recipe import Recipe
+from chestxray.training.run import Run
+from chestxray.training.samples import (
+    Samples,
+    class_targets,
+    load_augmented,
+    load_findings,
+    load_split,
+    multilabel_classes,
+)
 
 FITTED = """
 import os, signal, sys
@@ -91,8 +101,8 @@ def fit_pooled(folder):
     layers = augmentation.layers(2.0, 7, flip=True)
     net = transfer.transfer("EfficientNetLite0", 80, augment=layers, pooling="blocks", weights=None)
     recipe = Recipe("fit", 2, 1e-3, loss="binary", ema=0.9, ema_restart=False)
-    places = fitting.Places(folder / "checkpoint.npz", folder / "log", "", 1)
-    fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, places).run()
+    paths = fitting.StagePaths(folder / "checkpoint.npz", folder / "log", "", 1)
+    fitting.Fit(net.findings, recipe, 128, lambda: (samples, samples), 7, paths).run()
     np.savez(folder / "weights.npz", *net.findings.get_weights())
 
 
@@ -232,7 +242,7 @@ def test_samples_with_several_classes_may_choose_the_epoch(prepared_study):
     run = Run(prepared_study, "judged", {})
     model = small_net(32)
     train, valid = load_augmented(prepared_study), load_split(prepared_study, "valid")
-    shown = shown_classes(load_findings(prepared_study, "valid"))
+    shown = multilabel_classes(load_findings(prepared_study, "valid"))
     assert len(shown) > len(valid) and shown.y.sum(axis=1).max() > 1
     history = run.fit(model, Recipe("fit", 3, 3e-3, 8), train, valid, judged_on=shown)
     scores = predict_batches(model, shown)

@@ -10,6 +10,7 @@ from chestxray.data.manifest import fingerprint, read_manifest
 from chestxray.training.samples import (
     Samples,
     Views,
+    class_log_odds,
     class_targets,
     dataset,
     epoch_order,
@@ -17,7 +18,6 @@ from chestxray.training.samples import (
     load_augmented,
     load_findings,
     load_split,
-    log_odds,
     mixing_shares,
 )
 
@@ -33,7 +33,7 @@ def test_targets_by_hand():
 def test_log_odds_by_hand():
     y = finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia", "Effusion"]))
     samples = Samples(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4), y, pd.DataFrame(index=range(4)))
-    odds = dict(zip(CLASSES, np.exp(log_odds(samples)), strict=True))
+    odds = dict(zip(CLASSES, np.exp(class_log_odds(samples)), strict=True))
     assert odds["Effusion"] == pytest.approx(1) and odds["Mass"] == odds["No_finding"] == pytest.approx(1 / 3)
     assert odds["Nodule"] == pytest.approx(0.5 / 3.5), "half an image where there is none"
 
@@ -75,7 +75,7 @@ def test_a_split_holds_its_own_images(prepared_study):
             assert CLASSES[samples.y[position].argmax()] == row.label
 
 
-def test_every_image_of_a_split_teaches_findings(prepared_study):
+def test_all_images_of_a_split_have_finding_targets(prepared_study):
     samples = load_findings(prepared_study, "train")
     manifest = read_manifest(prepared_study.paths)
     assert len(samples) == (manifest["split"] == "train").sum() > manifest["selected"].sum() / 3
