@@ -42,10 +42,10 @@ class Draws:
         """
         codes, names = pd.factorize(np.asarray(patients).astype(str), sort=True)
         number = len(names)
-        drawn = np.random.default_rng(seed).integers(number, size=(draws, number))
+        rng = np.random.default_rng(seed)
         weights = np.ones((number, 1 + draws))
-        cells = (drawn + number * np.arange(draws)[:, None]).ravel()
-        weights[:, 1:] = np.bincount(cells, minlength=draws * number).reshape(draws, number).T
+        for draw in weights.T[1:]:
+            draw[:] = np.bincount(rng.integers(number, size=number), minlength=number)
         return cls(codes, weights)
 
     def within(self, images: np.ndarray) -> Draws:
@@ -119,7 +119,12 @@ def interval(values: np.ndarray, basic: bool = False) -> tuple[float, float, int
 
 
 def entry(values: np.ndarray, basic: bool = False) -> dict[str, float]:
-    """A row of a results table: `estimate`, `low`, `high`, `draws`; arguments as for `interval`."""
+    """A row of a results table: `estimate`, `low`, `high`, `draws`.
+
+    Args:
+        values: as for `interval`.
+        basic: as for `interval`.
+    """
     low, high, defined = interval(values, basic)
     return {"estimate": float(values[0]), "low": low, "high": high, "draws": defined}
 

@@ -75,27 +75,6 @@ def choose(valid: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFram
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
 
 
-def point_draws(scores: np.ndarray, truth: np.ndarray, line: float, draws: Draws) -> dict[str, np.ndarray]:
-    """The metrics of `METRICS` of one threshold in every draw.
-
-    Args:
-        scores: (n,) high for positive.
-        truth: (n,) bool.
-        line: the threshold; a score that equals it counts as positive.
-        draws: draws over the same images.
-
-    Returns:
-        Each (1 + draws,); NaN where a draw has no image to count.
-    """
-    truth, above = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float) >= line
-    return {
-        "sensitivity": draws.means(above, truth),
-        "specificity": draws.means(~above, ~truth),
-        "ppv": draws.means(truth, above),
-        "npv": draws.means(~truth, ~above),
-    }
-
-
 def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """What the thresholds do on test.
 
@@ -113,8 +92,14 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
     drawn = Draws.of(test["patient"], draws, seed)
     rows, sums = {}, dict.fromkeys(METRICS, 0.0)
     for name, line in points["threshold"].items():
-        truth = predictions.shows(test, name)
-        for metric, values in point_draws(test[name].to_numpy(dtype=float), truth, line, drawn).items():
+        truth, above = predictions.shows(test, name), test[name].to_numpy(dtype=float) >= line
+        found = {
+            "sensitivity": drawn.means(above, truth),
+            "specificity": drawn.means(~above, ~truth),
+            "ppv": drawn.means(truth, above),
+            "npv": drawn.means(~truth, ~above),
+        }
+        for metric, values in found.items():
             rows[name, metric] = bootstrap.entry(values) | {"n_images": len(test), "n_positive": int(truth.sum())}
             sums[metric] = sums[metric] + values / len(points)
     for metric, values in sums.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,11 @@ DEGRADATIONS: dict[str, Degradation] = {
 }
 """The degradations and their strengths. Half-inverted greys would be one flat grey."""
 
+STEPS: list[tuple[str, float]] = [
+    (name, float(strength)) for name, degradation in DEGRADATIONS.items() for strength in degradation.strengths
+]
+"""Each degradation with each of its strengths."""
+
 
 def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np.ndarray:
     """Degrade radiographs; an image's noise depends on the seed and its position alone.
@@ -91,61 +96,37 @@ def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np
     Raises:
         StudyError: the name is unknown.
     """
-    apply = _known(name).apply
+    if name not in DEGRADATIONS:
+        raise StudyError(f"degradation {name!r} is unknown; there are: {', '.join(DEGRADATIONS)}")
     worse = np.empty_like(pixels)
     for position, image in enumerate(pixels.reshape(pixels.shape[:3]).astype(np.float32)):
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), position])
-        changed = apply(image, strength, rng)
+        changed = DEGRADATIONS[name].apply(image, strength, rng)
         worse[position] = np.rint(changed).clip(0, 255).astype(np.uint8).reshape(pixels.shape[1:])
     return worse
 
 
-def steps(names: Sequence[str] = tuple(DEGRADATIONS)) -> list[tuple[str, float]]:
-    """Each degradation with each of its strengths.
-
-    Raises:
-        StudyError: a name is unknown.
-    """
-    return [(name, float(strength)) for name in names for strength in _known(name).strengths]
-
-
-def predict_degraded(
-    predict: Callable[[np.ndarray], np.ndarray],
-    pixels: np.ndarray,
-    names: Sequence[str] = tuple(DEGRADATIONS),
-    seed: int = 0,
-) -> np.ndarray:
+def predict_degraded(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Predictions for radiographs as they are and degraded.
 
     Args:
         predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
         pixels: (n, H, W, 1) uint8, the radiographs as they are.
-        names: keys of `DEGRADATIONS`.
         seed: seeds the degradations.
 
     Returns:
-        (1 + steps, n, 7): as they are, then in the order of `steps`.
-
-    Raises:
-        StudyError: a name is unknown.
+        (1 + steps, n, 7): as they are, then in the order of `STEPS`.
     """
-    worse = (degrade(pixels, name, strength, seed) for name, strength in steps(names))
+    worse = (degrade(pixels, name, strength, seed) for name, strength in STEPS)
     return np.stack([np.asarray(predict(images)) for images in itertools.chain([pixels], worse)])
 
 
-def sweep(
-    predicted: np.ndarray,
-    table: pd.DataFrame,
-    names: Sequence[str] = tuple(DEGRADATIONS),
-    draws: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
+def sweep(predicted: np.ndarray, table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Macro AUROC of single-label radiographs at each strength of each degradation.
 
     Args:
-        predicted: from `predict_degraded` with these degradations.
+        predicted: from `predict_degraded`.
         table: n rows in the same order, `image`, `patient` and `label`, one of the seven classes each.
-        names: keys of `DEGRADATIONS`.
         draws: how many times the patients are drawn; the same draws for all strengths.
         seed: seeds the draws.
 
@@ -154,7 +135,7 @@ def sweep(
         to the radiographs as they are as `loss`, `loss_low`, `loss_high` (below 0 is worse), and `draws`.
 
     Raises:
-        StudyError: a name is unknown, or a class has no image.
+        StudyError: a class has no image.
     """
     codes = pd.Categorical(table["label"], categories=list(CLASSES)).codes
     metrics.macro_auroc(codes, predicted[0])  # raises where a class is missing
@@ -165,16 +146,10 @@ def sweep(
 
     plain = macro(predicted[0])
     rows: dict[tuple[str, float], Mapping[str, float]] = {}
-    for (name, strength), scores in zip(steps(names), predicted[1:], strict=True):
+    for (name, strength), scores in zip(STEPS, predicted[1:], strict=True):
         rows.setdefault((name, 0.0), _row(plain, plain))
         rows[name, strength] = _row(macro(scores), plain)
     return bootstrap.table(rows, ["degradation", "strength"])
-
-
-def _known(name: str) -> Degradation:
-    if name not in DEGRADATIONS:
-        raise StudyError(f"degradation {name!r} is unknown; there are: {', '.join(DEGRADATIONS)}")
-    return DEGRADATIONS[name]
 
 
 def _row(values: np.ndarray, plain: np.ndarray) -> dict[str, float]:

@@ -57,7 +57,15 @@ class NotebookFigure(Figure):
 
 
 def save(figure: NotebookFigure, path: Path) -> Path:
-    """Write a figure as PNG, complete or not at all, and return its path."""
+    """Write a figure as PNG, complete or not at all.
+
+    Args:
+        figure: which.
+        path: of the file.
+
+    Returns:
+        The path.
+    """
     atomic_write(path, figure._repr_png_())
     return path
 
