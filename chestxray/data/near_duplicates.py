@@ -1,14 +1,14 @@
 """Near-duplicates: prepared radiographs of different patients that are one and the same radiograph.
 
-It owns what counts as the same: two perceptual hashes within a Hamming distance, and then the same fine detail in the
-pixels. It reports and changes nothing; it must not know models, nor decide who is in which split.
+Two radiographs are near-duplicates if their perceptual hashes are within a Hamming distance and their fine detail
+correlates. The check reports and changes nothing.
 
-Chests look alike, so the hash alone cannot tell: of 32 million pairs of different patients in a sample of 8,011
+Chests look alike, so the hash alone does not decide: of 32 million pairs of different patients in a sample of 8,011
 radiographs of ChestX-ray14 none is within 40 of 256 bits, but 573 are within 60, where a radiograph moved by two of its
-128 pixels still is. The pixels decide. With all that is smooth taken away, and at the best of 49 positions, copies
-correlate with their original by 0.70 or more, and the most alike of those 573 pairs by 0.54
-(`tests/benchmarks/bench_near_duplicates.py`). What is found: copies that were compressed, scaled, brightened or moved a
-little. What is not: turned, mirrored, inverted or cropped ones.
+128 pixels still is. Without all that is smooth, and at the best of 49 positions, copies correlate with their original
+by 0.70 or more, and the most alike of those 573 pairs by 0.54 (`tests/benchmarks/bench_near_duplicates.py`). Copies
+that were compressed, scaled, brightened or moved a little are found; turned, mirrored, inverted or cropped ones are
+not.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import Study
 from chestxray.data.manifest import store_path
-from chestxray.files import in_threads
 from chestxray.images.pixels import decode, prepare_pixels
 
 HASH_SIDE = 16
 """A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""
 DISTANCE = 60
-"""Pairs of hashes that differ in more bits are not looked at."""
+"""Pairs of hashes that differ in more bits are not compared further."""
 LIKENESS = 0.7
 """Pairs of images that are at least this alike are near-duplicates."""
 STRICT_DISTANCE, STRICT_LIKENESS = 40, 0.9
@@ -43,11 +44,6 @@ at 64 px up to 0.65; and phantoms are drawn after one pattern, so that different
 64 px."""
 MOST_PAIRS = 200_000
 """No more pairs than this, the closest, are compared by their pixels. The whole set should have about 110,000."""
-
-COLUMNS = (
-    *("image", "patient", "split", "other_image", "other_patient", "other_split"),
-    *("distance", "likeness", "near_duplicate"),
-)
 
 _SIDE, _BLUR, _MARGIN, _SHIFT = 128, 2.0, 8, 3
 """Pixels: side at which images are compared, spread of what counts as slow, edge left out, farthest move tried."""
@@ -60,10 +56,11 @@ class Check:
     """What the check has found.
 
     Attributes:
-        pairs: one row a pair of images of different patients within `most_bits`, the most alike first, with the columns
-            `COLUMNS`: `distance` in bits, `likeness` -1 to 1, `near_duplicate` where that is `threshold` or more.
+        pairs: one row per pair of images of different patients within `most_bits`, the most alike first: `image`,
+            `patient`, `split`, the same of the other as `other_image` …, `distance` in bits, `likeness` -1 to 1, and
+            `near_duplicate` where that is `threshold` or more.
         images: how many images were compared, each with each.
-        most_bits: the distance within which pairs were looked at.
+        most_bits: the distance within which pairs were compared.
         threshold: the likeness that makes a near-duplicate.
         close: pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them.
         seconds: how long it took.
@@ -85,7 +82,8 @@ class Check:
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     """The pHash of a radiograph: which of its lowest cosine frequencies are above their median.
 
-    Zauner (2010), *Implementation and Benchmarking of Perceptual Image Hash Functions*, as `imagehash` computes it.
+    Zauner (2010), *Implementation and Benchmarking of Perceptual Image Hash Functions*; bit for bit that of the
+    `imagehash` package, on an image four times as wide as the block of frequencies.
 
     Args:
         pixels: (height, width) uint8.
@@ -93,18 +91,17 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     Returns:
         (256,) bool.
     """
-    import imagehash
-    from PIL import Image
-
-    return imagehash.phash(Image.fromarray(pixels), hash_size=HASH_SIDE).hash.ravel()
-
-
-def _hash_batch(paths: Sequence[Path]) -> list[np.ndarray]:
-    return [perceptual_hash(decode(path)) for path in paths]
+    small = Image.fromarray(pixels).resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
+    low = dctn(np.asarray(small, dtype=float))[:HASH_SIDE, :HASH_SIDE]
+    return (low > np.median(low)).ravel()
 
 
 def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
-    """Hash image files on all cores.
+    """Hash image files in threads.
+
+    Args:
+        paths: the n files.
+        workers: threads; as many as cores where -1.
 
     Returns:
         (n, 256) bool.
@@ -112,9 +109,9 @@ def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     hashes: list[np.ndarray] = []
     with tqdm(total=len(paths), desc="Hashing radiographs", unit="image", disable=None) as bar:
-        for batch in in_threads(_hash_batch, batches, workers):
-            hashes += batch
-            bar.update(len(batch))
+        for done in files.in_threads(lambda batch: [perceptual_hash(decode(path)) for path in batch], batches, workers):
+            hashes += done
+            bar.update(len(done))
     return np.array(hashes)
 
 
@@ -123,8 +120,8 @@ def close_pairs(
 ) -> tuple[pd.DataFrame, int]:
     """Find all pairs of images of different patients whose hashes are close.
 
-    Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits, and a matrix
-    product of hundreds of columns takes no longer than a tree, which has no grip on so many dimensions.
+    Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits. A search tree
+    is no faster in so many dimensions.
 
     Args:
         hashes: (n, bits) bool.
@@ -167,7 +164,7 @@ def detail(pixels: np.ndarray) -> np.ndarray:
 
 
 def likeness(first: np.ndarray, second: np.ndarray) -> float:
-    """How alike the details of two radiographs are: their correlation where it is best, moved by up to 3 px.
+    """How alike two radiographs are: the best correlation of their fine detail, moved by up to 3 px.
 
     Args:
         first: as `detail` gives; an edge of 8 px is left out.
@@ -179,9 +176,9 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     inner = first[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     inner = inner - inner.mean()
     edge = _MARGIN - _SHIFT
-    field = second[edge:-edge, edge:-edge]
-    windows = np.lib.stride_tricks.sliding_window_view(field, inner.shape)
-    sums, squares = (_window_sums(values, inner.shape) for values in (field, field**2))
+    windows = np.lib.stride_tricks.sliding_window_view(second[edge:-edge, edge:-edge], inner.shape)
+    sums = windows.sum(axis=(2, 3), dtype=float)
+    squares = np.einsum("ijkl,ijkl->ij", windows, windows, dtype=float)
     spread = np.sqrt((inner**2).sum() * np.maximum(squares - sums**2 / inner.size, 0))
     products = np.einsum("ijkl,kl->ij", windows, inner)
     if not (spread > 1e-3).any():
@@ -189,16 +186,8 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.divide(products, spread, out=np.zeros_like(spread), where=spread > 1e-3).max())
 
 
-def _window_sums(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Sums over all windows of a shape, by way of the integral image."""
-    height, width = shape
-    integral = np.pad(values.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    lower, upper = integral[height:], integral[:-height]
-    return lower[:, width:] - lower[:, :-width] - upper[:, width:] + upper[:, :-width]
-
-
 def _all_alike(paths: Sequence[Path], positions: pd.DataFrame) -> pd.Series:
-    """The likeness of each pair of positions, on its index."""
+    """The likeness of each pair of positions in `paths`, on the index of `positions`."""
     details = functools.lru_cache(maxsize=1024)(lambda place: detail(decode(paths[place])))
     ordered = positions.sort_values(["first", "second"])  # so that few images are decoded twice
     pairs = zip(ordered["first"], ordered["second"], strict=True)
@@ -225,22 +214,22 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     most_bits, threshold = (STRICT_DISTANCE, STRICT_LIKENESS) if strict else (DISTANCE, LIKENESS)
     positions, close = close_pairs(perceptual_hashes(paths, workers), patients, most_bits)
     alike = _all_alike(paths, positions)
-    sides = {"": manifest.iloc[positions["first"]], "other_": manifest.iloc[positions["second"]]}
-    pairs = pd.DataFrame(
-        {
-            f"{side}{name}": rows[name].to_numpy()
-            for side, rows in sides.items()
-            for name in ("image", "patient", "split")
-        }
-    ).assign(distance=positions["distance"], likeness=alike.round(4), near_duplicate=alike >= threshold)
+    rows = manifest[["image", "patient", "split"]]
+    first, second = (rows.iloc[positions[side]].reset_index(drop=True) for side in ("first", "second"))
+    pairs = first.join(second.add_prefix("other_")).assign(
+        distance=positions["distance"], likeness=alike.round(4), near_duplicate=alike >= threshold
+    )
     pairs = pairs.sort_values(["likeness", "image", "other_image"], ascending=[False, True, True], ignore_index=True)
-    csv = pairs[list(COLUMNS)].to_csv(index=False, lineterminator="\n")
-    files.atomic_write(study.paths.near_duplicates, csv.encode())
-    return Check(pairs[list(COLUMNS)], len(manifest), most_bits, threshold, close, time.perf_counter() - started)
+    files.atomic_write(study.paths.near_duplicates, pairs.to_csv(index=False, lineterminator="\n").encode())
+    return Check(pairs, len(manifest), most_bits, threshold, close, time.perf_counter() - started)
 
 
 def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
     """Pairs by Hamming distance of their hashes.
+
+    Args:
+        found: as `check` returns.
+        step: bits of a range.
 
     Returns:
         Index: ranges of bits. Columns: `in two splits` and `in one split`, each with all `pairs` and

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scipy.fft import dctn
 
 from chestxray.data import near_duplicates, phantom, preparation
 
@@ -39,11 +38,13 @@ COPIES = {
 
 
 def test_the_hash_is_the_median_of_the_lowest_frequencies(chests):
+    place = np.arange(64)
+    waves = np.cos(np.pi * place[:, None] * (2 * place + 1) / 128)  # the discrete cosine transform of type II
     for pixels in chests[:3]:
         small = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.LANCZOS), float)
-        low = dctn(small)[:16, :16]
+        low = (waves @ small @ waves.T)[:16, :16]
         expected = (low > np.median(low)).ravel()
-        assert (near_duplicates.perceptual_hash(pixels) == expected).mean() > 0.99  # a bit at the median may round
+        assert (near_duplicates.perceptual_hash(pixels) == expected).all()
 
 
 @pytest.mark.parametrize("tile", [7, 64, 4096])
