@@ -16,7 +16,7 @@ from PIL import Image
 from chestxray import config
 from chestxray.config import CLASSES, REPOSITORY, Paths
 from chestxray.evaluation import metrics, predictions
-from chestxray.inference import web
+from chestxray.inference.page import EXAMPLES, example_pixels
 from chestxray.pipeline import execution, notebooks
 from chestxray.pipeline.stages import BESIDE, STAGES
 
@@ -138,7 +138,7 @@ def test_a_notebook_runs_alone_and_tells_what_is_missing(study, tmp_path):
 def test_notebooks_beside_the_study_run_from_the_committed_reference(name, own, tmp_path, monkeypatch):
     monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path))
     source, target = REPOSITORY / name, tmp_path / "executed.ipynb"
-    Image.fromarray(web.example_pixels("Effusion")).save(tmp_path / "chest.png")
+    Image.fromarray(example_pixels("Effusion")).save(tmp_path / "chest.png")
     files = [Path(os.path.relpath(tmp_path / "chest.png", source.parent)).as_posix()] if own else []
     failures = []
 
@@ -151,4 +151,4 @@ def test_notebooks_beside_the_study_run_from_the_committed_reference(name, own, 
     assert notebooks.check(notebook, name, notebooks.address(), target.stat().st_size) == []
     assert ("phantom" in texts(notebook)) != own
     answers = pd.read_csv(tmp_path / "5_results" / "own" / "answers.csv")
-    assert len(answers) == (1 if own else len(web.EXAMPLES)) and answers[list(CLASSES)].notna().all(axis=None)
+    assert len(answers) == (1 if own else len(EXAMPLES)) and answers[list(CLASSES)].notna().all(axis=None)

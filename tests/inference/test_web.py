@@ -1,13 +1,12 @@
-"""The page's functions, and the served page as programs see it: uploads that vanish, limits, errors in one line."""
+"""The served page as programs see it: uploads that vanish, limits, errors in one line."""
 
-import base64
 import concurrent.futures
 import html
-import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,10 +21,9 @@ from fake_reader import FakeReader
 from PIL import Image
 
 from chestxray import __main__
-from chestxray.config import REPOSITORY, SIX_FINDINGS, StudyError
+from chestxray.config import REPOSITORY, StudyError
 from chestxray.inference import web
-
-PATIENT = "Doe^Jane"
+from chestxray.inference.page import percent
 
 
 @pytest.fixture
@@ -34,185 +32,6 @@ def png(tmp_path):
     path = tmp_path / "chest.png"
     Image.fromarray(np.linspace(0, 255, 96 * 64).reshape(96, 64).astype(np.uint8)).save(path)
     return path
-
-
-@pytest.fixture
-def page(tmp_path):
-    folder = tmp_path / "uploads"
-    folder.mkdir()
-    return web.Page(FakeReader(), web.Uploads(folder))
-
-
-def pictures(text):
-    """The pictures that HTML holds: the radiograph and the layer over it."""
-    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'base64,([^"]+)"', text)]
-
-
-class TestPage:
-    def test_an_upload_is_answered_and_deleted(self, page, png):
-        view = page.examine(str(png))
-        assert not png.exists()
-        assert view.answer.count("<li") == 7 and "Fluid around the lung" in view.answer
-        assert view.finding in SIX_FINDINGS and view.shown.pixels.shape == (96, 64)
-        film, layer = pictures(view.picture)
-        assert film.size == (64, 96) and layer.mode == "RGBA"
-        assert abs(layer.width / layer.height - film.width / film.height) < 0.02
-        assert "alert" not in view.notes and "<details" not in view.answer
-
-    def test_probabilities_and_operating_points_are_the_readers(self, page, png):
-        answer = page.reader.examine(png)
-        text = html.unescape(page.answer_html(answer))
-        assert [web.percent(answer.calibrated[name]) in text for name in answer.calibrated] == [True] * 7
-        assert text.count("Above the operating point") == sum(answer.above.values()) > 0
-        assert text.count("Below the operating point") == 6 - sum(answer.above.values()) > 0
-        assert "found 81\N{NO-BREAK SPACE}%, wrongly marked\n43\N{NO-BREAK SPACE}%" in text
-
-    def test_flags_are_an_alert_and_fold_the_answer_away(self, page, png):
-        page.reader.flags = ["this is <b>no</b> frontal radiograph."]
-        notes, answer, *_ = page.examine(str(png))
-        assert answer.startswith("<details>") and answer.count("<li") == 7
-        assert 'role="alert"' in notes and "This is &lt;b&gt;no&lt;/b&gt; frontal radiograph." in notes
-
-    @pytest.mark.parametrize("name", web.EXAMPLES)
-    def test_a_phantom_is_said_to_be_drawn(self, page, name):
-        view = page.example(name)
-        assert "a drawing made by a program" in view.notes and "Drawn radiograph (phantom)" in view.picture
-        assert page.reader.asked[0].shape == (512, 512)
-        assert page.example(name).answer == view.answer
-
-    def test_what_cannot_be_read_is_one_line_with_the_files_own_name(self, page, png):
-        png.write_bytes(b"<script>alert(1)</script>")
-        view = page.examine(str(png))
-        assert "chest.png: begins with" in view.notes and str(png.parent) not in view.notes
-        assert view.notes.count("\n") == 0 and "<script>" not in view.notes
-        assert view.shown is None and not view.answer and not png.exists()
-
-    def test_a_fault_of_ours_tells_nothing_of_the_patient(self, page, png, capsys):
-        page.reader.error = RuntimeError(f"cannot read {PATIENT}")
-        view = page.examine(str(png))
-        assert "chest.png: no answer (RuntimeError)" in view.notes and not png.exists()
-        assert PATIENT not in view.notes + "".join(capsys.readouterr())
-
-    def test_nothing_chosen_is_no_answer(self, page):
-        assert page.examine(None) == web.View("")
-        assert page.picture(web.Shown(np.zeros((8, 8), np.uint8), True), None) == ""
-
-    def test_a_heat_map_of_what_was_forgotten_says_so(self, page):
-        assert "choose it again" in page.picture(None, "Mass")
-
-    def test_each_finding_has_its_own_heat_map(self, page, png):
-        shown = page.examine(str(png)).shown
-        layers = [np.asarray(pictures(page.picture(shown, name))[1]) for name in SIX_FINDINGS]
-        hottest = [np.unravel_index(layer[..., 3].argmax(), layer.shape[:2])[0] for layer in layers]
-        assert hottest == sorted(hottest) and len(set(hottest)) == 6
-
-    def test_the_picture_says_where_in_words(self, page, png):
-        shown = page.examine(str(png)).shown
-        assert "strongest at the top left" in page.picture(shown, "Atelectasis")
-        assert "strongest at the bottom left" in page.picture(shown, "Pneumothorax")
-        assert "strongest" not in web.picture_html(shown, "Mass", np.zeros((96, 64), np.float32))
-
-    def test_what_is_kept_of_a_large_radiograph_is_small(self, page, tmp_path):
-        path = tmp_path / "large.png"
-        Image.fromarray(np.zeros((3000, 2400), np.uint8)).save(path)
-        assert page.examine(str(path)).shown.pixels.shape == (1024, 819)
-
-
-@pytest.mark.parametrize(("share", "text"), [(0, "<1"), (0.004, "<1"), (0.126, "13"), (0.99, "99"), (0.997, ">99")])
-def test_percent(share, text):
-    assert web.percent(share) == f"{text}\N{NO-BREAK SPACE}%"
-
-
-class TestVisit:
-    """Wishes that overlap: each may end while another is being worked on."""
-
-    @pytest.fixture
-    def visit(self):
-        return web.Visit()
-
-    def view(self, grey):
-        return web.View(f"{grey}", shown=web.Shown(np.full((4, 4), grey, np.uint8), False))
-
-    def test_an_answer_that_comes_late_replaces_none_of_a_later_wish(self, visit):
-        def slow():
-            assert visit.radiograph(lambda: self.view(2)).notes == "2"
-            return self.view(1)
-
-        assert visit.radiograph(slow) is None
-        assert visit.shown.pixels[0, 0] == 2
-
-    def test_a_heat_map_is_not_shown_beside_the_answer_for_another_radiograph(self, visit):
-        visit.radiograph(lambda: self.view(1))
-
-        def slow(shown):
-            visit.radiograph(lambda: self.view(2))
-            return f"{shown.pixels[0, 0]}"
-
-        assert visit.heat_map(slow) is None
-        assert visit.heat_map(lambda shown: f"{shown.pixels[0, 0]}") == "2"
-
-    def test_the_last_heat_map_counts(self, visit):
-        visit.radiograph(lambda: self.view(1))
-        assert visit.heat_map(lambda shown: visit.heat_map(lambda shown: "later") and "earlier") is None
-
-    def test_what_cannot_be_read_leaves_nothing_to_map(self, visit):
-        visit.radiograph(lambda: self.view(1))
-        visit.radiograph(lambda: web.View("No answer"))
-        assert visit.heat_map(lambda shown: str(shown)) == "None"
-
-
-class TestUploads:
-    @pytest.fixture
-    def uploads(self, tmp_path):
-        return web.Uploads(tmp_path)
-
-    def store(self, uploads, name="a/chest.png"):
-        path = uploads.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"pixels")
-        return path
-
-    def test_two_visitors_with_one_file(self, uploads):
-        for _ in range(2):
-            uploads.arrives()
-            path = self.store(uploads)
-            uploads.arrived([str(path)])
-        uploads.answered(str(path))
-        assert path.exists()
-        uploads.answered(str(path))
-        assert list(uploads.folder.iterdir()) == []
-
-    def test_nothing_goes_while_an_upload_arrives_that_may_be_the_same(self, uploads):
-        uploads.arrives()
-        path = self.store(uploads)
-        uploads.arrived([str(path)])
-        uploads.arrives()
-        uploads.answered(str(path))
-        assert path.exists()
-        uploads.arrived([str(path)])
-        assert path.exists()
-        uploads.answered(str(path))
-        assert not path.exists()
-
-    def test_what_nobody_asks_about_goes_with_time(self, uploads):
-        path = self.store(uploads)
-        uploads.sweep(age=60)
-        assert path.exists() and uploads.bytes() == 6
-        os.utime(path, (time.time() - 61,) * 2)
-        uploads.sweep(age=60)
-        assert not path.exists() and uploads.bytes() == 0
-
-    def test_a_visitor_who_left_keeps_no_later_ones_upload(self, uploads):
-        for age in (0, None):
-            uploads.arrives()
-            path = self.store(uploads)
-            uploads.arrived([str(path)])
-            if age is not None:
-                os.utime(path, (time.time() - 1,) * 2)
-                uploads.sweep(age=age)
-        assert path.exists()
-        uploads.answered(str(path))
-        assert not path.exists()
 
 
 @pytest.fixture(scope="module")
@@ -269,14 +88,9 @@ def upload(served, path):
     return said(visitor(served).predict(gradio_client.handle_file(path), api_name="/examine"))
 
 
-def left(server):
-    """Files in the server's folder, once it has had a moment to delete them."""
-    for _ in range(50):
-        found = [path for path in server.folder.rglob("*") if path.is_file()]
-        if not found:
-            break
-        time.sleep(0.1)
-    return found
+def stored(server):
+    """Files in the server's folder."""
+    return {path for path in server.folder.rglob("*") if path.is_file()}
 
 
 def said(answer):
@@ -285,9 +99,8 @@ def said(answer):
 
 
 class TestServer:
-    def test_an_upload_is_answered_and_nothing_is_left(self, served, png):
+    def test_an_upload_is_answered(self, served, png):
         assert "Fluid around the lung" in upload(served, png)
-        assert left(served[0]) == []
 
     def test_heat_maps_of_the_same_visitor(self, served):
         client = visitor(served)
@@ -296,7 +109,6 @@ class TestServer:
         assert "Heat-map of Large spot" in first and "Heat-map of Fluid" in second
         another = visitor(served).predict("Mass", api_name="/heat_map")
         assert "choose it again" in another and "base64" not in another
-        assert left(served[0]) == []
 
     def test_twenty_visitors_at_once_get_their_own_answers(self, served, tmp_path):
         """Half of them with the same file."""
@@ -304,12 +116,11 @@ class TestServer:
         for number, path in enumerate(paths[:11]):
             Image.fromarray(np.full((96, 64), 10 * number + 5, np.uint8)).save(path)
         reader = FakeReader()
-        due = [html.escape(web.percent(reader.examine(path).calibrated["Effusion"])) for path in paths]
+        due = [html.escape(percent(reader.examine(path).calibrated["Effusion"])) for path in paths]
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda path: upload(served, path), paths))
         found = [re.search(r"Effusion</small></h3><strong>([^<]+)<", answer)[1] for answer in answers]
         assert [json.loads(f'"{text}"') for text in found] == due and len(set(due)) > 5
-        assert left(served[0]) == []
 
     @pytest.mark.parametrize("kind", ["png", "tiff", "dicom"])
     def test_a_decompression_bomb_is_one_line(self, served, tmp_path, kind):
@@ -321,7 +132,6 @@ class TestServer:
         assert path.stat().st_size < 2_000_000
         answer = upload(served, path)
         assert "No answer" in answer and path.name in answer and "Traceback" not in answer
-        assert left(served[0]) == []
 
     @pytest.mark.parametrize(
         ("content", "line"),
@@ -335,42 +145,25 @@ class TestServer:
         answer = upload(served, png)
         assert line in answer and "Traceback" not in answer and str(served[0].folder) not in answer
         assert "Traceback" not in "".join(capfd.readouterr())
-        assert left(served[0]) == []
 
     def test_too_many_bytes_are_refused(self, served, monkeypatch, png):
         import httpx
 
         monkeypatch.setattr(served[0]._blocks, "max_file_size", 1000)
+        before = stored(served[0])
         files = {"files": ("chest.png", bytes(2000))}
         answer = httpx.post(f"{served[0].url}gradio_api/upload", files=files)
         assert answer.status_code == 413 and "maximum allowed size" in answer.text
-        assert left(served[0]) == []
+        assert stored(served[0]) == before
 
     def test_uploads_are_refused_while_too_many_wait(self, served, monkeypatch):
         import httpx
 
         monkeypatch.setattr(web, "MOST_UPLOADS", -1)
+        before = stored(served[0])
         answer = httpx.post(f"{served[0].url}gradio_api/upload", files={"files": ("chest.png", b"pixels")})
         assert answer.status_code == 503 and "try again in a minute" in answer.text
-        assert left(served[0]) == []
-
-    def test_an_upload_that_breaks_off_is_swept(self, served):
-        import socket
-
-        server, _ = served
-        host, port = re.search(r"//([\d.]+):(\d+)", server.url).groups()
-        with socket.create_connection((host, int(port))) as line:
-            head = "POST /gradio_api/upload HTTP/1.1\r\nHost: here\r\nContent-Length: 90000\r\n"
-            head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
-            head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-            line.sendall(head.encode() + bytes(40000))
-            for _ in range(50):
-                if [path for path in server.folder.rglob("*") if path.is_file()]:
-                    break
-                time.sleep(0.1)
-        time.sleep(0.3)
-        server.uploads.sweep(age=0)
-        assert left(server) == []
+        assert stored(served[0]) == before
 
     def test_browsers_are_told_to_load_nothing_from_elsewhere(self, served):
         import httpx
@@ -404,6 +197,48 @@ class TestServer:
         assert config.get("analytics_enabled", False) is False
 
 
+class TestUploads:
+    """Uploads on a server that deletes them after a few seconds."""
+
+    @pytest.fixture
+    def brief(self, gradio_client, monkeypatch):
+        monkeypatch.setattr(web, "STAY", 4)
+        monkeypatch.setattr(web, "SWEEP", 1)
+        with web.Server(FakeReader()) as server:
+            yield server
+        assert not server.folder.exists()
+
+    def waits(self, condition):
+        for _ in range(150):
+            if condition():
+                return True
+            time.sleep(0.1)
+        return False
+
+    def test_an_upload_is_deleted(self, brief, png):
+        before = stored(brief)
+        assert "Fluid around the lung" in upload((brief,), png)
+        assert any(path.name == "chest.png" for path in stored(brief) - before)
+        assert self.waits(lambda: not stored(brief))
+
+    def test_an_upload_that_nobody_asks_about_is_deleted(self, brief):
+        import httpx
+
+        answer = httpx.post(f"{brief.url}gradio_api/upload", files={"files": ("chest.png", b"pixels")})
+        assert [Path(path).read_bytes() for path in answer.json()] == [b"pixels"]
+        assert self.waits(lambda: not stored(brief))
+
+    def test_an_upload_that_breaks_off_is_deleted(self, brief):
+        host, port = re.search(r"//([\d.]+):(\d+)", brief.url).groups()
+        with socket.create_connection((host, int(port))) as line:
+            head = "POST /gradio_api/upload HTTP/1.1\r\nHost: here\r\nContent-Length: 90000\r\n"
+            head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+            head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+            line.sendall(head.encode() + bytes(40000))
+            assert self.waits(lambda: stored(brief))
+        assert self.waits(lambda: not stored(brief))
+
+
 def test_a_model_card_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
     monkeypatch.setattr(web, "MODEL_CARD", tmp_path / "none.md")
     assert "no model card" in web.model_card()
@@ -425,8 +260,9 @@ def test_a_port_out_of_range_is_one_line(capsys, monkeypatch):
 def test_the_command_serves_until_it_is_told_to_end_and_leaves_nothing(tmp_path, gradio_client):
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from fake_reader import FakeReader; import chestxray; from chestxray.pipeline.commands import user\n"
-        "chestxray.load = FakeReader\n"
+        "from fake_reader import FakeReader; from chestxray.inference import reader\n"
+        "from chestxray.pipeline.commands import user\n"
+        "reader.load = FakeReader\n"
         "sys.exit(user.main(['serve']))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
