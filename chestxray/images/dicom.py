@@ -1,10 +1,10 @@
-"""From a DICOM file to the grey values of its radiograph, made as the study's PNGs were made from theirs.
+"""DICOM: the grey values of a radiograph, made as the study's PNGs were made from theirs.
 
-It owns pydicom: compressed pixels, bit depths, modality LUT, VOI LUT or window, and which files are refused. The NIH's
-PNGs are DICOM files "rescaled using the default window settings stored in the DICOM header" (Wang et al., CVPR 2017);
-so the first window or VOI LUT is applied here. Only the elements of `_KEYWORDS` are read, none of which tells of a
-patient, and of their texts only those on a list are passed on: no name, number, date or UID of a header can be written,
-logged or be part of a message. Values of the header and pixel sizes are checked before memory is taken for them.
+The NIH's PNGs are DICOM files "rescaled using the default window settings stored in the DICOM header" (Wang et al.,
+CVPR 2017); so the first window or VOI LUT is applied here. Only the elements of `_KEYWORDS` are read, none of which
+says anything of a patient, and of their texts only those on a list are passed on: no name, number, date or UID of a
+header can be written, logged or be part of a message. Values of the header and pixel sizes are checked before memory
+is taken for them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import io
 import logging
 import struct
 import warnings
-import zlib
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,41 +53,18 @@ MODALITIES = _words("CR DX RG RF XA PX IO MG CT MR US NM PT BMD OT SC XC ES GM S
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_KEYWORDS = [
-    "SOPClassUID",
-    "Modality",
-    "PresentationIntentType",
-    "BodyPartExamined",
-    "ViewPosition",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "PresentationLUTShape",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "PixelData",
-]
+_KEYWORDS = _words(
+    "SOPClassUID Modality PresentationIntentType BodyPartExamined ViewPosition SamplesPerPixel "
+    "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
+    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction "
+    "RescaleIntercept RescaleSlope ModalityLUTSequence VOILUTSequence PresentationLUTShape ExtendedOffsetTable "
+    "ExtendedOffsetTableLengths FloatPixelData DoubleFloatPixelData PixelData"
+)
+
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_EXPLICIT = b"1.2.840.10008.1.2.1\0\0\0"
-_PREAMBLE = 128
+_MOST_INFLATED = 1032
+"""No deflated byte stands for more bytes than this (zlib's technical details)."""
+
 _BLOCK = 1 << 20
 """Pixels looked up at a time: NumPy makes 64-bit indices of them."""
 
@@ -153,10 +130,19 @@ def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
 
 
 def _read(data: bytes, path: Path) -> pydicom.FileDataset:
-    """Read the elements of `_KEYWORDS`, and skip all others."""
+    """Read the elements of `_KEYWORDS` that have a value, and skip all others.
+
+    Raises:
+        StudyError: there are too many elements, or pydicom would take too much memory to inflate them.
+    """
     from pydicom.filereader import read_partial
     from pydicom.tag import Tag
 
+    if _DEFLATED in data and len(data) * _MOST_INFLATED > pixels.MOST_BYTES:
+        raise StudyError(
+            f"{path}: a deflated DICOM of {len(data):,} bytes, which may be more than {pixels.MOST_BYTES:,} when "
+            "inflated; export the image in another encoding, or save it as PNG"
+        )
     elements = 0
 
     def too_many(*_: object) -> bool:
@@ -164,26 +150,13 @@ def _read(data: bytes, path: Path) -> pydicom.FileDataset:
         elements += 1
         return elements > MOST_ELEMENTS
 
-    tags = [Tag(name) for name in _KEYWORDS]
-    dataset = read_partial(io.BytesIO(_inflate(data, path)), too_many, specific_tags=tags)
+    dataset = read_partial(io.BytesIO(data), too_many, specific_tags=[Tag(name) for name in _KEYWORDS])
     if elements > MOST_ELEMENTS:
         raise StudyError(f"{path}: more than {MOST_ELEMENTS:,} elements in the DICOM header; {_EXPORT}")
+    for keyword in _KEYWORDS:
+        if keyword in dataset and dataset[keyword].is_empty:
+            del dataset[keyword]
     return dataset
-
-
-def _inflate(data: bytes, path: Path) -> bytes:
-    """Undo the deflated transfer syntax, within bounds; pydicom would take as much memory as the file asks for."""
-    if _DEFLATED not in data[: _PREAMBLE + 1024]:
-        if _DEFLATED in data:
-            raise StudyError(f"{path}: a deflated DICOM with a long beginning; {_EXPORT}")
-        return data
-    (length,) = struct.unpack_from("<I", data, _PREAMBLE + 12)  # of the group that ends with the transfer syntax
-    end = _PREAMBLE + 16 + length
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    rest = inflater.decompress(data[end:], pixels.MOST_BYTES + 1)
-    if len(rest) > pixels.MOST_BYTES:
-        raise StudyError(f"{path}: more than {pixels.MOST_BYTES:,} bytes when inflated; {_EXPORT}")
-    return data[:end].replace(_DEFLATED, _EXPLICIT) + rest
 
 
 @dataclass(frozen=True)
@@ -270,7 +243,7 @@ def _stored(dataset: pydicom.Dataset, shape: _Shape, path: Path) -> np.ndarray:
 
 
 def _check_frame(dataset: pydicom.Dataset, shape: _Shape, rle: bool, path: Path) -> None:
-    """Hold the size that a compressed frame gives against the header, before a decoder takes memory for it.
+    """Compare the size that a compressed frame gives with the header's, before a decoder takes memory for it.
 
     Raises:
         StudyError: they differ.
@@ -325,25 +298,35 @@ def _grey_table(dataset: pydicom.Dataset, shape: _Shape, stored: np.ndarray) -> 
 
     At most 16 bits a sample make all arithmetic one of a table, exact and of a fixed cost.
     """
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
     patterns = np.arange(1 << (8 * stored.dtype.itemsize))
-    shift = 0 if _is_jpeg(dataset) else shape.shift
-    values = (patterns >> shift) & ((1 << shape.stored) - 1)
+    values = (patterns >> (0 if _is_jpeg(dataset) else shape.shift)) & ((1 << shape.stored) - 1)
     if shape.signed:
         values = values - ((values >> (shape.stored - 1)) << shape.stored)
     padding = _padding(dataset, shape, values)
-    physical, linear = _modality(dataset, values)
-    window = _window(dataset)
-    if lut := _lut(dataset, "VOILUTSequence"):
-        share = lut.apply(physical) / lut.top
-    elif window:
-        share = window.apply(physical)
+    modality_lut, voi_lut = _Lut.of(dataset, "ModalityLUTSequence"), _Lut.of(dataset, "VOILUTSequence")
+    dataset.RescaleSlope, dataset.RescaleIntercept = (
+        _first(dataset, "RescaleSlope", 1),
+        _first(dataset, "RescaleIntercept", 0),
+    )
+    physical = apply_modality_lut(values, dataset).astype(np.float64)
+    if not np.isfinite(physical).all() or np.ptp(physical) == 0:
+        raise ValueError("no slope")
+    if voi_lut:
+        # pydicom counts entries in 16 bits.
+        grey = (
+            apply_voi(np.rint(physical).clip(voi_lut.first, voi_lut.last).astype(np.int64), dataset) / voi_lut.top * 255
+        )
+    elif window := _window(dataset):
+        grey = apply_windowing(physical, window)
     else:
         used = np.ones(len(patterns), dtype=bool)
-        if shape.stored > 8 or not linear:
+        if shape.stored > 8 or modality_lut:
             used = _used(stored, len(patterns)) & ~padding
         low, high = (physical[used].min(), physical[used].max()) if used.any() else (0, 0)
-        share = (physical - low) / (high - low) if high > low else np.zeros(len(patterns))
-    grey = np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+        grey = (physical - low) / (high - low) * 255 if high > low else np.zeros(len(patterns))
+    grey = np.rint(grey.clip(0, 255)).astype(np.uint8)
     inverse = _text(dataset, "PresentationLUTShape") == "INVERSE"
     if inverse or _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         grey = 255 - grey
@@ -361,9 +344,9 @@ def _is_jpeg(dataset: pydicom.Dataset) -> bool:
 
 def _padding(dataset: pydicom.Dataset, shape: _Shape, values: np.ndarray) -> np.ndarray:
     """Which stored values are pixel padding (PS3.3 C.7.5.1.1.2), bool of the shape of `values`."""
-    first = _whole(dataset, "PixelPaddingValue", None)
-    if first is None:
+    if "PixelPaddingValue" not in dataset:
         return np.zeros(len(values), dtype=bool)
+    first = _whole(dataset, "PixelPaddingValue")
     ends = [first, _whole(dataset, "PixelPaddingRangeLimit", first)]
     # Written as unsigned where pixels are signed, or the other way round.
     span = 1 << shape.allocated
@@ -371,110 +354,82 @@ def _padding(dataset: pydicom.Dataset, shape: _Shape, values: np.ndarray) -> np.
     return (values >= min(ends)) & (values <= max(ends))
 
 
-def _modality(dataset: pydicom.Dataset, values: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Stored values as what the device means by them, float64, and whether that is a line (PS3.3 C.11.1)."""
-    if lut := _lut(dataset, "ModalityLUTSequence"):
-        return lut.apply(values), False
-    slope, intercept = _number(dataset, "RescaleSlope", 1.0), _number(dataset, "RescaleIntercept", 0.0)
-    if not slope or not np.isfinite((slope, intercept)).all():
-        raise ValueError("no slope")
-    return values * slope + intercept, True
-
-
-@dataclass(frozen=True)
-class _Lut:
-    """A table of the header (PS3.3 C.11.1.1): the first value that it maps, its entries, and the largest possible."""
+class _Lut(NamedTuple):
+    """Which values a LUT of the header maps, and the largest entry that it can have."""
 
     first: int
-    entries: np.ndarray
+    last: int
     top: int
 
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Values below the first map to the first entry, above the last to the last; float64."""
-        return self.entries[(np.rint(values).astype(np.int64) - self.first).clip(0, len(self.entries) - 1)]
+    @classmethod
+    def of(cls, dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
+        """Rewrite a LUT so that pydicom applies it as PS3.3 C.11.1.1 says; None where there is none.
+
+        pydicom 3.0 takes packed entries of 8 bits for 16, counts more than 256 of them in 8 bits, and refuses depths
+        between the two in a modality LUT. Entries of 16 bits are right.
+        """
+        if keyword not in dataset:
+            return None
+        item = dataset[keyword].value[0]
+        (length, first, bits), data = item.LUTDescriptor, item.LUTData
+        length = length or 1 << 16
+        if keyword == "ModalityLUTSequence" and _whole(dataset, "PixelRepresentation") == 1 and first >= 1 << 15:
+            first -= 1 << 16  # written as unsigned
+        order = "><"[dataset.original_encoding[1]]
+        if isinstance(data, bytes):
+            data = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * length else np.uint8)
+        entries = np.atleast_1d(data)[:length]
+        if len(entries) < length or not 8 <= bits <= LARGEST_BITS:
+            raise ValueError("no table")
+        item.add_new("LUTDescriptor", "SL", [length, first, 16])
+        item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
+        return cls(first, first + length - 1, (1 << bits) - 1)
 
 
-def _lut(dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
-    if not dataset.get(keyword):
-        return None
-    item = dataset[keyword].value[0]
-    length, first, bits = (int(value) for value in item.LUTDescriptor)
-    length = (length & 0xFFFF) or 1 << 16  # 0 stands for 65,536
-    if item["LUTDescriptor"].VR == "US" and first >= 1 << 15 and keyword == "ModalityLUTSequence":
-        first -= (1 << 16) * (_whole(dataset, "PixelRepresentation", 0) == 1)
-    data = item.LUTData
-    if isinstance(data, bytes):
-        wide = len(data) >= 2 * length
-        little = dataset.original_encoding[1]
-        entries = np.frombuffer(data, ("<u2" if little else ">u2") if wide else np.uint8)[:length]
-    else:
-        entries = np.atleast_1d(np.asarray(data, dtype=np.int64))[:length] & 0xFFFF
-    if len(entries) < length or not 8 <= bits <= LARGEST_BITS:
-        raise ValueError("no table")
-    return _Lut(first, entries.astype(np.float64), (1 << bits) - 1)
+def _window(dataset: pydicom.Dataset) -> pydicom.Dataset | None:
+    """The first window as pydicom applies it, to grey values from 0 to 255; None where there is none of any use."""
+    from pydicom import Dataset
 
-
-@dataclass(frozen=True)
-class _Window:
-    """The VOI window of the header (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-
-    centre: float
-    width: float
-    function: str
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Values as shares of the output's range; those outside of 0–1 are to be clipped."""
-        if self.function == "SIGMOID":
-            return 1 / (1 + np.exp((-4 * (values - self.centre) / self.width).clip(-700, 700)))
-        if self.function == "LINEAR_EXACT":
-            return (values - self.centre) / self.width + 0.5
-        if self.width == 1:
-            return (values > self.centre - 0.5).astype(np.float64)
-        return (values - (self.centre - 0.5)) / (self.width - 1) + 0.5
-
-
-def _window(dataset: pydicom.Dataset) -> _Window | None:
-    """The first window; None where there is none, or one that shows nothing."""
-    centre, width = _number(dataset, "WindowCenter", np.nan), _number(dataset, "WindowWidth", np.nan)
-    function = _text(dataset, "VOILUTFunction") or "LINEAR"
+    centre, width = _first(dataset, "WindowCenter", np.nan), _first(dataset, "WindowWidth", np.nan)
+    function = _text(dataset, "VOILUTFunction")
+    function = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
     if not np.isfinite((centre, width)).all() or width <= 0 or (function == "LINEAR" and width < 1):
         return None
-    return _Window(centre, width, function)
+    window = Dataset()
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = centre, width, function
+    # The output's range is that of the stored values.
+    window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 8, 0
+    return window
+
+
+def _blocks(values: np.ndarray) -> list[np.ndarray]:
+    """Views on all values, a block each."""
+    return np.array_split(values.reshape(-1), values.size // _BLOCK + 1)
 
 
 def _used(stored: np.ndarray, patterns: int) -> np.ndarray:
     """Which patterns occur, (patterns,) bool."""
     used = np.zeros(patterns, dtype=bool)
-    flat = stored.reshape(-1)
-    for start in range(0, len(flat), _BLOCK):
-        used[flat[start : start + _BLOCK]] = True
+    for block in _blocks(stored):
+        used[block] = True
     return used
 
 
 def _look_up(table: np.ndarray, stored: np.ndarray) -> np.ndarray:
     grey = np.empty(stored.shape, dtype=np.uint8)
-    source, target = stored.reshape(-1), grey.reshape(-1)
-    for start in range(0, len(source), _BLOCK):
-        target[start : start + _BLOCK] = table[source[start : start + _BLOCK]]
+    for source, target in zip(_blocks(stored), _blocks(grey), strict=True):
+        target[:] = table[source]
     return grey
 
 
-def _first(dataset: pydicom.Dataset, keyword: str) -> Any:
-    """The first value of an element, None if it is missing or empty."""
-    value = dataset.get(keyword)
-    if value is None or isinstance(value, (str, bytes, int, float)):
-        return value
-    return value[0] if len(value) else None
+def _first(dataset: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
+    """The first value of an element, `default` if it is missing."""
+    value = dataset.get(keyword, default)
+    return value[0] if isinstance(value, MutableSequence) else value
 
 
-def _number(dataset: pydicom.Dataset, keyword: str, default: float) -> float:
-    value = _first(dataset, keyword)
-    return default if value is None or value == "" else float(value)
-
-
-def _whole(dataset: pydicom.Dataset, keyword: str, default: int | None = 0) -> int | None:
-    value = _first(dataset, keyword)
-    return default if value is None or value == "" else int(value)
+def _whole(dataset: pydicom.Dataset, keyword: str, default: int = 0) -> int:
+    return int(_first(dataset, keyword, default))
 
 
 def _text(dataset: pydicom.Dataset, keyword: str) -> str:
