@@ -1,1 +1,17 @@
-"""Radiographs as grey pixels: files of any kind are decoded, checked and brought to one square shape."""
+"""Radiographs as grey pixels: files of any kind are decoded, checked and brought to one square shape.
+
+The room owns the formats, what is refused, the bounds on memory, and the check that an image is a frontal chest
+radiograph. It knows no dataset and no model, and imports neither TensorFlow nor pandas.
+"""
+
+from chestxray.config import lazy
+
+_OWNERS = {
+    "Facts": "pixels",
+    "decode": "pixels",
+    "prepare_pixels": "pixels",
+    "Radiograph": "load",
+    "read": "load",
+    "flags": "input_check",
+}
+__getattr__ = lazy(__name__, _OWNERS)

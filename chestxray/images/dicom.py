@@ -16,7 +16,7 @@ import warnings
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -120,13 +120,12 @@ def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
         modality=_listed(dataset, "Modality", MODALITIES),
         raw=_text(dataset, "PresentationIntentType") == "FOR PROCESSING",
     )
-    if shape.samples == 3:
-        colour = Image.fromarray(_stored(dataset, shape, path))
-        return np.asarray(colour.convert("L")), facts.of_colour(colour)
     stored = _stored(dataset, shape, path)
+    if shape.samples == 3:
+        colour = Image.fromarray(stored)
+        return np.asarray(colour.convert("L")), facts.of_colour(colour)
     stored = np.ascontiguousarray(stored).view(f"u{stored.dtype.itemsize}")
-    table = _grey_table(dataset, shape, stored)
-    return _look_up(table, stored), facts
+    return _look_up(_grey_table(dataset, shape, stored), stored), facts
 
 
 def _read(data: bytes, path: Path) -> pydicom.FileDataset:
@@ -298,31 +297,28 @@ def _grey_table(dataset: pydicom.Dataset, shape: _Shape, stored: np.ndarray) -> 
 
     At most 16 bits a sample make all arithmetic one of a table, exact and of a fixed cost.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     patterns = np.arange(1 << (8 * stored.dtype.itemsize))
     values = (patterns >> (0 if _is_jpeg(dataset) else shape.shift)) & ((1 << shape.stored) - 1)
     if shape.signed:
         values = values - ((values >> (shape.stored - 1)) << shape.stored)
     padding = _padding(dataset, shape, values)
-    modality_lut, voi_lut = _Lut.of(dataset, "ModalityLUTSequence"), _Lut.of(dataset, "VOILUTSequence")
-    dataset.RescaleSlope, dataset.RescaleIntercept = (
-        _first(dataset, "RescaleSlope", 1),
-        _first(dataset, "RescaleIntercept", 0),
-    )
+    modality_top, voi_top = (_repair_lut(dataset, f"{kind}LUTSequence") for kind in ("Modality", "VOI"))
+    for keyword, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+        setattr(dataset, keyword, _first(dataset, keyword, default))
     physical = apply_modality_lut(values, dataset).astype(np.float64)
     if not np.isfinite(physical).all() or np.ptp(physical) == 0:
         raise ValueError("no slope")
-    if voi_lut:
-        # pydicom counts entries in 16 bits.
-        grey = (
-            apply_voi(np.rint(physical).clip(voi_lut.first, voi_lut.last).astype(np.int64), dataset) / voi_lut.top * 255
-        )
+    if voi_top:
+        length, first, _ = dataset.VOILUTSequence[0].LUTDescriptor
+        mapped = np.rint(physical).clip(first, first + length - 1).astype(np.int64)  # pydicom counts in 16 bits
+        grey = apply_voi_lut(mapped, dataset) / voi_top * 255
     elif window := _window(dataset):
-        grey = apply_windowing(physical, window)
+        grey = apply_voi_lut(physical, window)
     else:
         used = np.ones(len(patterns), dtype=bool)
-        if shape.stored > 8 or modality_lut:
+        if shape.stored > 8 or modality_top:
             used = _used(stored, len(patterns)) & ~padding
         low, high = (physical[used].min(), physical[used].max()) if used.any() else (0, 0)
         grey = (physical - low) / (high - low) * 255 if high > low else np.zeros(len(patterns))
@@ -354,36 +350,28 @@ def _padding(dataset: pydicom.Dataset, shape: _Shape, values: np.ndarray) -> np.
     return (values >= min(ends)) & (values <= max(ends))
 
 
-class _Lut(NamedTuple):
-    """Which values a LUT of the header maps, and the largest entry that it can have."""
+def _repair_lut(dataset: pydicom.Dataset, keyword: str) -> int:
+    """Rewrite a LUT so that pydicom applies it as PS3.3 C.11.1.1 says, and return its largest possible entry.
 
-    first: int
-    last: int
-    top: int
-
-    @classmethod
-    def of(cls, dataset: pydicom.Dataset, keyword: str) -> _Lut | None:
-        """Rewrite a LUT so that pydicom applies it as PS3.3 C.11.1.1 says; None where there is none.
-
-        pydicom 3.0 takes packed entries of 8 bits for 16, counts more than 256 of them in 8 bits, and refuses depths
-        between the two in a modality LUT. Entries of 16 bits are right.
-        """
-        if keyword not in dataset:
-            return None
-        item = dataset[keyword].value[0]
-        (length, first, bits), data = item.LUTDescriptor, item.LUTData
-        length = length or 1 << 16
-        if keyword == "ModalityLUTSequence" and _whole(dataset, "PixelRepresentation") == 1 and first >= 1 << 15:
-            first -= 1 << 16  # written as unsigned
-        order = "><"[dataset.original_encoding[1]]
-        if isinstance(data, bytes):
-            data = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * length else np.uint8)
-        entries = np.atleast_1d(data)[:length]
-        if len(entries) < length or not 8 <= bits <= LARGEST_BITS:
-            raise ValueError("no table")
-        item.add_new("LUTDescriptor", "SL", [length, first, 16])
-        item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
-        return cls(first, first + length - 1, (1 << bits) - 1)
+    pydicom 3.0 takes packed entries of 8 bits for 16, counts more than 256 of them in 8 bits, and refuses depths
+    between the two in a modality LUT. Entries of 16 bits are right. 0 where there is no LUT.
+    """
+    if not dataset.get(keyword):
+        return 0
+    item = dataset[keyword].value[0]
+    (length, first, bits), data = item.LUTDescriptor, item.LUTData
+    length = length or 1 << 16
+    if keyword == "ModalityLUTSequence" and _whole(dataset, "PixelRepresentation") == 1 and first >= 1 << 15:
+        first -= 1 << 16  # written as unsigned
+    order = "><"[dataset.original_encoding[1]]
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * length else np.uint8)
+    entries = np.atleast_1d(data)[:length]
+    if len(entries) < length or not 8 <= bits <= LARGEST_BITS:
+        raise ValueError("no table")
+    item.add_new("LUTDescriptor", "SL", [length, first, 16])
+    item.add_new("LUTData", "OW", entries.astype(f"{order}u2").tobytes())
+    return (1 << bits) - 1
 
 
 def _window(dataset: pydicom.Dataset) -> pydicom.Dataset | None:

@@ -1,7 +1,7 @@
-"""Whether an image looks like what the models were trained on: a frontal chest radiograph, upright, black air.
+"""Input check: whether an image is a frontal chest radiograph, upright and with black air, as models expect.
 
-It owns the check of the pixels, which `fit_input_check` of the benchmarks fitted, and what a file says against an
-image. It knows no model of findings, so that it holds for each of them, and needs NumPy and Pillow alone.
+A small network looks at the pixels (`tests/benchmarks/fit_input_check.py` fitted it), and rules at what the file says.
+It depends on no model of findings, and needs NumPy and Pillow alone.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ from chestxray.images import pixels as grey
 from chestxray.images.pixels import Facts
 
 FOLDER = REPOSITORY / "5_results" / "input_check"
-"""Where the committed check lies, with what was measured of it."""
+"""Where the committed check lies, with its measured rates."""
 WEIGHTS = "check.npz"
 
 SIDE = 32
-"""The check looks at images of this side, in pixels."""
+"""Side of the images that the network takes, in pixels."""
 SMALL = 64
 """An image whose longer side is shorter, in pixels, shows too little of a lung."""
 COLOURED = 8.0
-"""Mean distance of red, green and blue, 0–255, from which an image counts as coloured: a radiograph has at most the
-faint tint of a scanner."""
+"""Mean spread of red, green and blue, 0–255, from which an image counts as coloured; scanners leave a faint tint."""
 
 FRONTAL = ("PA", "AP")
 CHEST = ("CHEST", "LUNG", "THORAX", "RIB", "RIBS", "RIBCAGE", "HEART")
 PROJECTIONS = ("CR", "DX", "RG", "RF", "XA")
 
 _SPREAD = 8.0
-"""Components further from the training data's mean than so many standard deviations count as so far."""
-
+"""Components are cut at so many standard deviations from the training data's mean."""
 
 _REMEDY = "restore it, or fit it anew by python -m tests.benchmarks.fit_input_check"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A small network that tells frontal chest radiographs from other images.
+    """A network with one hidden layer that separates frontal chest radiographs from other images.
 
     Attributes:
         mean: (F,) of the features.
@@ -78,7 +76,7 @@ class Check:
         return check
 
     def save(self) -> bytes:
-        """The bytes of the file that `load` reads; half as large as in memory, since 16 bits are enough."""
+        """The bytes of the file that `load` reads, with weights of 16 bits."""
         buffer = io.BytesIO()
         arrays = {"mean": self.mean, "components": self.components}
         arrays |= {f"kernel_{number}": kernel for number, kernel in enumerate(self.kernels)}
@@ -96,9 +94,9 @@ class Check:
         """The same with another threshold, which is stored as float32."""
         return dataclasses.replace(self, threshold=float(np.float32(threshold)))
 
-    def components_of(self, seen: np.ndarray) -> np.ndarray:
-        """What the network takes, (N, K), of (N, F) features."""
-        return ((seen - self.mean) @ self.components).clip(-_SPREAD, _SPREAD)
+    def components_of(self, measured: np.ndarray) -> np.ndarray:
+        """The network's inputs, (N, K), from (N, F) features."""
+        return ((measured - self.mean) @ self.components).clip(-_SPREAD, _SPREAD)
 
     def scores(self, small: np.ndarray) -> np.ndarray:
         """Log-odds that images are something else than a frontal chest radiograph.
@@ -117,7 +115,7 @@ class Check:
         return self.scores(small) > self.threshold
 
     def flag(self, small: np.ndarray) -> str:
-        """What is wrong with one (SIDE, SIDE) image in words, empty where nothing is."""
+        """What is wrong with one (SIDE, SIDE) uint8 image, in words; empty if it passes."""
         if small.max() == small.min():
             return "blank: all pixels are alike"
         if not self.looks_foreign(small[np.newaxis])[0]:
@@ -129,7 +127,7 @@ class Check:
             "looks turned by a quarter to the right": np.rot90(small, -1),
         }
         scores = self.scores(np.stack(list(turned.values())))
-        # Only where one way of holding it makes it a radiograph beyond doubt.
+        # Named only if that orientation is clearly a radiograph.
         if scores.min() < 0 and scores.min() < self.threshold:
             return list(turned)[int(scores.argmin())].replace(" to the right", "")
         return "does not look like a frontal chest radiograph"
@@ -148,19 +146,19 @@ def committed(path: Path | None = None) -> Check:
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
-    """A (height, width) uint8 image as the check looks at it: padded to a square and shrunk, (SIDE, SIDE) uint8."""
+    """A (height, width) uint8 image padded to a square and shrunk to (SIDE, SIDE), as the network takes it."""
     return grey.prepare_pixels(image, SIDE)
 
 
 def features(small: np.ndarray) -> np.ndarray:
-    """What the check goes by.
+    """Features of the network.
 
     Args:
         small: (N, SIDE, SIDE) uint8.
 
     Returns:
-        (N, SIDE² + 2) float32: the pixels brought to mean 0 and standard deviation 1, since exposure and contrast tell
-        nothing; and their mean and the logarithm of their deviation, since blank images have neither.
+        (N, SIDE² + 2) float32: the pixels at mean 0 and standard deviation 1, so that exposure and contrast don't
+        count, then their mean and the logarithm of their deviation, which reveal blank images.
     """
     x = small.reshape(len(small), -1).astype(np.float32) / 255
     mean, deviation = x.mean(axis=1, keepdims=True), x.std(axis=1, keepdims=True)
@@ -169,15 +167,15 @@ def features(small: np.ndarray) -> np.ndarray:
 
 
 def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = None) -> list[str]:
-    """What speaks against an image being a frontal chest radiograph that a model may be asked about.
+    """Why an image may not be a frontal chest radiograph.
 
     Args:
         image: (height, width) uint8.
-        facts: what its file says of it; None for pixels without a file.
-        check: of the pixels; the committed one if None.
+        facts: from its file; None for pixels without a file.
+        check: the committed one if None.
 
     Returns:
-        Short texts, empty where nothing does.
+        Short texts; none if the image passes.
     """
     height, width = image.shape
     found = list(_against(facts)) if facts else []
@@ -188,7 +186,7 @@ def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = N
 
 
 def _against(facts: Facts) -> Sequence[str]:
-    """What a file's own facts say against it."""
+    """Reasons that a file itself gives."""
     found = []
     if facts.modality and facts.modality not in PROJECTIONS:
         found.append(f"not a radiograph (modality {facts.modality})")

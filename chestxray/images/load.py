@@ -1,7 +1,6 @@
-"""From any file that a user brings to the grey pixels of a radiograph: PNG, JPEG, TIFF or DICOM, told by its content.
+"""Loading a user's radiograph: PNG, JPEG, TIFF or DICOM, recognised by content, not by name.
 
-It owns which files are taken for an answer, and bounds their size. It knows nothing of datasets, which are PNG and JPEG
-alone, nor of models.
+Files are bounded in size before they are read. Datasets hold PNG and JPEG alone and are read by `pixels.decode`.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from chestxray.images import pixels
 from chestxray.images.pixels import Facts
 
 PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".dcm", ".dicom")
-"""Suffixes, in small letters, of files that `read` takes. DICOM files often have none: see `is_predictable`."""
+"""Lower-case suffixes of files that `read` takes. DICOM files often have none: see `is_predictable`."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _KNOWN = "PNG, JPEG, TIFF or DICOM"
 _HEAD = 132
-"""Bytes that tell a DICOM file."""
+"""Bytes by which a DICOM file is recognised."""
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A file's image.
+    """An image with what its file says of it.
 
     Attributes:
         pixels: (height, width) uint8 grey, as large as in the file.
-        facts: what the file says of it besides.
+        facts: see `Facts`.
     """
 
     pixels: np.ndarray
@@ -45,7 +44,7 @@ def is_predictable(path: Path) -> bool:
     False where it cannot be opened.
     """
     if path.suffix:
-        # "1.2.840.113619" is a usual name of a DICOM file, and no suffix.
+        # "1.2.840.113619" is a common name of a DICOM file, without a suffix.
         if path.suffix.lower() in PREDICTABLE_SUFFIXES:
             return True
         if not path.suffix[1:].isdigit():

@@ -1,7 +1,6 @@
-"""From an image file to the grey pixels that models take: decode it to 8 bits, pad it to a square, resize it.
+"""Pixels: image files decoded to 8-bit grey, padded to a square and resized.
 
-It knows the formats that Pillow reads and nothing of tables, datasets or models, and imports little: answering for a
-radiograph starts here. Datasets are PNG and JPEG; `reading` takes more.
+Only what Pillow reads is decoded here: PNG and JPEG, which datasets hold, and TIFF for `load`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of its image besides the pixels, as far as it helps to tell radiographs from other images.
+    """What a file says of its image besides the pixels, as far as it helps to recognise a radiograph.
 
     It holds nothing of a patient: texts are empty unless they are on a list of `dicom`.
 
@@ -94,7 +93,15 @@ def decode(path: Path) -> np.ndarray:
 
 
 def decode_bytes(data: bytes, path: Path) -> Image.Image:
-    """Decode the bytes of `path` to a grey image (mode `L`), as `decode` says; raises as it does."""
+    """Decode a PNG or JPEG to a grey image of mode `L`, as `decode` says.
+
+    Args:
+        data: the file.
+        path: named in errors.
+
+    Raises:
+        StudyError: as `decode_any`.
+    """
     return decode_any(data, path, DATASET_FORMATS).image
 
 
@@ -120,7 +127,7 @@ def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "
     except StudyError:
         raise
     except Image.UnidentifiedImageError as error:
-        if _begins_as(data, formats):  # so broken that Pillow doesn't know it again
+        if _begins_as(data, formats):  # too broken for Pillow to recognise
             raise _broken(path, data, "its header") from error
         raise StudyError(f"{path}: begins with {data[:8]!r}, no {known}; replace it or save it as PNG") from error
     except Image.DecompressionBombError as error:
@@ -133,7 +140,13 @@ def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "
 
 
 def too_small(path: Path, width: int, height: int) -> StudyError:
-    """The error that says so of an image, sizes in pixels."""
+    """The error for an image with a side below `SMALLEST_SIDE`.
+
+    Args:
+        path: of the image.
+        width: in pixels.
+        height: in pixels.
+    """
     return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
 
 
@@ -185,7 +198,7 @@ def _grey(image: Image.Image) -> Image.Image:
         deep = np.asarray(image).astype(np.int32)
         np.clip(deep, 0, 65535, out=deep)
         if image.format == "TIFF" and _tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-            np.subtract(65535, deep, out=deep)  # white is 0; Pillow turns 8 bits round, but not 16
+            np.subtract(65535, deep, out=deep)  # white is 0; Pillow inverts 8 bits, but not 16
         deep += 128
         deep //= 257
         return Image.fromarray(deep.astype(np.uint8))
@@ -211,12 +224,17 @@ def prepare_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Pad and resize an image of mode `L`, as `prepare_pixels` says."""
+    """Pad and resize as `prepare_pixels` says.
+
+    Args:
+        image: of mode `L`.
+        size: side of the result in pixels.
+    """
     side = max(image.size)
     if image.width != image.height:
-        square = Image.new("L", (side, side))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
+        padded = Image.new("L", (side, side))
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = padded
     if side == size:
         return image
     return image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR)

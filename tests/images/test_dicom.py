@@ -98,6 +98,19 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("syntax", ["explicit", "implicit", "deflated"])
+def test_luts_of_the_depths_and_lengths_of_the_standard(tmp_path, drawn, syntax):
+    """Packed entries of 8 bits, more than 256 of them (PS3.3 C.11.1.1.1), and 12 bits as some devices write them."""
+    packed = lut(0, np.arange(4096) // 16, 8)
+    packed.LUTData = (np.arange(4096) // 16).astype(np.uint8).tobytes()
+    path = write(tmp_path / "a.dcm", drawn * np.int64(16), 12, syntax, VOILUTSequence=[packed])
+    assert np.array_equal(read(path), drawn)
+    window = {"WindowCenter": 2040.5, "WindowWidth": 4081}
+    modality = lut(0, np.arange(256) * 16, 12)
+    path = write(tmp_path / "b.dcm", drawn, 8, syntax, ModalityLUTSequence=[modality], **window)
+    assert np.array_equal(read(path), drawn)
+
+
 def originals(folder: Path) -> list[np.ndarray]:
     """Real radiographs, three of them."""
     paths = list(sources.find_images(folder).values())
