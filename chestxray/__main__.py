@@ -1,9 +1,12 @@
-"""`python -m chestxray`: makes sure that the study's packages are there, then hands over to the commands."""
+"""`python -m chestxray`: makes sure that the study's packages are there, then starts the command."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from chestxray.config import StudyError
 from chestxray.pipeline import environment
@@ -19,20 +22,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    output = _Output(sys.stdout)
     try:
-        if arguments[:1] == ["colab"]:
-            return environment.install_on_colab(arguments[1:])
-        if arguments and not {"-h", "--help", "--version"} & set(arguments):
-            environment.ensure(EXTRAS.get(arguments[0], []), arguments)
-        from chestxray.pipeline.commands import user
-
-        return user.main(arguments)
+        with contextlib.redirect_stdout(output):
+            return _run(arguments)
     except StudyError as error:
         print(f"chestxray: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("chestxray: stopped; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        output.flush()
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["colab"]:
+        return environment.install_on_colab(arguments[1:])
+    if arguments and not {"-h", "--help", "--version"} & set(arguments):
+        environment.ensure(EXTRAS.get(arguments[0], []), arguments)
+    from chestxray.pipeline import commands
+
+    return commands.main(arguments)
+
+
+class _Output:
+    """Standard output whose reader may go, as `head` does: the rest is dropped, and the command does its work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop what nobody reads."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what nobody reads."""
+        with self._dropping():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 if __name__ == "__main__":

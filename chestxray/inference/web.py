@@ -250,7 +250,7 @@ def model_card() -> str:
     try:
         return MODEL_CARD.read_text("utf-8")
     except OSError:
-        return "There is no model card here: `chestxray publish` writes it."
+        return "There is no model card here: `chestxray maintain publish` writes it."
 
 
 def serve(host: str = "127.0.0.1", port: int | None = None, share: bool = False, wait: bool = True) -> Server:

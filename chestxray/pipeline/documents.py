@@ -1,4 +1,7 @@
-"""Documents filled from numbers: the table of results, the model card and the data sheet."""
+"""Documents: the table of results, the model card and the data sheet, filled from the files of a results folder.
+
+Importing it is cheap: pandas and templates are imported by the functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Paths, StudyError
+from chestxray.pipeline.progress import shown
 
 if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
+RESULTS = "metrics.csv"
+"""What the results notebook writes its table of all models to."""
+
 RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
+"""The lines of the README that the table of results stands between."""
+
+TITLES = {folder: title for folder, (title, _) in MODELS.items()}
+"""What each model's folder is called in tables."""
+
+SHOWN = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "macro_auroc": "macro AUROC",
+    "six_finding_auroc": "AUROC, six findings",
+}
+"""The metrics of the short table of results, and their headings."""
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -32,15 +51,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if absent:
         raise StudyError(f"{path.name} has no column {', '.join(sorted(absent))}: run stage 5 again")
     return rows
-
-
-SHOWN = {
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "macro_auroc": "macro AUROC",
-    "six_finding_auroc": "AUROC, six findings",
-}
-"""The metrics of the short table of results, and their headings."""
 
 
 def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> list[list[str]]:
@@ -70,6 +80,10 @@ def markdown_table(rows: list[list[str]]) -> str:
 def fill_results(readme: str, table: str) -> str:
     """Return the README's text with the table between its markers.
 
+    Args:
+        readme: text of the README.
+        table: in Markdown.
+
     Raises:
         StudyError: a marker is missing.
     """
@@ -80,15 +94,11 @@ def fill_results(readme: str, table: str) -> str:
     return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
-RESULTS = "metrics.csv"
-"""What the results notebook writes its table of all models to."""
-
-
 def reference_table() -> str:
     """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
     if not (REFERENCE / RESULTS).exists():
         return "No reference results are committed yet."
-    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS), _titles()))
+    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS), TITLES))
 
 
 def reference_documents() -> dict[str, str]:
@@ -96,26 +106,30 @@ def reference_documents() -> dict[str, str]:
     return render(REFERENCE) if (REFERENCE / "data.json").exists() else {}
 
 
-def _titles() -> dict[str, str]:
-    return {folder: title for folder, (title, _) in MODELS.items()}
-
-
 def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
-    """Print the table of results of a run, and where its executed notebooks are."""
-    from chestxray.pipeline.progress import shown
+    """Print the table of results of a run, and where its executed notebooks are.
 
+    Args:
+        paths: of the run's dataset; nothing is said of results that aren't there.
+        pages: the executed notebooks.
+    """
     metrics = paths.results / RESULTS
     if metrics.exists():
-        rows = results_rows(read_metrics(metrics), _titles())
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
         print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print_rows(results_rows(read_metrics(metrics), TITLES))
     if pages:
         print("\nNotebooks, executed:")
     for page in pages:
         print(f"  {shown(page)}")
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, the first of them the heading: first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        print("  ".join(cells).rstrip())
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -276,7 +290,7 @@ def _templates() -> jinja2.Environment:
         "CLASSES": CLASSES,
         "SIX_FINDINGS": SIX_FINDINGS,
         "METRICS": METRICS,
-        "MODELS": {folder: title for folder, (title, _) in MODELS.items()},
+        "MODELS": TITLES,
         "ACKNOWLEDGEMENT": ACKNOWLEDGEMENT,
     }
     return page

@@ -236,13 +236,13 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
         or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
         "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook))),
         "no cell is tagged parameters": tagged(notebook, "parameters") is None,
-        f"its Colab button doesn't lead to it; run chestxray stamp ({buttons})": [button(published, path)]
+        f"its Colab button doesn't lead to it; run chestxray maintain stamp ({buttons})": [button(published, path)]
         != [f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({t})" for t in buttons],
-        "its set-up cell is not the common one; run chestxray stamp": setup is None
+        "its set-up cell is not the common one; run chestxray maintain stamp": setup is None
         or setup.source != setup_source(published),
         "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
         f"it has {len(titles)} titles of the first level, not one": len(titles) != 1,
-        "it is not in normal form; run chestxray stamp": normalise(notebook, keep_stderr=True) != notebook,
+        "it is not in normal form; run chestxray maintain stamp": normalise(notebook, keep_stderr=True) != notebook,
     }
     return [f"{path}: {problem}" for problem, found in problems.items() if found]
 

@@ -119,7 +119,7 @@ STAGES: tuple[Stage, ...] = (
 )
 
 BESIDE: tuple[str, ...] = ("5_results/own_radiographs.ipynb",)
-"""Notebooks that no stage executes, since they read the committed reference alone; `chestxray demonstrate` does."""
+"""Notebooks of no stage, which read the committed reference alone; `chestxray maintain demonstrate` executes them."""
 
 
 def choose(words: Sequence[str], stages: Sequence[Stage] = STAGES) -> list[Stage]:

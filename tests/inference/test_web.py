@@ -261,9 +261,9 @@ def test_the_command_serves_until_it_is_told_to_end_and_leaves_nothing(tmp_path,
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from fake_reader import FakeReader; from chestxray.inference import reader\n"
-        "from chestxray.pipeline.commands import user\n"
+        "from chestxray.pipeline import commands\n"
         "reader.load = FakeReader\n"
-        "sys.exit(user.main(['serve']))"
+        "sys.exit(commands.main(['serve']))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(

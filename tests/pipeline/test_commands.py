@@ -14,8 +14,7 @@ import pytest
 from chestxray import __main__
 from chestxray.config import CLASSES, REPOSITORY, StudyError
 from chestxray.data import preparation
-from chestxray.pipeline import runner
-from chestxray.pipeline.commands import user
+from chestxray.pipeline import commands, runner
 
 
 @pytest.fixture
@@ -59,12 +58,12 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
         "--engine",
         "onnx",
     ]
-    assert user.main(["predict", "folder", "one.png", "--out", str(out), *options]) == 0
+    assert commands.main(["predict", "folder", "one.png", "--out", str(out), *options]) == 0
     assert predictor.load == (Path("m.keras"), "onnx")
     assert predictor.predict == ([Path("folder"), Path("one.png")], "a reader", 3, Path("maps"), "Mass")
     assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable\n"
 
-    assert user.main(["predict", "one.png", "--out", str(out)]) == 0
+    assert commands.main(["predict", "one.png", "--out", str(out)]) == 0
     assert predictor.load == (None, None)
     assert predictor.predict == ([Path("one.png")], "a reader", 8, None, None)
 
@@ -75,21 +74,21 @@ def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
     called = []
     monkeypatch.setattr(engines, "export", lambda *given: called.append(given) or 12_345_678)
     out = tmp_path / "m.onnx"
-    assert user.main(["export", str(out), "--model", "m.keras"]) == 0
+    assert commands.main(["export", str(out), "--model", "m.keras"]) == 0
     assert capsys.readouterr().out == f"{out}: 12.3 MB\n"
-    assert user.main(["export", str(out)]) == 0
+    assert commands.main(["export", str(out)]) == 0
     assert called == [(out, Path("m.keras")), (out, None)]
     with pytest.raises(StudyError, match="is a folder"):
-        user.main(["export", str(tmp_path)])
+        commands.main(["export", str(tmp_path)])
 
 
 def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path, capsys):
     out = tmp_path / "p.csv"
-    assert user.main(["predict", "good.png", "bad.png", "--out", str(out)]) == 1
+    assert commands.main(["predict", "good.png", "bad.png", "--out", str(out)]) == 1
     assert out.read_text() == "image\ngood.png"
     assert capsys.readouterr().err == "bad.png: no image; give another\n"
     out.unlink()
-    assert user.main(["predict", "bad.png", "--out", str(out)]) == 2
+    assert commands.main(["predict", "bad.png", "--out", str(out)]) == 2
     assert not out.exists()
 
 
@@ -144,7 +143,7 @@ def test_run_passes_on_what_was_asked(runs, tmp_path, capsys):
     arguments = ["run", "--dataset", str(data), "--profile", "cpu", "--seed", "5", "--jobs", "3", "--force"]
     arguments += ["--only", "5", "cnn", "--set", "cnn_epochs=3", "--root", str(tmp_path / "root")]
     arguments += ["--set", "dense_epochs=2", "--only", "dense"]  # what is given again is added
-    assert user.main(arguments) == 0
+    assert commands.main(arguments) == 0
     line, chosen, force = runs[0]
     assert (line.study.paths.dataset, line.study.profile.name, line.study.profile.cnn_epochs) == ("some_data", "cpu", 3)
     assert (line.study.seed, line.jobs, line.overrides) == (5, 3, {"cnn_epochs": 3, "dense_epochs": 2})
@@ -157,7 +156,7 @@ def test_run_ends_with_the_table_and_the_pages(runs, tmp_path, capsys):
     results.mkdir(parents=True)
     rows = [f"{model},{metric},0.5,0.4,0.6" for model in ("cnn", "ensemble") for metric in ("macro_auroc", "macro_f1")]
     (results / "metrics.csv").write_text("\n".join(["model,metric,estimate,low,high", *rows]))
-    assert user.main(["run"]) == 0
+    assert commands.main(["run"]) == 0
     said = capsys.readouterr().out
     assert "phantom images" in said
     assert "1 CNN" in said and "0.500 (0.400–0.600)" in said
@@ -168,7 +167,7 @@ def test_run_ends_with_the_table_and_the_pages(runs, tmp_path, capsys):
 def test_failed_run_has_exit_code_1(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path))
     monkeypatch.setattr(runner.Pipeline, "run", lambda self, chosen, force: False)
-    assert user.main(["run"]) == 1
+    assert commands.main(["run"]) == 1
     assert "run the same command again" in capsys.readouterr().err
 
 
@@ -191,12 +190,12 @@ def test_test_hands_its_arguments_to_pytest_in_two_processes_unless_told_otherwi
     monkeypatch.setattr(
         subprocess, "run", lambda command, **_: started.append(command) or types.SimpleNamespace(returncode=5)
     )
-    assert user.main(["test", *arguments]) == 5
+    assert commands.main(["test", *arguments]) == 5
     assert started == [[sys.executable, "-m", "pytest", *given]]
 
 
 def test_nothing_to_do_needs_neither_tensorflow_nor_scikit_learn():
-    code = "import sys, chestxray.pipeline.commands.user, chestxray.pipeline.runner, chestxray.pipeline.notebooks; "
+    code = "import sys, chestxray.pipeline.commands, chestxray.pipeline.runner, chestxray.pipeline.notebooks; "
     code += "print(bool({'tensorflow', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
@@ -206,7 +205,7 @@ def test_what_tensorflow_says_of_missing_gpus_is_not_shown(monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     with pytest.raises(StudyError, match="nowhere"):
-        user.main(["verify", "nowhere"])
+        commands.main(["verify", "nowhere"])
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
 
 
@@ -325,7 +324,7 @@ def test_plan_on_the_whole_table(nih, tmp_path, capsys):
     """Counts of single-label images per official list, as the NIH's lists have them; the study's 28,000 and more."""
     lists = ["--train-val", str(nih / "train_val_list.txt"), "--test", str(nih / "test_list.txt")]
     out = tmp_path / "manifest.csv"
-    assert user.main(["plan", "--metadata", str(nih / "Data_Entry_2017_v2020.csv"), *lists, "--out", str(out)]) == 0
+    assert commands.main(["plan", "--metadata", str(nih / "Data_Entry_2017_v2020.csv"), *lists, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     single = printed_table(said.replace(",", ""), "Images with one of the seven labels").set_index("class")
     assert single["train_val images"].tolist()[:-1] == [3414, 2788, 7327, 1696, 50500, 2248, 1241]
@@ -334,3 +333,36 @@ def test_plan_on_the_whole_table(nih, tmp_path, capsys):
     assert len(table) == 112_120 and table["selected"].sum() > 28_000
     assert table.loc[table["balanced_test"], "label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 290)
     assert table["natural_test"].sum() == 25_596
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["lists", "no lists"])
+def test_a_reader_who_goes_away_stops_nothing(tiny_raw, tmp_path, lists):
+    """As in `chestxray plan … | head -1`, with output that is written at once and with output that waits."""
+    out = tmp_path / "p.csv"
+    arguments = ["plan", "--metadata", str(tiny_raw / "Data_Entry_2017_v2020.csv"), "--out", str(out)]
+    if lists:
+        arguments += ["--train-val", f"{tiny_raw}/train_val_list.txt", "--test", f"{tiny_raw}/test_list.txt"]
+    command = [sys.executable, *([] if lists else ["-u"]), "-m", "chestxray", *arguments]
+    code, said = unread(command)
+    assert (code, said) == (0, "")
+    assert len(pd.read_csv(out)) == 60
+
+
+def test_verify_and_help_are_not_stopped_either(tiny_raw, tmp_path):
+    (tiny_raw / "images" / "00000001_000.png").write_bytes(b"")
+    report = tmp_path / "faults.csv"
+    chestxray = [sys.executable, "-u", "-m", "chestxray"]
+    assert unread([*chestxray, "verify", str(tiny_raw), "--report", str(report)]) == (1, "")
+    assert len(pd.read_csv(report)) == 1
+    assert unread([*chestxray, "--help"]) == (0, "")
+
+
+def unread(command):
+    """The exit code of a command whose output nobody reads, and what it says on stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr

@@ -107,7 +107,9 @@ def test_facts_are_counted(results):
 @pytest.mark.skipif(not (REFERENCE / "data.json").exists(), reason="the committed reference has no facts yet")
 @pytest.mark.parametrize("name", documents.DOCUMENTS)
 def test_the_committed_documents_follow_from_the_reference(name):
-    assert (REFERENCE.parent / name).read_text("utf-8") == documents.render(REFERENCE)[name], "run chestxray stamp"
+    assert (REFERENCE.parent / name).read_text("utf-8") == documents.render(REFERENCE)[name], (
+        "run chestxray maintain stamp"
+    )
 
 
 def test_every_class_has_a_row_in_the_data_sheet(results):

@@ -220,7 +220,7 @@ def test_the_web_page_needs_its_extra(machine, monkeypatch):
     from chestxray import __main__
 
     _, notes = machine
-    monkeypatch.setattr("chestxray.pipeline.commands.user.main", lambda arguments: 0)
+    monkeypatch.setattr("chestxray.pipeline.commands.main", lambda arguments: 0)
     __main__.main(["serve"])
     assert notes == [("install", "web"), ("start", "serve")]
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
@@ -267,12 +267,12 @@ def test_lock_fits_the_requirements():
 
 def test_interrupt_and_errors_are_one_line(monkeypatch, capsys):
     from chestxray import __main__
-    from chestxray.pipeline.commands import user
+    from chestxray.pipeline import commands
 
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(user, "main", interrupt)
+    monkeypatch.setattr(commands, "main", interrupt)
     assert __main__.main(["run"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert os.environ.get("CHESTXRAY_STARTED_AGAIN") is None

@@ -55,12 +55,12 @@ def test_all_committed_notebooks_are_of_one_run():
 def test_notebooks_beside_the_study_are_of_the_committed_reference(name):
     key = json.loads((REFERENCE / "ensemble" / "run.json").read_text("utf-8"))["key"]
     said = re.findall(r"key of the fit (\w+)", texts(notebooks.read(REPOSITORY / name)))
-    assert said == [key], "run chestxray demonstrate"
+    assert said == [key], "run chestxray maintain demonstrate"
 
 
 def test_readme_shows_the_reference_results():
     readme = (REPOSITORY / "README.md").read_text()
-    assert documents.fill_results(readme, documents.reference_table()) == readme, "run chestxray stamp"
+    assert documents.fill_results(readme, documents.reference_table()) == readme, "run chestxray maintain stamp"
 
 
 def good():

@@ -1,8 +1,7 @@
-"""The commands: reads the command line, calls what does the work, prints the outcome.
+"""Users' commands: run, predict, serve, export, plan, verify, pack, unpack, restore, colab, test.
 
-It owns the words of the command line and the exit codes: 0 done, 1 something failed and the rest is kept, 2 wrong use
-or nothing done. Heavy packages are imported by the command that needs them, so that help and a run with nothing to do
-start at once.
+Each has a function that adds it to the command line, and one that runs it: calls what does the work and prints the
+outcome.
 """
 
 from __future__ import annotations
@@ -14,48 +13,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chestxray import __version__
-from chestxray.config import CLASSES, PROFILES, REFERENCE, REPOSITORY, Paths, StudyError, dataset_name, open_study
-from chestxray.pipeline.documents import print_outcome, reference_documents, reference_table
+from chestxray.config import CLASSES, PROFILES, REPOSITORY, Paths, StudyError, dataset_name, open_study
+
+Commands = argparse._SubParsersAction
+"""What `add_subparsers` returns."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        StudyError: the user can put it right; the message says how.
-    """
-    chosen = parser().parse_args(arguments)
-    if chosen.command is None:
-        parser().print_help()
-        return 2
-    # What TensorFlow says of missing GPUs would stand before the line that a command has to say.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return chosen.command(chosen)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(
-        prog="chestxray", description="Chest X-rays image classification, from data to results."
-    )
-    top.add_argument("--version", action="version", version=__version__)
-    top.set_defaults(command=None)
-    commands = top.add_subparsers(title="commands", metavar="")
-    _add_run(commands)
-    _add_predict(commands)
-    _add_export(commands)
-    _add_serve(commands)
-    _add_verify(commands)
-    _add_plan(commands)
-    _add_archives(commands)
+def add_commands(commands: Commands) -> None:
+    """Add the users' commands to the command line."""
+    for add in (_add_run, _add_predict, _add_serve, _add_export, _add_plan, _add_verify, _add_archives, _add_restore):
+        add(commands)
+    commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
     test = commands.add_parser(
         "test",
         help="run the tests",
@@ -63,34 +35,9 @@ def parser() -> argparse.ArgumentParser:
     )
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
     test.set_defaults(command=run_tests)
-    stamp = commands.add_parser(
-        "stamp", help="write Colab buttons, set-up cells, the README's results table, model card and data sheet"
-    )
-    stamp.set_defaults(command=run_stamp)
-    publish = commands.add_parser(
-        "publish", help="copy a finished run's numbers, figures and ensemble to 5_results/reference"
-    )
-    publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
-    publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
-    publish.set_defaults(command=run_publish)
-    restore = commands.add_parser(
-        "restore",
-        help="lay the committed reference out as trained models, to evaluate it again without training",
-        description="Copy 5_results/reference to the places where stage 4 leaves models; then `run --only 5` makes the "
-        "results anew. The dataset has to be prepared as the reference's was (stages 1 and 2).",
-    )
-    restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
-    _add_root(restore)
-    restore.set_defaults(command=run_restore)
-    demonstrate = commands.add_parser(
-        "demonstrate", help="execute the notebook for one's own radiographs with the committed reference, in place"
-    )
-    demonstrate.set_defaults(command=run_demonstrate)
-    commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
-    return top
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run the study, or what is stale of it", description="Run what is stale.")
     run.add_argument(
         "--dataset",
@@ -124,7 +71,35 @@ def _add_run(commands: Any) -> None:
     run.set_defaults(command=run_study)
 
 
-def _add_predict(commands: Any) -> None:
+def run_study(chosen: argparse.Namespace) -> int:
+    """`chestxray run`."""
+    _set_root(chosen)
+    from chestxray.pipeline import documents, runner, stages
+    from chestxray.pipeline.progress import duration
+
+    started = time.monotonic()
+    _check_seed(chosen.seed)
+    overrides = dict(_override(text) for text in chosen.overrides)
+    study = open_study(known(chosen.dataset), chosen.profile, chosen.seed, overrides)
+    wanted = stages.choose(chosen.only)
+    jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
+    if jobs < 1:
+        raise StudyError(f"--jobs {jobs}: give 1 or more")
+    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
+    if not line.run(wanted, chosen.force):
+        again = "Mend it and run the same command again: it goes on there."
+        print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
+        return 1
+    if chosen.in_place:
+        for path in line.refresh(wanted):
+            print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
+    rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
+    documents.print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
+    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
+    return 0
+
+
+def _add_predict(commands: Commands) -> None:
     predict = commands.add_parser(
         "predict",
         help="give probabilities of the seven classes for radiographs",
@@ -146,19 +121,33 @@ def _add_predict(commands: Any) -> None:
     predict.set_defaults(command=run_predict)
 
 
-def _add_export(commands: Any) -> None:
-    export = commands.add_parser(
-        "export",
-        help="write a model as ONNX, for other programs",
-        description="Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
-        "probabilities.",
+def run_predict(chosen: argparse.Namespace) -> int:
+    """`chestxray predict`."""
+    from tqdm import tqdm
+
+    from chestxray.inference import batch, reader
+
+    batch.check(chosen.out, chosen.batch_size, chosen.finding)
+    failed = 0
+
+    def report(error: StudyError) -> None:
+        nonlocal failed
+        failed += 1
+        tqdm.write(str(error), file=sys.stderr)
+
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+        model = reader.load(chosen.model, chosen.engine)
+    answered = batch.predict_files(
+        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
     )
-    export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
-    export.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
-    export.set_defaults(command=run_export)
+    if answered:
+        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
+        return 1 if failed else 0
+    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
+    return 2
 
 
-def _add_serve(commands: Any) -> None:
+def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser(
         "serve",
         help="open a web page that answers for a radiograph",
@@ -170,26 +159,40 @@ def _add_serve(commands: Any) -> None:
     serve.set_defaults(command=run_serve)
 
 
-def _add_verify(commands: Any) -> None:
-    verify = commands.add_parser(
-        "verify",
-        help="check a dataset: all there, nothing broken",
-        description="Compare the raw images with their table, and name each that is missing or broken.",
+def run_serve(chosen: argparse.Namespace) -> int:
+    """`chestxray serve`."""
+    if chosen.port is not None and not 1 <= chosen.port <= 65535:
+        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
+    from chestxray.inference import web
+
+    web.serve(chosen.host, chosen.port, chosen.share)
+    return 0
+
+
+def _add_export(commands: Commands) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a model as ONNX, for other programs",
+        description="Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
+        "probabilities.",
     )
-    verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
-    verify.add_argument(
-        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
-    )
-    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
-    _add_root(verify)
-    verify.set_defaults(command=run_verify)
+    export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
+    export.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
+    export.set_defaults(command=run_export)
 
 
-def _add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+def run_export(chosen: argparse.Namespace) -> int:
+    """`chestxray export`."""
+    from chestxray.inference import engines
+
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
+    size = engines.export(chosen.out, chosen.model)
+    print(f"{chosen.out}: {size / 1e6:.1f} MB")
+    return 0
 
 
-def _add_plan(commands: Any) -> None:
+def _add_plan(commands: Commands) -> None:
     size = PROFILES["gpu"]
     plan = commands.add_parser(
         "plan",
@@ -224,98 +227,53 @@ def _add_plan(commands: Any) -> None:
     plan.set_defaults(command=run_plan)
 
 
-def _add_archives(commands: Any) -> None:
-    pack = commands.add_parser(
-        "pack",
-        help="pack a prepared dataset into one file",
-        description="Write what stages 2.2 to 5 need of a prepared dataset to one archive, with checksums.",
-    )
-    pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
-    pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
-    unpack = commands.add_parser(
-        "unpack",
-        help="unpack it on another machine",
-        description="Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.",
-    )
-    unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
-    for command, run in ((pack, run_pack), (unpack, run_unpack)):
-        _add_root(command)
-        command.set_defaults(command=run)
+def run_plan(chosen: argparse.Namespace) -> int:
+    """`chestxray plan`."""
+    _check_plan(chosen)
+    from chestxray import files
+    from chestxray.data import nih_tables, splits
+    from chestxray.pipeline import documents
+
+    entries = nih_tables.read_entries(chosen.metadata)
+    lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
+    planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
+    files.atomic_write(chosen.out, planned.to_csv(index=False, lineterminator="\n").encode())
+    print(*splits.describe(entries, planned, lists), sep="\n")
+    for title, table in splits.tables(planned).items():
+        cells = table.map(lambda value: value if isinstance(value, str) else f"{value:,}").values.tolist()
+        print(f"\n{title}")
+        documents.print_rows([list(table.columns), *cells])
+    print(f"\n{chosen.out}: {len(planned):,} rows")
+    return 0
 
 
-def run_study(chosen: argparse.Namespace) -> int:
-    """`chestxray run`."""
-    _set_root(chosen)
-    from chestxray.pipeline import runner, stages
-    from chestxray.pipeline.progress import duration
-
-    started = time.monotonic()
+def _check_plan(chosen: argparse.Namespace) -> None:
     _check_seed(chosen.seed)
-    overrides = dict(_override(text) for text in chosen.overrides)
-    study = open_study(_known(chosen.dataset), chosen.profile, chosen.seed, overrides)
-    wanted = stages.choose(chosen.only)
-    jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
-    if jobs < 1:
-        raise StudyError(f"--jobs {jobs}: give 1 or more")
-    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
-    if not line.run(wanted, chosen.force):
-        again = "Mend it and run the same command again: it goes on there."
-        print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
-        return 1
-    if chosen.in_place:
-        for path in line.refresh(wanted):
-            print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
-    rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
-    print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
-    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
-    return 0
-
-
-def run_predict(chosen: argparse.Namespace) -> int:
-    """`chestxray predict`."""
-    from tqdm import tqdm
-
-    from chestxray.inference import batch, reader
-
-    batch.check(chosen.out, chosen.batch_size, chosen.finding)
-    failed = 0
-
-    def report(error: StudyError) -> None:
-        nonlocal failed
-        failed += 1
-        tqdm.write(str(error), file=sys.stderr)
-
-    with _without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
-        model = reader.load(chosen.model, chosen.engine)
-    answered = batch.predict_files(
-        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
-    )
-    if answered:
-        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
-        return 1 if failed else 0
-    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
-    return 2
-
-
-def run_export(chosen: argparse.Namespace) -> int:
-    """`chestxray export`."""
-    from chestxray.inference import engines
-
+    if (chosen.train_val is None) != (chosen.test is None):
+        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
+    if not 0 <= chosen.valid_share < 1:
+        raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
+    if chosen.no_finding < 0:
+        raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
+    if not chosen.metadata.is_file():
+        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
     if chosen.out.is_dir():
-        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
-    size = engines.export(chosen.out, chosen.model)
-    print(f"{chosen.out}: {size / 1e6:.1f} MB")
-    return 0
+        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
 
 
-def run_serve(chosen: argparse.Namespace) -> int:
-    """`chestxray serve`."""
-    if chosen.port is not None and not 1 <= chosen.port <= 65535:
-        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
-    from chestxray.inference import web
-
-    web.serve(chosen.host, chosen.port, chosen.share)
-    return 0
+def _add_verify(commands: Commands) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a dataset: all there, nothing broken",
+        description="Compare the raw images with their table, and name each that is missing or broken.",
+    )
+    verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
+    verify.add_argument(
+        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
+    )
+    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
+    _add_root(verify)
+    verify.set_defaults(command=run_verify)
 
 
 def run_verify(chosen: argparse.Namespace) -> int:
@@ -341,49 +299,23 @@ def run_verify(chosen: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
-def run_plan(chosen: argparse.Namespace) -> int:
-    """`chestxray plan`."""
-    _check_seed(chosen.seed)
-    if (chosen.train_val is None) != (chosen.test is None):
-        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
-    if not 0 <= chosen.valid_share < 1:
-        raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
-    if chosen.no_finding < 0:
-        raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
-    if not chosen.metadata.is_file():
-        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
-    if chosen.out.is_dir():
-        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
-    from chestxray import files
-    from chestxray.data import nih_tables, splits
-
-    entries = nih_tables.read_entries(chosen.metadata)
-    lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
-    planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
-    print("\n".join(splits.describe(entries, planned, lists)))
-    for title, table in splits.tables(planned).items():
-        _print_table(title, table)
-    csv = planned.to_csv(index=False, lineterminator="\n")
-    files.atomic_write(chosen.out, csv.encode())
-    print(f"\n{chosen.out}: {len(planned):,} rows")
-    return 0
-
-
-def _print_table(title: str, table: Any) -> None:
-    """Print a data frame: first column to the left, the others to the right; without a title, names and values."""
-    cells = table.map(lambda value: value if isinstance(value, str) else f"{value:,}").values.tolist()
-    rows = [list(table.columns), *cells] if title else cells
-    print(f"\n{title}\n" if title else "", end="")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) if title else cell for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise StudyError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
+def _add_archives(commands: Commands) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="pack a prepared dataset into one file",
+        description="Write what stages 2.2 to 5 need of a prepared dataset to one archive, with checksums.",
+    )
+    pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
+    pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
+    unpack = commands.add_parser(
+        "unpack",
+        help="unpack it on another machine",
+        description="Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.",
+    )
+    unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
+    for command, run in ((pack, run_pack), (unpack, run_unpack)):
+        _add_root(command)
+        command.set_defaults(command=run)
 
 
 def run_pack(chosen: argparse.Namespace) -> int:
@@ -395,7 +327,7 @@ def run_pack(chosen: argparse.Namespace) -> int:
 
     paths = Paths(dataset_name(chosen.dataset))
     packed = archive.pack(paths, chosen.out)
-    print(f"{shown(packed)}: {files.gigabytes(packed.stat().st_size)}, {_holds(archive.summary(paths))}")
+    print(f"{shown(packed)}: {files.gigabytes(packed.stat().st_size)}, {_contents(archive.summary(paths))}")
     print(f"SHA-256 {files.digest(packed)}")
     return 0
 
@@ -408,22 +340,42 @@ def run_unpack(chosen: argparse.Namespace) -> int:
 
     paths, kept = archive.unpack(chosen.archive)
     done = archive.summary(paths)
-    print(f"{shown(paths.data)}: {_holds(done)}" + (f"; {kept:,} files were there already" if kept else ""))
+    print(f"{shown(paths.data)}: {_contents(done)}" + (f"; {kept:,} files were there already" if kept else ""))
     fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.image_size]
     size = f"--profile {fitting[0]}" if fitting else f"--set image_size={done.image_size}"
     print(f"Go on with: chestxray run --dataset {paths.dataset} {size}")
     return 0
 
 
-def _holds(done: Any) -> str:
+def _contents(done: Any) -> str:
     """What a dataset holds, in words; `done` is an `archive.Summary`."""
     augmented = f"{done.augmented:,} augmented files" if done.augmented else "no augmented files (run stage 2.2)"
     return f"{done.images:,} radiographs of {done.image_size} px, {augmented}, data fingerprint {done.fingerprint}"
 
 
-def _set_root(chosen: argparse.Namespace) -> None:
-    if chosen.root:
-        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
+def _add_restore(commands: Commands) -> None:
+    restore = commands.add_parser(
+        "restore",
+        help="lay the committed reference out as trained models, to evaluate it again without training",
+        description="Copy 5_results/reference to the places where stage 4 leaves models; then `run --only 5` makes the "
+        "results anew. The dataset has to be prepared as the reference's was (stages 1 and 2).",
+    )
+    restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
+    _add_root(restore)
+    restore.set_defaults(command=run_restore)
+
+
+def run_restore(chosen: argparse.Namespace) -> int:
+    """`chestxray restore`."""
+    _set_root(chosen)
+    with without_greetings():
+        from chestxray.pipeline import reference
+
+    study = open_study(known(chosen.dataset), "cpu", seed=0)
+    written = reference.restore(study)
+    again = f"chestxray run --dataset {chosen.dataset} --profile cpu --only 5"
+    print(f"4_models/saved/{study.paths.dataset}: {written} files written; evaluate them by {again}")
+    return 0
 
 
 def run_tests(chosen: argparse.Namespace) -> int:
@@ -435,84 +387,21 @@ def run_tests(chosen: argparse.Namespace) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=REPOSITORY, check=False).returncode
 
 
-def run_stamp(chosen: argparse.Namespace) -> int:
-    """`chestxray stamp`."""
-    from chestxray import files
-    from chestxray.pipeline import documents, notebooks
-
-    published = notebooks.address()
-    for path in notebooks.find():
-        before = notebooks.read(path)
-        place = path.relative_to(REPOSITORY).as_posix()
-        after = notebooks.normalise(notebooks.stamp(before, place, published), keep_stderr=True)
-        if after != before:
-            notebooks.write(path, after)
-            print(f"stamped {place}")
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text("utf-8")
-    filled = documents.fill_results(text, reference_table())
-    if filled != text:
-        files.atomic_write(readme, filled.encode())
-        print("filled README.md")
-    for name, text in reference_documents().items():
-        place = REFERENCE.parent / name
-        if not place.exists() or place.read_text("utf-8") != text:
-            files.atomic_write(place, text.encode())
-            print(f"filled 5_results/{name}")
-    return 0
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
 
 
-def run_publish(chosen: argparse.Namespace) -> int:
-    """`chestxray publish`."""
-    with _without_greetings():
-        from chestxray.pipeline import reference
-
-    done = reference.publish(open_study(_known(chosen.dataset), chosen.profile, seed=0))
-    print(
-        f"5_results/reference: {done.files} files, the ensemble {done.ensemble_bytes / 1e6:.1f} MB; its probabilities "
-        f"depart by at most {done.departure:.1e} from those as trained"
-    )
-    return run_stamp(chosen)
+def _set_root(chosen: argparse.Namespace) -> None:
+    if chosen.root:
+        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
 
 
-def run_restore(chosen: argparse.Namespace) -> int:
-    """`chestxray restore`."""
-    _set_root(chosen)
-    with _without_greetings():
-        from chestxray.pipeline import reference
-
-    study = open_study(_known(chosen.dataset), "cpu", seed=0)
-    written = reference.restore(study)
-    again = f"chestxray run --dataset {chosen.dataset} --profile cpu --only 5"
-    print(f"4_models/saved/{study.paths.dataset}: {written} files written; evaluate them by {again}")
-    return 0
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise StudyError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
 
 
-def run_demonstrate(chosen: argparse.Namespace) -> int:
-    """`chestxray demonstrate`."""
-    from chestxray.pipeline import execution, stages
-
-    for name in stages.BESIDE:
-        with _without_greetings():
-            execution.refresh(REPOSITORY / name)
-        print(f"refreshed {name}")
-    return 0
-
-
-@contextlib.contextmanager
-def _without_greetings() -> Iterator[None]:
-    """Drop what TensorFlow's C++ side prints at its start; no setting of its own stops that."""
-    stderr = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def _known(dataset: str) -> str:
+def known(dataset: str) -> str:
     """Check `--dataset` before anything runs.
 
     Raises:
@@ -534,3 +423,16 @@ def _override(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError):
         return name, value
+
+
+@contextlib.contextmanager
+def without_greetings() -> Iterator[None]:
+    """Drop what TensorFlow's C++ side prints at its start; no setting of its own stops that."""
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
