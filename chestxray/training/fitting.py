@@ -395,7 +395,7 @@ class Fit:
         return self.paths.checkpoint_steps is not None or age >= max(seconds, self.saving / CHECKPOINT_SHARE)
 
     def _check_finite(self, epoch: int, step: int, loss: float, weights: list[np.ndarray] | None = None) -> None:
-        if np.isfinite(loss) and _all_finite(weights or []):
+        if np.isfinite(loss) and all(np.isfinite(weight).all() for weight in weights or []):
             return
         _assign(self._model_variables(), self.began_with)
         what = f"the loss is {loss:g}" if not np.isfinite(loss) else "a weight is no longer finite"
@@ -618,10 +618,6 @@ def _group(stored: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
     """The arrays of a checkpoint under `name`, in order."""
     count = sum(key.startswith(f"{name}-") for key in stored)
     return [stored[f"{name}-{i}"] for i in range(count)]
-
-
-def _all_finite(arrays: list[np.ndarray]) -> bool:
-    return all(np.isfinite(array).all() for array in arrays)
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):

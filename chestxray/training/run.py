@@ -28,16 +28,8 @@ from chestxray.config import CLASSES, Study, StudyError
 from chestxray.data import manifest
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.evaluation.predictions import prediction_table
-from chestxray.training.fitting import (
-    HISTORY_COLUMNS,
-    LOG_STEPS,
-    REESTIMATE_STEPS,
-    Fit,
-    StagePaths,
-    compiled,
-    epoch_line,
-    predict_batches,
-)
+from chestxray.training import fitting
+from chestxray.training.fitting import HISTORY_COLUMNS, compiled, predict_batches
 from chestxray.training.model_file import save_model
 from chestxray.training.recipe import Recipe
 from chestxray.training.samples import Samples, Views, class_targets, epoch_order, load_split
@@ -126,7 +118,9 @@ class Run:
         self._stages: list[dict[str, Any]] = []
         self._skipped: list[Callable[[], pd.DataFrame]] = []
         # A folder that `reference.restore` laid out has predictions, but not always the model.
-        self._finished = _read_json(self.folder / "run.json") if (self.folder / "model.keras").exists() else None
+        finished = self.folder / "run.json"
+        is_finished = finished.exists() and (self.folder / "model.keras").exists()
+        self._finished: dict[str, Any] | None = json.loads(finished.read_text()) if is_finished else None
         start(study)
 
     def fit(
@@ -196,11 +190,11 @@ class Run:
             cached = _as_features(augmented, train, views), _as_features(plain, valid)
             if recipe.batch_norm != "reestimate":
                 return cached
-            order = epoch_order(train.y, self.study.seed, 0)[: REESTIMATE_STEPS * recipe.batch_size]
+            order = epoch_order(train.y, self.study.seed, 0)[: fitting.REESTIMATE_STEPS * recipe.batch_size]
             return *cached, _as_features(plain, train.take(np.sort(order)))
 
         # A step on pooled features costs less than Keras's overhead.
-        at_once = LOG_STEPS if len(head.input_shape) == 2 else 1
+        at_once = fitting.LOG_STEPS if len(head.input_shape) == 2 else 1
         return self._stage(head, recipe, len(train), samples, views=views, steps_at_once=at_once)
 
     def _stage(
@@ -220,7 +214,7 @@ class Run:
         chosen = {"keep_start": keep_start, "judged_on": judges, "views": views if views > 1 else 0}
         self._stages.append(described | {name: value for name, value in chosen.items() if value})
         number = len(self._stages)
-        paths = StagePaths(
+        paths = fitting.StagePaths(
             self.folder / f"checkpoint-{number}-{recipe.name}.npz",
             self.folder / "logs" / f"{number}-{recipe.name}",
             self._key(),
@@ -229,9 +223,15 @@ class Run:
 
         def fit() -> pd.DataFrame:
             write, seed = self._write_history, self.study.seed
-            return self._fit(
-                Fit(model, recipe, count, samples, seed, paths, write, judged_on, steps_at_once), keep_start
-            )
+            stage = fitting.Fit(model, recipe, count, samples, seed, paths, write, judged_on, steps_at_once)
+            files.make_folder(self.folder)
+            (self.folder / "run.json").unlink(missing_ok=True)
+            self._finished = None
+            rows = stage.run(keep_start)
+            self.history += rows
+            self.best[recipe.name] = (stage.best_epoch, stage.best_score)
+            self.seconds += sum(row["seconds"] for row in rows)
+            return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
         if not self._is_finished(number):
             self._fit_skipped()
@@ -245,7 +245,7 @@ class Run:
         history = pd.read_csv(self.folder / "history.csv")
         rows = history[history["stage"] == recipe.name].reset_index(drop=True)
         for row in rows.to_dict("records"):
-            print(epoch_line(row, recipe.epochs))
+            print(fitting.epoch_line(row, recipe.epochs))
         self.history += rows.to_dict("records")
         return rows
 
@@ -256,16 +256,6 @@ class Run:
             skipped, self._skipped, self.history = self._skipped, [], []
             for fit in skipped:
                 fit()
-
-    def _fit(self, fit: Fit, keep_start: bool) -> pd.DataFrame:
-        files.make_folder(self.folder)
-        (self.folder / "run.json").unlink(missing_ok=True)
-        self._finished = None
-        rows = fit.run(keep_start)
-        self.history += rows
-        self.best[fit.recipe.name] = (fit.best_epoch, fit.best_score)
-        self.seconds += sum(row["seconds"] for row in rows)
-        return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
     def _write_history(self, running: list[dict[str, Any]]) -> None:
         """Write `history.csv`, with the rows of the running stage."""
@@ -290,7 +280,8 @@ class Run:
             The saved model, loaded from its file.
         """
         if self._skipped and len(self._skipped) == len(self._finished["stages"]):
-            print(f"Trained before from the same parameters and data: loaded from {self._where()}.")
+            folder = self.study.paths.relative(self.folder)
+            print(f"Trained before from the same parameters and data: loaded from {folder}.")
             return keras.models.load_model(self.folder / "model.keras", compile=False)
         self._fit_skipped()
         save_model(model, self.folder / "model.keras")
@@ -341,9 +332,6 @@ class Run:
             == (json.loads(json.dumps(self.parameters)), self.study.seed, self.data)
             and stored["stages"][:stages] == json.loads(json.dumps(self._stages))
         )
-
-    def _where(self) -> str:
-        return self.study.paths.relative(self.folder)
 
 
 def predict(model: keras.Model, samples: Samples) -> pd.DataFrame:
@@ -406,7 +394,3 @@ def _architecture(model: keras.Model) -> str:
         if not isinstance(layer, keras.Model)
     ]
     return hashlib.sha256(json.dumps([shapes, layers], sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None

@@ -42,17 +42,20 @@ class Samples:
 
     def take(self, chosen: np.ndarray) -> Samples:
         """The samples at some positions, (M,) int, or where a mask, (N,) bool, is true."""
-        positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Samples(
-            self.x, self.rows[positions], self.y[positions], self.table.iloc[positions].reset_index(drop=True)
-        )
+        table = self.table.iloc[chosen].reset_index(drop=True)
+        return dataclasses.replace(self, rows=self.rows[chosen], y=self.y[chosen], table=table)
 
     def with_targets(self, y: np.ndarray) -> Samples:
         """The same samples with other targets, (N, K)."""
-        return Samples(self.x, self.rows, np.asarray(y, "float32"), self.table)
+        return dataclasses.replace(self, y=np.asarray(y, "float32"))
 
     def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """The samples of an epoch, numbered from 0: these."""
+        """The samples of an epoch: these.
+
+        Args:
+            seed: the run's seed.
+            epoch: epoch number from 0.
+        """
         return self
 
     def mirrored(self) -> Samples:
@@ -76,7 +79,12 @@ class Views(Samples):
     views: int
 
     def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """The samples with one version each, which depends on the seed and the epoch alone."""
+        """The samples with one version each.
+
+        Args:
+            seed: the run's seed.
+            epoch: epoch number from 0; with the seed it decides the versions.
+        """
         drawn = np.random.default_rng([seed, epoch, 2]).integers(0, self.views, len(self))
         return Samples(self.x, drawn * (len(self.x) // self.views) + self.rows, self.y, self.table)
 
