@@ -399,11 +399,11 @@ class Fit:
             return
         _assign(self._model_variables(), self.began_with)
         what = f"the loss is {loss:g}" if not np.isfinite(loss) else "a weight is no longer finite"
-        kept = f"the last good weights are kept in {self.paths.checkpoint.name}"
+        saved = f"the last good weights are kept in {self.paths.checkpoint.name}"
         if not self.paths.checkpoint.exists():
-            kept = "the model has the weights again that it began the stage with"
+            saved = "the model has the weights again that it began the stage with"
         raise StudyError(
-            f"stage {self.recipe.name!r}, epoch {epoch + 1}: {what} at step {step}; {kept}. Lower learning_rate "
+            f"stage {self.recipe.name!r}, epoch {epoch + 1}: {what} at step {step}; {saved}. Lower learning_rate "
             f"({self.recipe.learning_rate:g}) and run again"
         )
 
