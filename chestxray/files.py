@@ -210,38 +210,44 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_threads(
-    work: Callable[[Batch], Result], batches: Iterable[Batch], workers: int, ordered: bool = True
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, ordered: bool = True, batch: int = 1
 ) -> Iterator[Result]:
-    """What `work` gives for each batch, as it is done.
+    """What `work` gives for each item, as it is done.
 
     Args:
-        work: called with a batch, in a thread.
-        batches: taken as threads become free.
-        workers: threads; -1 takes all cores.
-        ordered: give the results in the order of the batches; else whichever is done first.
+        work: called with an item, in a thread.
+        items: taken as threads become free.
+        workers: threads, 1 or more; -1 takes all cores.
+        ordered: give the results in the order of the items; else whichever is done first.
+        batch: items that a thread takes at a time; more than 1 where each is done in a millisecond or less.
 
     Raises:
-        Exception: the first error of `work`. No batch is begun after it, and those that had begun are done: joblib
-            itself would tell of it while other threads are still writing.
+        Exception: the first error of `work`. No item is begun after it, and those that had begun are done: joblib
+            itself raises while other threads are still writing.
     """
     failed: list[Exception] = []
 
-    def attempt(batch: Batch) -> Result | None:
+    def attempt(item: Item) -> Result | None:
         if not failed:
             try:
-                return work(batch)
+                return work(item)
             except Exception as error:
                 failed.append(error)
         return None
 
-    order = "generator" if ordered else "generator_unordered"
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as=order)
-    for result in parallel(joblib.delayed(attempt)(batch) for batch in batches):
+    parallel = joblib.Parallel(
+        n_jobs=workers,
+        prefer="threads",
+        return_as="generator" if ordered else "generator_unordered",
+        batch_size=batch,
+        pre_dispatch=f"{2 * batch}*n_jobs",
+    )
+    for result in parallel(joblib.delayed(attempt)(item) for item in items):
         if not failed:
             yield result
     if failed:

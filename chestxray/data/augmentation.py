@@ -27,8 +27,8 @@ import pandas as pd
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
+from chestxray import files
 from chestxray.config import CLASSES, Study, StudyError
-from chestxray.files import atomic_write, in_threads, keep_only, make_folder
 
 if TYPE_CHECKING:
     import keras
@@ -203,40 +203,35 @@ def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
     planned = {name: {Path(file).name for file in rows["file"]} for name, rows in plan.groupby("label")}
     for name in CLASSES:
         # What an earlier plan or a broken-off write left would unbalance the classes.
-        keep_only(make_folder(target / name), planned.get(name, set()))
-    batches = [rows.to_dict("records") for _, rows in plan.groupby(np.arange(len(plan)) // 64)]
-    written = 0
-    with tqdm(total=len(plan), desc="train_augmented", unit="file", disable=None) as bar:
-        for new, kept in in_threads(partial(_write_batch, train, target), batches, workers or -1, ordered=False):
-            written += new
-            bar.update(new + kept)
-    atomic_write(study.paths.augmented_rows, plan.to_csv(index=False, lineterminator="\n").encode())
+        files.keep_only(files.make_folder(target / name), planned.get(name, set()))
+    rows = plan.to_dict("records")
+    done = files.in_threads(partial(_write_one, train, target), rows, workers or -1, ordered=False, batch=16)
+    written = sum(tqdm(done, "train_augmented", len(rows), unit="file", disable=None))
+    files.atomic_write(study.paths.augmented_rows, plan.to_csv(index=False, lineterminator="\n").encode())
     return written
 
 
-def _write_batch(train: Path, target: Path, rows: list[dict]) -> tuple[int, int]:
-    """Write those files of `rows` that are not there as they should be; returns how many were written and kept."""
-    written = 0
-    for row in rows:
-        source = train / row["label"] / f"{Path(row['image']).stem}.png"
-        path = target / row["file"]
-        parameters = {name: row[name] for name in PARAMETERS}
-        try:
-            data = source.read_bytes()
-            done = " ".join(f"{name}={float(value):.4f}" for name, value in parameters.items())
-            digest = hashlib.sha256(data + f"{_RECIPE} {done}".encode()).hexdigest()
-            if _stamp_of(path) == digest:
-                continue
-            pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
-        except (OSError, SyntaxError) as error:
-            fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read as an image"
-            raise StudyError(
-                f"train/{row['label']}/{source.name} {fault}; "
-                "run 2_preprocessing/1_Creating_train_test_directories again"
-            ) from None
-        atomic_write(path, _png(transform(pixels, **parameters), digest))
-        written += 1
-    return written, len(rows) - written
+def _write_one(train: Path, target: Path, row: dict) -> bool:
+    """Write the file of one row of a plan, unless it is there as it should be; return whether it was written."""
+    source = train / row["label"] / f"{Path(row['image']).stem}.png"
+    path = target / row["file"]
+    parameters = {name: row[name] for name in PARAMETERS}
+    try:
+        data = source.read_bytes()
+        done = " ".join(f"{name}={float(value):.4f}" for name, value in parameters.items())
+        digest = hashlib.sha256(data + f"{_RECIPE} {done}".encode()).hexdigest()
+        if _stamp_of(path) == digest:
+            return False
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    except (OSError, SyntaxError) as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read as an image"
+        remedy = "run 2_preprocessing/1_Creating_train_test_directories again"
+        raise StudyError(f"train/{row['label']}/{source.name} {fault}; {remedy}") from None
+    text = PngImagePlugin.PngInfo()
+    text.add_text(_STAMP, digest)
+    with files.atomic_file(path) as file:
+        Image.fromarray(transform(pixels, **parameters)).save(file, "PNG", pnginfo=text)
+    return True
 
 
 def _stamp_of(path: Path) -> str | None:
@@ -246,15 +241,6 @@ def _stamp_of(path: Path) -> str | None:
             return picture.info.get(_STAMP)
     except (OSError, SyntaxError):
         return None
-
-
-def _png(pixels: np.ndarray, stamp: str) -> bytes:
-    """Encode (H, W) uint8 as PNG with `stamp` as text."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text(_STAMP, stamp)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
-    return buffer.getvalue()
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:

@@ -48,7 +48,6 @@ MOST_PAIRS = 200_000
 _SIDE, _BLUR, _MARGIN, _SHIFT = 128, 2.0, 8, 3
 """Pixels: side at which images are compared, spread of what counts as slow, edge left out, farthest move tried."""
 _TILE = 4096
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,8 @@ def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
     Returns:
         (n, 256) bool.
     """
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    hashes: list[np.ndarray] = []
-    with tqdm(total=len(paths), desc="Hashing radiographs", unit="image", disable=None) as bar:
-        for done in files.in_threads(lambda batch: [perceptual_hash(decode(path)) for path in batch], batches, workers):
-            hashes += done
-            bar.update(len(done))
-    return np.array(hashes)
+    hashes = files.in_threads(lambda path: perceptual_hash(decode(path)), paths, workers, batch=16)
+    return np.array(list(tqdm(hashes, "Hashing radiographs", len(paths), unit="image", disable=None)))
 
 
 def close_pairs(

@@ -1,7 +1,7 @@
-"""All pixels on disk: bring each radiograph to the working size once, store it, and link the class trees.
+"""Preparation: bring each radiograph to the working size once, store it, and link the class trees.
 
-It owns the store, the trees and the manifest of a dataset. It must not know file formats (`pixels`), models, nor decide
-who is in which split.
+Stage 2.1: `make_plan` reads the raw tables and decides every image's split and selection, `prepare` writes the prepared
+images, the trees and the manifest.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,19 +28,9 @@ from chestxray.images.pixels import decode_bytes, square
 
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
-
-
 _NOTE = "Prepared"
 _COMPRESSION = 3
 """zlib level: half the time of Pillow's 6 for files an eighth larger."""
-_BATCH = 32
-_SHARES = 16
-"""Batches a thread, at least: fewer leave threads idle at the end of a small dataset."""
-
-
-def _note(source: Path, size: int) -> str:
-    """What a prepared PNG carries about its making: enough to tell whether it is still the right one."""
-    return f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
 
 
 def _encode(image: Image.Image, note: str) -> bytes:
@@ -53,7 +42,7 @@ def _encode(image: Image.Image, note: str) -> bytes:
 
 
 class _Stored(NamedTuple):
-    """What became of one image: the hash of its prepared PNG, or the error; and whether it was made just now."""
+    """What became of one image: the SHA-256 of its prepared PNG, or the error; and whether it was made just now."""
 
     image: str
     sha256: str
@@ -63,7 +52,8 @@ class _Stored(NamedTuple):
 
 def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
     try:
-        note = _note(source, size)
+        # What a prepared PNG carries about its making: enough to know whether it is still the right one.
+        note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
         kept = _still_right(target, source, note)
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
         data = kept or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
@@ -89,10 +79,6 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
     return data if f"{_NOTE}\0{note}".encode() in data[:256] else None
 
 
-def _store_batch(batch: list[tuple[str, Path]], store: Path, size: int) -> list[_Stored]:
-    return [_store_one(image, source, store_path(store, image), size) for image, source in batch]
-
-
 def store_images(
     paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None
 ) -> tuple[pd.Series, list[Rejection], int]:
@@ -114,15 +100,9 @@ def store_images(
         StudyError: the disk is full or read-only.
     """
     files.make_folder(store)
-    jobs = sorted(paths.items())
-    threads = workers or os.cpu_count() or 1
-    each = min(_BATCH, 1 + len(jobs) // (threads * _SHARES))
-    batches = (jobs[start : start + each] for start in range(0, len(jobs), each))
-    done: list[_Stored] = []
-    with tqdm(total=len(jobs), desc="Preparing radiographs", unit="image", disable=None) as bar:
-        for results in in_threads(lambda batch: _store_batch(batch, store, size), batches, threads):
-            done += results
-            bar.update(len(results))
+    jobs = [(image, source, store_path(store, image), size) for image, source in sorted(paths.items())]
+    stored = in_threads(lambda job: _store_one(*job), jobs, workers or -1, batch=8)
+    done = list(tqdm(stored, "Preparing radiographs", len(jobs), unit="image", disable=None))
     good = [one for one in done if not one.error]
     files.keep_only(store, {store_path(store, one.image).name for one in good})
     hashes = pd.Series({one.image: one.sha256 for one in good}, name="sha256", dtype="str")
@@ -170,7 +150,7 @@ class Plan:
     """What stage 2.1 is going to make, known before any pixel is read.
 
     Attributes:
-        table: the image table of the images that are there, with what `splits.plan` adds.
+        table: one row per image that is there, with what `splits.plan` adds.
         paths: image → its source file.
         rejected: rows, values and files that cannot be used.
         notes: what a reader should know, one line each.
@@ -246,7 +226,7 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
 
     Args:
         study: the dataset and its parameters.
-        plan: as `make_plan` gives; made here where None.
+        plan: as `make_plan` gives; None makes it.
         workers: threads; as many as cores where None.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Two questions, a table each.
 
-How fast? `radiographs.store_images` on all cores, on radiographs of native size, beside (a) a plain loop in one process
+How fast? `preparation.store_images` on all cores, on radiographs of native size, beside (a) a plain loop in one process
 (`Image.open`, `convert("L")`, `resize`, `save` with Pillow's defaults) and (b) decoding alone on all cores. The three
 take turns, and what counts are the ratios within a turn, so that a machine that slows down slows all three. Asked:
 at least 1.7 times (a), and at least 80 % of (b).

@@ -114,7 +114,7 @@ def auroc_from_transform(rows: pd.DataFrame) -> float:
     """Macro AUROC of the class predicted from the transform alone, without any image; .5: it cannot be."""
     rows = rows.sample(min(6000, len(rows)), random_state=1)
     features = rows[list(augmentation.PARAMETERS)]
-    return associations.told_by(features, rows["label"], rows["image"], seed=1).mean()
+    return associations.predictability(features, rows["label"], rows["image"], seed=1).mean()
 
 
 def test_class_cannot_be_told_from_the_transform() -> None:

@@ -241,20 +241,6 @@ def test_an_unusual_image_is_used(tmp_path, fault, form, said):
     note(fault, said, tmp_path / "images")
 
 
-def test_small_datasets_are_shared_out_evenly(tmp_path, monkeypatch):
-    sizes = []
-    store_batch = preparation._store_batch
-    monkeypatch.setattr(
-        preparation, "_store_batch", lambda batch, *rest: sizes.append(len(batch)) or store_batch(batch, *rest)
-    )
-    Image.fromarray(tiny_pixels(0)).save(tmp_path / "a.png")
-    for images in (1, 100, 2000):
-        sizes.clear()
-        preparation.store_images({f"{i}.png": tmp_path / "a.png" for i in range(images)}, tmp_path / "images", 16, 2)
-        # The threads' shares differ by one batch at most, and it is small beside a share.
-        assert sum(sizes) == images and max(sizes) <= min(32, 1 + images // 32)
-
-
 def test_a_huge_image_is_refused(tmp_path, monkeypatch):
     Image.new("L", (400, 400)).save(tmp_path / "a.png")
     monkeypatch.setattr(pixels, "MOST_PIXELS", 10_000)
