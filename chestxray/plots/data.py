@@ -1,4 +1,4 @@
-"""Figures of data: patients, co-occurrence, boxes, grey levels."""
+"""Figures of data: patients, co-occurrence, grey levels, effects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from chestxray.config import CLASSES
-from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, image_grid, readable, titled
+from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, readable, titled
 
 
 def patients(table: pd.DataFrame, title: str, note: str = "") -> Figure:
@@ -68,34 +67,6 @@ def co_occurrence(counts: pd.DataFrame, lift: pd.DataFrame, title: str, note: st
         for text in axis.get_xticklabels():
             text.set(rotation=45, ha="right", rotation_mode="anchor")
     return titled(figure, title, note)
-
-
-def lesion_boxes(
-    images: Sequence[np.ndarray],
-    boxes: Sequence[Sequence[float]],
-    titles: Sequence[str],
-    title: str,
-    note: str = "",
-    columns: int = 7,
-    caption: str = "",
-) -> Figure:
-    """Radiographs with the box that a radiologist drew.
-
-    Args:
-        images: (H, W) arrays, grey 0 to 255.
-        boxes: x, y, width and height for each, in shares of the side from the top left.
-        titles: one for each image.
-        title: what is shown.
-        note: the data.
-        columns: images per row.
-        caption: small print below.
-    """
-    figure = image_grid(images, titles, title, note, columns, caption)
-    for axis, image, (x, y, width, height) in zip(figure.axes, images, boxes, strict=False):
-        rows, across = np.squeeze(image).shape
-        corner, size = (x * across, y * rows), (width * across, height * rows)
-        axis.add_patch(Rectangle(corner, *size, fill=False, color=PALETTE[1], linewidth=1.4))
-    return figure
 
 
 def grey_levels(histograms: pd.DataFrame, by_view: pd.DataFrame, title: str, note: str = "") -> Figure:

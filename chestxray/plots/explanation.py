@@ -1,49 +1,13 @@
-"""Figures of explanations: heat-maps, the pointing game, robustness."""
+"""Figures of explanations: the pointing game, randomised weights, robustness."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from chestxray.plots.style import GREY, PALETTE, canvas, image_grid, name_rows, panels, reach, titled
-
-
-def heat_maps(
-    images: Sequence[np.ndarray],
-    maps: Sequence[np.ndarray],
-    boxes: Sequence[Sequence[Sequence[float]]],
-    titles: Sequence[str],
-    title: str,
-    note: str = "",
-    columns: int = 6,
-    caption: str = "",
-) -> Figure:
-    """Radiographs under their heat-maps, with the radiologist's boxes.
-
-    Args:
-        images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
-        maps: (H, W) arrays, 0 to 1, from `class_activation.Explainer.maps`.
-        boxes: for each image (left, top, right, bottom) in shares of the side; may be empty.
-        titles: one for each image; may have several lines.
-        title: what is shown.
-        note: the data.
-        columns: images per row.
-        caption: small print below.
-    """
-    figure = image_grid(images, titles, title, note, columns, caption)
-    for axis, heat, corners in zip(figure.axes, maps, boxes, strict=False):
-        rows, across = heat.shape
-        axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.45 * heat)
-        for left, top, right, bottom in corners:
-            frame = {"fill": False, "edgecolor": PALETTE[9], "linewidth": 1.6}
-            size = ((right - left) * across, (bottom - top) * rows)
-            axis.add_patch(Rectangle((left * across - 0.5, top * rows - 0.5), *size, **frame))
-    return figure
+from chestxray.plots.style import GREY, PALETTE, canvas, name_rows, panels, reach, titled
 
 
 def pointing(

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from chestxray.config import CLASSES
@@ -78,9 +79,16 @@ def interval(entry: pd.Series) -> str:
 
 
 def image_grid(
-    images: Sequence[np.ndarray], titles: Sequence[str], title: str, note: str = "", columns: int = 6, caption: str = ""
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    title: str,
+    note: str = "",
+    columns: int = 6,
+    caption: str = "",
+    maps: Sequence[np.ndarray] = (),
+    boxes: Sequence[Sequence[Sequence[float]]] = (),
 ) -> Figure:
-    """Radiographs in rows, each with its own title.
+    """Radiographs in rows, each with its own title, on request under heat-maps and with frames.
 
     Args:
         images: (H, W) or (H, W, 1) arrays, grey 0 to 255.
@@ -89,18 +97,26 @@ def image_grid(
         note: the data.
         columns: images per row.
         caption: small print below, such as the acknowledgement that real radiographs carry.
+        maps: none, or for each image an (H, W) array, 0 to 1.
+        boxes: none, or for each image any number of (left, top, right, bottom) in shares of the side.
     """
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
     lines = max((text.count("\n") + 1 for text in titles), default=1)
-    side = WIDTH / columns
-    figure, axes = canvas(rows, columns, WIDTH, rows * (side + 0.18 * lines) + 0.6)
+    figure, axes = canvas(rows, columns, WIDTH, rows * (WIDTH / columns + 0.18 * lines) + 0.6)
     figure.pictures = True
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, text in zip(axes.flat, images, titles, strict=False):
         axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
         axis.set_title(text, fontsize=8)
+    for axis, heat in zip(axes.flat, maps, strict=False):
+        axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.45 * heat)
+    for axis, image, corners in zip(axes.flat, images, boxes, strict=False):
+        height, width = np.squeeze(image).shape
+        for left, top, right, bottom in corners:
+            corner, size = (left * width - 0.5, top * height - 0.5), ((right - left) * width, (bottom - top) * height)
+            axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=PALETTE[9], linewidth=1.6))
     return titled(figure, title, note, caption)
 
 

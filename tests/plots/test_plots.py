@@ -144,15 +144,6 @@ def test_co_occurrence_shows_counts_beside_lift():
     assert {"1.2k", "3", "40", "0.5", "Together (phantom images)"} <= set(shown)
 
 
-def test_lesion_boxes_scale_with_the_image():
-    figure = data.lesion_boxes(
-        [np.zeros((64, 64)), np.zeros((32, 32))], [(0.25, 0.5, 0.125, 0.25)] * 2, ["a", "b"], "x"
-    )
-    frames = [axis.patches[0] for axis in figure.axes[:2]]
-    assert [frame.get_xy() for frame in frames] == [(16, 32), (8, 16)]
-    assert [(frame.get_width(), frame.get_height()) for frame in frames] == [(8, 16), (4, 8)]
-
-
 def test_effects_are_filled_only_where_the_correction_holds_and_rare_findings_stay_empty():
     table = pd.DataFrame(
         {
@@ -239,14 +230,14 @@ def test_groups_say_their_size_and_where_nothing_was_measured():
     assert {"Sex: F (1,234)", ".700 [.600, .800]", "too few to measure"} <= set(shown)
 
 
-def test_heat_maps_frame_the_boxes():
-    images = np.zeros((2, 16, 16), np.uint8)
-    figure = explanation.heat_maps(
-        images, images / 255, [[(0.25, 0.5, 0.5, 1.0)], []], ["a", "b"], "Maps", NOTE, columns=2
-    )
-    frame = figure.axes[0].patches[0]
-    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (3.5, 7.5, 4, 8)
-    assert len(figure.axes[0].images) == 2 and not figure.axes[1].patches
+def test_image_grids_lay_maps_over_images_and_frame_boxes_at_any_size():
+    images = [np.zeros((16, 16), np.uint8), np.zeros((32, 32), np.uint8)]
+    boxes = [[(0.25, 0.5, 0.5, 1.0)], [(0.25, 0.5, 0.5, 1.0), (0, 0, 1, 1)]]
+    maps = [image / 255 for image in images]
+    figure = style.image_grid(images, ["a", "b"], "Maps", NOTE, columns=2, maps=maps, boxes=boxes)
+    frames = [[(f.get_x(), f.get_y(), f.get_width(), f.get_height()) for f in axis.patches] for axis in figure.axes]
+    assert frames == [[(3.5, 7.5, 4, 8)], [(7.5, 15.5, 8, 16), (-0.5, -0.5, 32, 32)]]
+    assert [len(axis.images) for axis in figure.axes] == [2, 2]
 
 
 def test_pointing_randomisation_and_robustness_draw_their_tables():
