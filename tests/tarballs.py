@@ -4,10 +4,10 @@ import io
 import tarfile
 
 
-def tar(*members: tuple, mode: str = "w:gz", **kinds: object) -> bytes:
+def tar(*members: tuple) -> bytes:
     """An archive of (name, bytes), or of (name, TarInfo type, link target)."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode, **kinds) as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content, *target in members:
             info = tarfile.TarInfo(name)
             if target:

@@ -234,6 +234,7 @@ def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImag
         value, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
         return CheckedImage(size, shape, value, remedy)
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        fault = "broken PNG header" if is_png and shape is None else f"broken ({error})"
+        reason = "its header" if isinstance(error, Image.UnidentifiedImageError) else error
+        fault = "broken PNG header" if is_png and shape is None else f"broken ({reason})"
         return CheckedImage(size, shape, f"{size:,} bytes, {fault}", _AGAIN)
     return CheckedImage(size, shape)

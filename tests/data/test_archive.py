@@ -233,7 +233,7 @@ DAMAGED = {
     "packed dataset: 0 bytes": (lambda data: b"", "no archive of a prepared dataset"),
     "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "no archive of a prepared dataset"),
     "packed dataset: another tar": (
-        lambda data: tar(("images/a.png", b"x" * 5000), mode="w"), "no archive of a prepared dataset"
+        lambda data: tar(("images/a.png", b"x" * 5000)), "no archive of a prepared dataset"
     ),
     "packed dataset: cut off in its index": (cut(0.01), "its index cannot be used"),
     "packed dataset: cut off": (cut(0.6), "broken off or damaged"),
@@ -274,7 +274,7 @@ def forge(archive: Path, change) -> None:
     change(index, members)
     index.pop("sha256", None)
     index |= {"sha256": hashlib.sha256(as_json(index)).hexdigest()} if index else {}
-    archive.write_bytes(tar((data_archive.INDEX, as_json(index)), *members, mode="w"))
+    archive.write_bytes(tar((data_archive.INDEX, as_json(index)), *members))
 
 
 def as_json(value) -> bytes:

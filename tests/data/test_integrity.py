@@ -60,6 +60,7 @@ BREAKS = {
     "image: a GIF called PNG": (lambda data: as_gif(data), "no PNG or JPEG"),
     "image: 8 × 8 px": (lambda data: png(8, 8), "too small for a radiograph"),
     "image: 30,000 × 30,000 px promised": (lambda data: bomb(), "pixels; save it smaller"),
+    "image: JPEG header damaged": (lambda data: b"\xff\xd8\xff\xe0" + bytes(90), "broken (its header)"),
     "image: JPEG cut off": (lambda data: b"\xff\xd8\xff\xe0" + data[:90], "broken ("),
 }
 
