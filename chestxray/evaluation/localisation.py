@@ -1,14 +1,12 @@
-"""Where a model looks: heat-maps, how often they point at the lesion, and whether they depend on what was learned.
+"""Localisation: the pointing game and IoU of heat-maps against lesion boxes, and weight randomisation.
 
-It owns the heat-maps of the study's networks, single or joined, their scores against the radiologists' boxes, and the
-check by weight randomisation. It knows Keras models as `models` and `ensemble` build them, and nothing of training or
-figures. TensorFlow is imported when a map is made.
+It knows heat-maps as arrays, and Keras layers only as far as their weights are shuffled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,10 +15,10 @@ from scipy import stats
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
+from chestxray.networks.class_activation import joined
 
 if TYPE_CHECKING:
-    pass
-from chestxray.networks.class_activation import Explainer, joined, leaves
+    import keras
 
 SHARE = 0.5
 """Share of a map's maximum from which a pixel counts as pointed out."""
@@ -40,20 +38,16 @@ STEPS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Shares of the layers, counted from the output, whose weights `randomisation` shuffles; 0 is the last one."""
 
 
-SCORES = ("pointing", "iou", "centre_pointing", "centre_iou", "reachable", "flat")
-"""What `hits` says of each map."""
-
-
 def targets(boxes: pd.DataFrame, predictions: pd.DataFrame, side: int) -> pd.DataFrame:
     """What a model should point at: the boxes of each finding in each image.
 
     Args:
-        boxes: `metadata.read_boxes`.
+        boxes: of `nih_tables.read_boxes`.
         predictions: a predictions table; only its images count.
-        side: of the image whose pixels the boxes are in (`cohort.box_side`).
+        side: of the image whose pixels the boxes are in (`nih_tables.box_side`).
 
     Returns:
-        One row an image and finding, in the order of the boxes: `image`, `patient`, `finding` and `boxes`, a list of
+        One row per image and finding, in the order of the boxes: `image`, `patient`, `finding` and `boxes`, a list of
         (left, top, right, bottom) in shares of the side, 0 to 1. Only the six findings of the study.
     """
     known = boxes[boxes["finding"].isin(SIX_FINDINGS) & boxes["image"].isin(predictions["image"])]
@@ -82,7 +76,7 @@ def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.nd
 
 
 def point(heat: np.ndarray) -> tuple[int, int] | None:
-    """Row and column that a map points at, or None where it is flat.
+    """Row and column of a map's peak, or None where it is flat.
 
     A coarse map that was enlarged has a plateau where it is largest at the border; the middle of the plateau is taken,
     not its corner.
@@ -95,7 +89,7 @@ def point(heat: np.ndarray) -> tuple[int, int] | None:
 
 
 def reachable(boxes: Sequence[Sequence[float]], rows: int, columns: int) -> bool:
-    """Whether a map of so many cells can point into the boxes: enlarged bilinearly it peaks in the middle of a cell.
+    """Whether a map of so many cells can peak in the boxes: enlarged bilinearly, it peaks in the middle of a cell.
 
     Args:
         boxes: (left, top, right, bottom) in shares of the side.
@@ -154,37 +148,33 @@ def hits(
     return pd.concat([found.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
 
 
-def network_scores(explainer: Explainer, pixels: np.ndarray, found: pd.DataFrame) -> np.ndarray:
-    """`hits` of the ensemble and of each of its members, in each way.
+def network_hits(
+    explain: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    pixels: np.ndarray,
+    found: pd.DataFrame,
+    cells: tuple[int, int],
+    batch_size: int = 32,
+) -> list[pd.DataFrame]:
+    """`hits` of an ensemble and of each of its members.
 
     Args:
-        explainer: of the ensemble.
-        pixels: (n, H, W, 1) grey values 0–255, a radiograph for each row of `found`.
-        found: rows of `targets`.
+        explain: pixels (n, H, W) and classes (n,) to the members' heat-maps (members, n, H, W), as
+            `engines.Engine.member_maps`.
+        pixels: (n, H, W) grey values 0–255, one radiograph for each row of `found`.
+        found: rows of `targets`, at least one.
+        cells: rows and columns of the coarsest member's feature map.
+        batch_size: images at a time.
 
     Returns:
-        (ways, 1 + members, n, len(SCORES)) float64, the ensemble first.
+        What `hits` returns, of the ensemble and then of each member.
     """
     classes = found["finding"].map(CLASSES.index).to_numpy()
     parts = []
-    for start in range(0, len(found), explainer.batch_size):
-        part = slice(start, start + explainer.batch_size)
-        maps = explainer.all_maps(pixels[part], classes[part])
-        networks = np.concatenate([joined(maps)[:, None], maps], axis=1)
-        parts.append(
-            [
-                [hits(heat, found[part], cells)[list(SCORES)].to_numpy(dtype=float) for heat in way]
-                for way, cells in zip(networks, explainer.cells, strict=True)
-            ]
-        )
-    return np.concatenate(parts, axis=2)
-
-
-def as_hits(found: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
-    """What `hits` returns, of (n, len(SCORES)) of `network_scores`."""
-    table = pd.DataFrame(scores, columns=list(SCORES))
-    whole = table.astype({name: bool for name in SCORES if not name.endswith("iou")})
-    return pd.concat([found.reset_index(drop=True), whole], axis=1)
+    for start in range(0, len(found), batch_size):
+        part = slice(start, start + batch_size)
+        maps = explain(pixels[part], classes[part])
+        parts.append([hits(heat, found[part], cells) for heat in (joined(maps), *maps)])
+    return [pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True)]
 
 
 def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -204,7 +194,7 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
         StudyError: there is no box.
     """
     if scored.empty:
-        raise StudyError("no lesion box lies in a test image, so heat-maps have nothing to be held against")
+        raise StudyError("no lesion box lies in a test image, so heat-maps have nothing to be compared with")
     drawn = Draws.of(scored["patient"], draws, seed)
     names = [name for name in SIX_FINDINGS if scored["finding"].eq(name).any()]
     rows, sums = {}, {}
@@ -226,12 +216,8 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
     return table
 
 
-RANDOMISATION = ("share", "layers", "correlation", "low", "high")
-"""Columns of `randomisation`."""
-
-
 def randomisation(
-    explainer: Explainer, pixels: np.ndarray, classes: np.ndarray, steps: Sequence[float] = STEPS, seed: int = 0
+    networks: Sequence[keras.Model], explain: Callable[[], np.ndarray], steps: Sequence[float] = STEPS, seed: int = 0
 ) -> pd.DataFrame:
     """Shuffle the weights layer by layer from the output on, and see whether the maps change (Adebayo et al. 2018).
 
@@ -239,40 +225,44 @@ def randomisation(
     each array, so that their sizes stay what they were; they are put back in the end.
 
     Args:
-        explainer: of the model.
-        pixels: (n, H, W, 1) grey values 0–255.
-        classes: (n,) which class each map is for.
+        networks: whose weights are shuffled, such as the members of an ensemble.
+        explain: heat-maps (n, H, W) of the same radiographs by these networks, as their weights are when it is called.
         steps: shares of the layers with weights, rising; at least the last layer is shuffled.
         seed: seeds the shuffling.
 
     Returns:
-        One row a step: `share`, `layers` (shuffled, of all members), `correlation` (Spearman's, of shuffled with
+        One row per step: `share`, `layers` (shuffled, of all networks), `correlation` (Spearman's, of shuffled with
         original maps, mean over images; a flat map counts 0), `low` and `high` (the middle 95 % of the images).
     """
     rng = np.random.default_rng(seed)
-    original = explainer.maps(pixels, classes)
-    stacks = [[layer for layer in leaves(member) if layer.weights] for member in explainer.members]
-    kept = [[layer.get_weights() for layer in stack] for stack in stacks]
-    done = [len(stack) for stack in stacks]
+    original = explain()
+    stacks = [[layer for layer in _layers(network) if layer.weights] for network in networks]
+    saved = [[layer.get_weights() for layer in stack] for stack in stacks]
+    left = [len(stack) for stack in stacks]
     rows = []
     try:
         for share in steps:
             for number, stack in enumerate(stacks):
                 start = len(stack) - max(1, round(share * len(stack)))
-                for layer in stack[start : done[number]]:
+                for layer in stack[start : left[number]]:
                     layer.set_weights([rng.permutation(w.ravel()).reshape(w.shape) for w in layer.get_weights()])
-                done[number] = min(done[number], start)
-            ranks = [_rank_correlation(*pair) for pair in zip(original, explainer.maps(pixels, classes), strict=True)]
+                left[number] = min(left[number], start)
+            ranks = [_rank_correlation(*pair) for pair in zip(original, explain(), strict=True)]
             low, high = np.percentile(ranks, [2.5, 97.5])
-            shuffled = sum(len(stack) - left for stack, left in zip(stacks, done, strict=True))
+            done = sum(map(len, stacks)) - sum(left)
             rows.append(
-                {"share": share, "layers": shuffled, "correlation": float(np.mean(ranks)), "low": low, "high": high}
+                {"share": share, "layers": done, "correlation": float(np.mean(ranks)), "low": low, "high": high}
             )
     finally:
-        for stack, weights in zip(stacks, kept, strict=True):
+        for stack, weights in zip(stacks, saved, strict=True):
             for layer, values in zip(stack, weights, strict=True):
                 layer.set_weights(values)
-    return pd.DataFrame(rows, columns=list(RANDOMISATION))
+    return pd.DataFrame(rows)
+
+
+def _layers(network: Any) -> list[Any]:
+    """All layers of a network, those of networks inside it in their place, from input to output."""
+    return [part for layer in network.layers for part in (_layers(layer) if hasattr(layer, "layers") else [layer])]
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

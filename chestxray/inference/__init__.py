@@ -2,5 +2,5 @@
 
 `reader.load` gives a `Reader`, which reads files and predicts; `engines` run the model, `interpretation` calibrates its
 scores, and an `answers.Answer` holds the result. `batch` writes answers to tables, `overlay` colours heat-maps,
-`plain_words` explains findings, `web` serves the page, and `exporting` writes the model for other programs.
+`plain_words` explains findings, and `web` serves the page.
 """

@@ -1,26 +1,23 @@
-"""What runs a model of the study for an answer: onnxruntime, or Keras where that can't.
+"""Engines: a model of the study run by onnxruntime or by Keras.
 
-It owns opening a `.keras` file with either, the cache of converted graphs, and what both must be able to say: the
-probabilities, each member's opinion, and heat-maps. It knows arrays of grey pixels and nothing of files of
-radiographs, of calibration, or of who asks. Keras and TensorFlow, onnx and h5py are imported where they are needed: a
-converted graph needs none of them.
+Both run the same model, `ensemble.answering`, and give the probabilities, each member's predictions and heat-maps of
+arrays of grey pixels. Nothing here knows files of radiographs or calibration. Keras and TensorFlow are imported to run
+Keras and to convert a model; a cached graph needs neither.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from chestxray import config, files
 from chestxray.config import CLASSES, StudyError
-from chestxray.networks import class_maps
+from chestxray.networks import class_activation
 
 if TYPE_CHECKING:
     import keras
@@ -34,24 +31,28 @@ ENGINES = ("onnx", "keras")
 CACHE_VARIABLE = "CHESTXRAY_CACHE"
 """Environment variable that names another folder for converted graphs."""
 
-_KEPT = 4
-"""Converted graphs that stay in the cache; the longest unused ones go first."""
+CACHED = 4
+"""Converted graphs that stay in the cache; the oldest leave first."""
+
+_CONVERTER = ("onnx_graph.py", "ensemble.py", "class_activation.py")
+"""What makes a graph of a model, in `networks`."""
 
 
 class Scores(NamedTuple):
-    """What a model says of N radiographs.
+    """A model's predictions for N radiographs.
 
     Attributes:
-        probabilities: (N, 7) float32, its answer.
-        opinions: (N, members, 7) float32: what the whole would answer if all members said what this one says.
+        probabilities: (N, 7) float32.
+        members: (N, members, 7) float32, each member's predictions: what the whole would give if all members predicted
+            what this one does; of a single network its own probabilities.
     """
 
     probabilities: np.ndarray
-    opinions: np.ndarray
+    members: np.ndarray
 
 
-class Engine(Protocol):
-    """A model that is ready to answer.
+class Engine:
+    """A model that is ready to answer. Several threads may use it at once.
 
     Attributes:
         name: one of `ENGINES`.
@@ -61,17 +62,49 @@ class Engine(Protocol):
     name: str
     side: int
 
-    def scores(self, pixels: np.ndarray) -> Scores:
-        """Answer for (N, side, side) uint8."""
-        ...
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs of `ensemble.answering` for (N, side, side, 1) float32."""
+        raise NotImplementedError
 
-    def heat_maps(self, pixels: np.ndarray, place: int) -> np.ndarray:
-        """Heat-maps (N, side, side) float32, 0 to 1, of the class at this place of `CLASSES`; for the same pixels.
+    def scores(self, pixels: np.ndarray) -> Scores:
+        """Predictions for (N, side, side) uint8."""
+        found = self._run(pixels[..., np.newaxis].astype(np.float32))
+        return Scores(found["probabilities"], found["members"])
+
+    def class_maps(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Each member's class maps (N, views, h, w, 7) float32 of (N, side, side) uint8.
 
         Raises:
-            StudyError: the model has no convolution, so that nothing in it has a place.
+            StudyError: a network has none, for it has no convolution, or is not linear behind its pooling.
         """
-        ...
+        found = self._run(pixels[..., np.newaxis].astype(np.float32))
+        names = [f"class_maps_{number}" for number in range(1, found["members"].shape[1] + 1)]
+        if names[0] not in found:
+            raise StudyError("the model has no heat-map, for a network of it has no convolution: choose another model")
+        return [found[name] for name in names]
+
+    def cells(self) -> tuple[int, int]:
+        """Rows and columns of the coarsest member's feature map; errors as for `class_maps`."""
+        return min(maps.shape[2:4] for maps in self.class_maps(np.zeros((1, self.side, self.side), np.uint8)))
+
+    def member_maps(self, pixels: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+        """Each member's heat-maps.
+
+        Args:
+            pixels: (N, side, side) uint8.
+            classes: (N,) or one index of `CLASSES`: which class each map is for.
+
+        Returns:
+            (members, N, side, side) float32, 0 to 1.
+
+        Raises:
+            StudyError: as `class_maps`.
+        """
+        return class_activation.member_maps(self.class_maps(pixels), classes, self.side)
+
+    def heat_maps(self, pixels: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+        """The model's heat-maps (N, side, side) float32, 0 to 1; arguments and errors as for `member_maps`."""
+        return class_activation.joined(self.member_maps(pixels, classes))
 
 
 def reference_model() -> Path:
@@ -101,18 +134,53 @@ def start(path: Path, engine: str | None = None) -> Engine:
     if engine not in (None, *ENGINES):
         raise StudyError(f"engine {engine!r} is unknown; there are: {', '.join(ENGINES)}")
     if engine == "keras":
-        return KerasEngine(path)
-    session = _cached_session(path)
-    if session is None:
-        from chestxray.networks import onnx_graph  # h5py and onnx take longer to import than the rest together
+        return KerasEngine(load_keras(path))
+    with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
+        return OnnxEngine(_cached(path))
+    model = load_keras(path)
+    try:
+        graph = convert(model, path)
+    except StudyError:
+        if engine == "onnx":
+            raise
+        return KerasEngine(model)
+    with contextlib.suppress(StudyError, OSError):
+        place = _cached(path)
+        files.atomic_write(place, graph)
+        for old in sorted(place.parent.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-CACHED]:
+            old.unlink(missing_ok=True)
+    return OnnxEngine(graph)
 
-        try:
-            session = _session(_keep(onnx_graph.convert(path).SerializeToString(), path))
-        except onnx_graph.UnknownLayer:
-            if engine == "onnx":
-                raise
-            return KerasEngine(path)
-    return OnnxEngine(path, session)
+
+def _cached(path: Path) -> Path:
+    """Where the converted graph of a model lies: named by what the model is, and by what converts it."""
+    digest = hashlib.sha256(path.read_bytes())
+    for module in _CONVERTER:
+        digest.update(Path(__file__).parents[1].joinpath("networks", module).read_bytes())
+    folder = os.environ.get(CACHE_VARIABLE)
+    if not folder:
+        import platformdirs
+
+        folder = platformdirs.user_cache_path("chestxray", appauthor=False)
+    return Path(folder) / f"{digest.hexdigest()}.onnx"
+
+
+def convert(model: keras.Model, source: Path | str = "model") -> bytes:
+    """The ONNX graph of `ensemble.answering`, for `OnnxEngine`.
+
+    Args:
+        model: a model of the study, radiographs to seven probabilities.
+        source: where it is from, for an error.
+
+    Raises:
+        StudyError: a layer has no conversion.
+    """
+    from chestxray.networks import ensemble, onnx_graph
+
+    try:
+        return onnx_graph.convert(ensemble.answering(model)).SerializeToString()
+    except onnx_graph.UnknownLayer as error:
+        raise StudyError(f"{source}: {error}") from error
 
 
 def export(out: Path, model: Path | None = None) -> int:
@@ -129,136 +197,46 @@ def export(out: Path, model: Path | None = None) -> int:
         StudyError: the model is none of this study's or has a layer that can't be converted, or `out` cannot be
             written.
     """
-    from chestxray.networks import onnx_graph
-
-    data = onnx_graph.convert(model or reference_model()).SerializeToString()
+    path = model or reference_model()
+    data = convert(load_keras(path), path)
     files.atomic_write(out, data)
     return len(data)
 
 
-# --- onnxruntime ----------------------------------------------------------------------------------------------------
-
-
-class OnnxEngine:
-    """A converted model; see `onnx_export.convert` for what the graph gives."""
+class OnnxEngine(Engine):
+    """A converted model, run by onnxruntime."""
 
     name = "onnx"
 
-    def __init__(self, path: Path, session: Any) -> None:
-        self._path = path
-        self._session = session
-        self._input = session.get_inputs()[0].name
-        self._maps = [out.name for out in session.get_outputs() if out.name.startswith("class_maps_")]
-        self.side = int(session.get_inputs()[0].shape[1])
+    def __init__(self, graph: bytes | Path) -> None:
+        import onnxruntime
 
-    def scores(self, pixels: np.ndarray) -> Scores:
-        """Answer for (N, side, side) uint8."""
-        return Scores(*self._run(["probabilities", "opinions"], pixels))
+        options = onnxruntime.SessionOptions()
+        # Threads that wait by spinning take time from those that read files, and from everything else on the machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        given = str(graph) if isinstance(graph, Path) else graph
+        self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.side = int(self._session.get_inputs()[0].shape[1])
 
-    def heat_maps(self, pixels: np.ndarray, place: int) -> np.ndarray:
-        """Heat-maps as `Engine` says; by Keras's gradients where the graph gives no class maps."""
-        if not self._maps:
-            return self._by_gradients.heat_maps(pixels, place)
-        coarse = [maps[:, :, place] for maps in self._run(self._maps, pixels)]
-        return class_maps.heat_maps(coarse, self.side)
-
-    def _run(self, outputs: list[str], pixels: np.ndarray) -> list[np.ndarray]:
-        return self._session.run(outputs, {self._input: pixels[..., np.newaxis].astype(np.float32)})
-
-    @functools.cached_property
-    def _by_gradients(self) -> KerasEngine:
-        return KerasEngine(self._path)
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, {"radiograph": images}), strict=True))
 
 
-def _session(graph: bytes | Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Threads that wait by spinning take time from those that read files, and from everything else on the machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    given = str(graph) if isinstance(graph, Path) else graph
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-
-
-def cache_folder() -> Path:
-    """Where converted graphs are kept: the user's cache, or the folder that `CACHE_VARIABLE` names."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
-    import platformdirs
-
-    return platformdirs.user_cache_path("chestxray", appauthor=False)
-
-
-def _place(path: Path) -> Path:
-    """Where the converted graph of a model is kept: a name for what the model is, and for what converted it."""
-    digest = hashlib.sha256(path.read_bytes())
-    for module in ("onnx_graph.py", "class_maps.py"):
-        digest.update(Path(__file__).parents[1].joinpath("networks", module).read_bytes())
-    return cache_folder() / f"{digest.hexdigest()}.onnx"
-
-
-def _cached_session(path: Path) -> Any:
-    """The graph of a model from the cache; None where it isn't there, or can't be used."""
-    with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
-        place = _place(path)
-        session = _session(place)
-        os.utime(place)
-        return session
-    return None
-
-
-_writing = threading.Lock()
-
-
-def _keep(graph: bytes, path: Path) -> bytes:
-    """Put a graph into the cache where that can be written, and give it back."""
-    with contextlib.suppress(StudyError, OSError), _writing:
-        place = _place(path)
-        files.atomic_write(place, graph)
-        kept = sorted(place.parent.glob("*.onnx"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in kept[_KEPT:]:
-            old.unlink(missing_ok=True)
-    return graph
-
-
-# --- Keras ----------------------------------------------------------------------------------------------------------
-
-
-class KerasEngine:
-    """A model run by Keras on TensorFlow."""
+class KerasEngine(Engine):
+    """A model run by Keras."""
 
     name = "keras"
 
-    def __init__(self, path: Path) -> None:
-        self._model = load_keras(path)
-        self._lock = threading.Lock()
-        self.side = int(self._model.input_shape[1])
+    def __init__(self, model: keras.Model) -> None:
+        from chestxray.networks import ensemble
 
-    def scores(self, pixels: np.ndarray) -> Scores:
-        """Answer for (N, side, side) uint8."""
-        found = self._whole.predict_on_batch(pixels[..., np.newaxis].astype(np.float32))
-        return Scores(np.asarray(found["answer"]), np.asarray(found["opinions"]))
+        self._model = ensemble.answering(model)
+        self.side = int(model.input_shape[1])
 
-    def heat_maps(self, pixels: np.ndarray, place: int) -> np.ndarray:
-        """Heat-maps as `Engine` says."""
-        with self._lock:
-            return self._explainer.maps(pixels, np.asarray(place))
-
-    @functools.cached_property
-    def _whole(self) -> keras.Model:
-        """The model with each member's opinion beside its answer."""
-        import keras
-
-        opinions = _opinions(self._model) or [self._model.output]
-        stacked = keras.ops.stack(opinions, axis=1)
-        return keras.Model(self._model.input, {"answer": self._model.output, "opinions": stacked})
-
-    @functools.cached_property
-    def _explainer(self) -> Any:
-        from chestxray.networks.class_activation import Explainer
-
-        return Explainer(self._model, batch_size=8)
+    def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.asarray(values) for name, values in self._model.predict_on_batch(images).items()}
 
 
 def load_keras(path: Path) -> keras.Model:
@@ -282,31 +260,3 @@ def load_keras(path: Path) -> keras.Model:
     if gives != (None, len(CLASSES)):
         raise StudyError(f"{path}: gives {gives}, not {len(CLASSES)} probabilities; give a model of this study")
     return model
-
-
-def _opinions(model: keras.Model) -> list[Any]:
-    """What an ensemble would answer if all its members said what one of them says, for each; none of a single network.
-
-    Each member is called once on a tensor, however many of the rebuilt ensembles ask it.
-    """
-    import keras
-
-    found = [
-        layer
-        for layer in model.layers
-        if isinstance(layer, keras.Model) and len(layer.input_shape) == 4 and layer.output_shape == model.output_shape
-    ]
-    known: dict[tuple[int, ...], Any] = {}
-
-    def rebuilt(speaker: keras.Model) -> Any:
-        def call(layer: Any, *given: Any, **options: Any) -> Any:
-            layer = speaker if any(layer is member for member in found) else layer
-            key = (id(layer), *(id(tensor) for tensor in keras.tree.flatten(given)))
-            if key not in known:
-                known[key] = layer(*given, **options)
-            return known[key]
-
-        same = {"clone_function": lambda layer: layer, "call_function": call}
-        return keras.models.clone_model(model, model.input, **same).output
-
-    return [rebuilt(speaker) for speaker in found]

@@ -25,7 +25,7 @@ from chestxray.inference import answers, engines, interpretation, overlay
 from chestxray.inference.answers import Answer
 from chestxray.inference.engines import Engine, Scores
 from chestxray.inference.interpretation import Interpretation
-from chestxray.networks import class_maps
+from chestxray.networks.class_activation import resizing_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ class Reader:
         return pd.DataFrame(rows, columns=answers.columns())
 
     def heat_map(self, source: Source, finding: str) -> np.ndarray:
-        """The class-activation map of one class (Grad-CAM; Selvaraju et al., ICCV 2017).
+        """The class activation map of one class (Zhou et al., CVPR 2016).
 
         Args:
             source: as for `examine`.
@@ -201,7 +201,7 @@ class Reader:
         """One answer, from (7,) probabilities and (members, 7) members' predictions."""
         meaning = self.interpretation
         calibrated = meaning.probabilities(scores.probabilities)
-        members = np.vstack([meaning.probabilities(scores.opinions), calibrated])
+        members = np.vstack([meaning.probabilities(scores.members), calibrated])
         return Answer(
             pixels=prepared.pixels,
             probabilities=_named(scores.probabilities),
@@ -259,7 +259,5 @@ def _without_padding(heat: np.ndarray, height: int, width: int) -> np.ndarray:
     """A heat-map of a padded square as one of the radiograph in it: enlarged, and the padding cut off."""
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    rows, columns = (
-        class_maps.resizing_matrix(len(heat), side)[at : at + size] for at, size in ((top, height), (left, width))
-    )
+    rows, columns = (resizing_matrix(len(heat), side)[at : at + size] for at, size in ((top, height), (left, width)))
     return rows @ heat @ columns.T

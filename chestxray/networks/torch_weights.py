@@ -1,4 +1,4 @@
-"""PyTorch's checkpoint files, read without PyTorch."""
+"""PyTorch weights: checkpoint files read without PyTorch."""
 
 from __future__ import annotations
 

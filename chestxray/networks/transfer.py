@@ -1,8 +1,7 @@
-"""The study's networks: the dense baseline, the small CNN, and transfer from a pretrained backbone.
+"""Transfer: the dense baseline, the small CNN, and networks on a pretrained backbone.
 
 Every model takes raw 8-bit grey pixels, (N, H, W, 1) in 0–255, and gives seven probabilities in the order of
-`CLASSES`: scaling, augmentation, resizing and the three channels are layers inside it. The module knows layers and
-nothing of files or of fitting.
+`CLASSES`: scaling, augmentation, resizing and the three channels are layers inside it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from chestxray.networks.layers import BatchNormalization, Identity
 
 
 def dense(image_size: int, units: Sequence[int] = (256, 128, 64)) -> keras.Model:
-    """The baseline that sees no neighbourhood: flattened pixels through dense layers.
+    """The baseline without convolutions: flattened pixels through dense layers.
 
     Args:
         image_size: H = W in pixels.
@@ -39,7 +38,7 @@ def dense(image_size: int, units: Sequence[int] = (256, 128, 64)) -> keras.Model
 
 
 def cnn(image_size: int, filters: Sequence[int] = (16, 32, 64, 96, 128, 192), dropout: float = 0.3) -> keras.Model:
-    """A convolutional network from scratch: a convolution, BatchNorm, ReLU and average pooling a block, then dropout.
+    """A convolutional network from scratch: blocks of convolution, BatchNorm, ReLU and average pooling, then dropout.
 
     Args:
         image_size: H = W in pixels; it is halved by each block down to 2.
@@ -69,17 +68,17 @@ class Transfer:
     """A pretrained backbone with two heads on the same pooled features.
 
     Attributes:
-        augment: the layers that vary radiographs while training.
+        augment: the augmentation layers, active only while training.
         backbone: the EfficientNet, RGB 0–255 to the last feature map.
-        seen: radiograph to what the backbone is shown, (N, H, W, 3); without augmentation when not training.
-        features: radiograph to pooled features, (N, C); likewise. Pooled at several depths, they pass through the layer
-            `standardised`, which leaves them alone until `standardise` is called.
+        seen: radiograph to the backbone's input, (N, H, W, 3); without augmentation when not training.
+        features: radiograph to pooled features, (N, C); likewise. Pooled at several stages, they pass through the layer
+            `standardised`, which leaves them as they are until `standardise` is called.
         pooled: what these features are, in their order: the name of the layer that pools, and how many it gives.
         findings: radiograph to the labels `ALL_LABELS`, (N, 15) sigmoids: the preliminary stage.
         head: pooled features to seven probabilities: fitted first, on features computed once.
         classifier: radiograph to seven probabilities: what is fine-tuned and saved. Where `transfer` was given
-            log-odds both heads answer, one class at a time, since findings occur together: .5 says that the radiograph
-            makes the class neither more nor less likely. Else the class head alone answers and they sum to 1.
+            log-odds, both heads are blended into one sigmoid per class, since findings occur together: .5 says that the
+            radiograph makes the class neither more nor less likely. Else they are the class head's and sum to 1.
     """
 
     augment: tuple[keras.Layer, ...]
@@ -104,19 +103,19 @@ class Transfer:
             (N, C) as it gives them afterwards, float32.
 
         Raises:
-            StudyError: the network was made with `pooling="last"`.
+            StudyError: the network was built with `pooling="last"`.
         """
         layer = next((layer for layer in self.features.layers if layer.name == "standardised"), None)
         if layer is None:
-            raise StudyError("only what is pooled at several depths is standardised; give pooling='blocks' or 'stages'")
+            raise StudyError("only what is pooled at several stages is standardised; give pooling='blocks' or 'stages'")
         mean, variance = features.mean(axis=0, dtype="float64"), features.var(axis=0, dtype="float64")
-        # What hardly varies is not made to.
+        # A floor, so that a nearly constant feature isn't blown up.
         variance = np.maximum(variance, 1e-4 * np.median(variance))
         layer.set_weights([mean, variance])
         return ((features - mean) / np.sqrt(variance + layer.epsilon)).astype("float32")
 
     def divide(self, hold: int) -> tuple[keras.Model, keras.Model]:
-        """Cut the network for the findings behind its first blocks, where those are held.
+        """Cut the network for the findings behind its first blocks, where those are frozen.
 
         Args:
             hold: how many of the backbone's blocks come before the cut, 1 to 7.
@@ -144,20 +143,20 @@ class Transfer:
         return held, keras.Model(between, _sigmoid(answers))
 
     def train_backbone(self, trainable: bool, hold: int = 0) -> None:
-        """Let the backbone's weights change or hold them; BatchNorm follows.
+        """Freeze or unfreeze the backbone; BatchNorm follows.
 
         Args:
-            trainable: whether they may change.
-            hold: how many of the backbone's seven blocks, from the image on, are held all the same. The first two see
-                the largest feature maps: to hold them halves the time of a step, for their edges and spots are those of
-                photographs too (Raghu et al., Transfusion, NeurIPS 2019).
+            trainable: whether its weights may change.
+            hold: how many of the backbone's seven blocks, from the image on, stay frozen all the same. The first two
+                have the largest feature maps: freezing them halves the time of a step, and their filters for edges and
+                spots serve photographs and radiographs alike (Raghu et al., Transfusion, NeurIPS 2019).
         """
         self.backbone.trainable = trainable
-        held = 0
+        frozen = 0
         if hold:
-            held = len(list(itertools.takewhile(lambda layer: _block(layer) <= hold, self.backbone.layers)))
-        for place, layer in enumerate(self.backbone.layers):
-            layer.trainable = trainable and place >= held
+            frozen = len(list(itertools.takewhile(lambda layer: _block(layer) <= hold, self.backbone.layers)))
+        for position, layer in enumerate(self.backbone.layers):
+            layer.trainable = trainable and position >= frozen
 
 
 def _block(layer: keras.Layer) -> int:
@@ -181,24 +180,23 @@ def transfer(
     """Put augmentation, a backbone, global average pooling and heads together.
 
     Args:
-        backbone: a key of `backbones.BACKBONES`.
+        backbone: a key of `efficientnet.BACKBONES`.
         image_size: H = W of the radiographs, pixels.
-        member_size: side that the backbone sees, pixels; the radiograph is resized inside the model.
+        member_size: side of the backbone's input, pixels; the radiograph is resized inside the model.
         augment: layers of `augmentation.layers`, active only while training.
         dropout: share of the pooled features left out while training, 0 to 1.
         weights: `imagenet`, None, or a weights file.
         drop_connect_rate: stochastic depth at the last block (Huang et al., ECCV 2016), 0 to 1.
         bn_momentum: BatchNorm's momentum; the backbones' own .99 adapts too slowly to grey radiographs in few steps.
-        log_odds: (7,) of `inputs.log_odds`: the classifier then answers by both heads, with the weighted mean of their
-            logits, the findings' less these, through a sigmoid a class. None leaves the findings' head out, for it was
-            not trained.
+        log_odds: (7,) of `samples.class_log_odds`: the classifier then blends both heads: the weighted mean of their
+            logits, the findings' less these, through one sigmoid per class. None leaves the findings' head out, for it
+            was not trained.
         share: weight of the findings' head in that mean, 0 to 1; the class head has the rest.
         pooling: where to pool: `last`, the mean of each channel behind the last layer; `blocks`, behind every block of
-            the backbone, or `stages`, behind the last block of each of its seven stages. What that gives lies side by
-            side, for a head that shall decide what depth tells most: the mean of each channel and, but for the last
-            map, its variance over the places, for a small shadow hardly moves the mean. The last map has its mean
-            alone, so that a heat-map of it stays a weighted sum of its channels. The last convolution, which only mixes
-            what the last block gives, is left out of both.
+            the backbone, or `stages`, behind the last block of each of its seven stages. The features are the mean of
+            each channel and, but for the last map, its variance over positions, since a small shadow hardly moves the
+            mean. The last map has its mean alone, so that its class map stays a weighted sum of its channels. The last
+            convolution, which only mixes the channels of the last block, is left out of both.
 
     Raises:
         StudyError: the backbone is unknown or its weights cannot be had, or the pooling is unknown.
@@ -214,15 +212,7 @@ def transfer(
     if member_size != image_size:
         x = layers.Resizing(member_size, member_size, interpolation="bilinear", antialias=True)(x)
     x = seen = layers.Concatenate(name="three_channels")([x, x, x])
-    if pooling != "last":
-        standardised = BatchNormalization(center=False, scale=False, epsilon=1e-7, dtype="float32", name="standardised")
-        standardised.trainable = False
-        parts = _pooled_within(net, x, POOLING[pooling])
-        # Float32 whatever the compute type, here and beyond: float16 ends at 65,504, and a variance may be above.
-        x = standardised(layers.Concatenate(name="pooled", dtype="float32")(list(parts.values())))
-    else:
-        x = layers.GlobalAveragePooling2D(name="average_pooling")(net(x))
-        parts = {"average_pooling": x}
+    x, parts = _pooled(net, x, pooling)
     width = x.shape[-1]
     drop = layers.Dropout(dropout, dtype="float32", name="dropout")
     dropped = drop(x)
@@ -243,18 +233,32 @@ def transfer(
     )
 
 
+def _pooled(
+    net: keras.Model, images: keras.KerasTensor, pooling: str
+) -> tuple[keras.KerasTensor, dict[str, keras.KerasTensor]]:
+    """The pooled features (N, C) of a backbone, and their parts by the layers that pool."""
+    if pooling == "last":
+        x = layers.GlobalAveragePooling2D(name="average_pooling")(net(images))
+        return x, {"average_pooling": x}
+    standardised = BatchNormalization(center=False, scale=False, epsilon=1e-7, dtype="float32", name="standardised")
+    standardised.trainable = False
+    parts = _pooled_within(net, images, POOLING[pooling])
+    # Float32 whatever the compute type, here and beyond: float16 ends at 65,504, and a variance may be above.
+    return standardised(layers.Concatenate(name="pooled", dtype="float32")(list(parts.values()))), parts
+
+
 def _pooled_within(net: keras.Model, images: keras.KerasTensor, ends: str) -> dict[str, keras.KerasTensor]:
     """The means of a backbone's feature maps behind each part that `ends` matches, and all variances but the last."""
     last = {found[0]: layer for layer in net.layers if (found := re.match(ends, layer.name))}
     *inner, deepest = last.values()
     made = {}
-    # Of maps that are pooled and go on, each way has a branch of its own: no map may have more than two readers.
+    # A map that is pooled and goes on has a branch for each: a gradient summed over three readers isn't repeatable.
 
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         maps = made[layer] = layer(*args, **kwargs)
         return Identity(name=f"beyond_{layer.name}")(maps) if layer in inner else maps
 
-    # The same layers around other images: a model called as a layer would hide its maps from whoever explains it.
+    # The same layers around other images: a model called as a layer would hide its feature maps.
     keras.models.clone_model(net, images, clone_function=lambda layer: layer, call_function=call)
     means, variances = {}, {}
     for name, layer in last.items():
@@ -271,7 +275,7 @@ def _mean(maps: keras.KerasTensor, name: str) -> keras.KerasTensor:
 
 
 def _variance(maps: keras.KerasTensor, mean: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    """The variance of each channel over its places, of stock layers: the mean of the squares less the mean's square."""
+    """Each channel's variance over positions, of stock layers: the mean of the squares less the mean's square."""
     maps, mean = Identity(name=f"squared_{name}")(maps), Identity(name=f"less_{name}", dtype="float32")(mean)
     squares = _mean(layers.Multiply(dtype="float32")([maps, maps]), f"squares_{name}")
     square = layers.Multiply(dtype="float32")([mean, mean])
@@ -283,7 +287,7 @@ def _blend(
 ) -> keras.KerasTensor:
     """The weighted mean of two heads' logits: of the findings' answers less their usual log-odds, and of the classes.
 
-    It is a dense layer with given weights, so that the saved model is made of stock layers.
+    It is a dense layer with fixed weights, so that the saved model is made of stock layers.
     """
     if not 0 <= share <= 1:
         raise StudyError(f"share {share}: give 0 (the class head alone) to 1 (the findings' head alone)")
@@ -298,11 +302,11 @@ def _blend(
 
 
 def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
-    """What the classifier of `transfer` would say with another weight of its heads.
+    """The probabilities of the classifier of `transfer` with another weight of its heads.
 
     Args:
         both: (N, 15 + 7) logits of the findings' head and of the class head: the output of the layer `both_heads`.
-        log_odds: (7,) of `inputs.log_odds`.
+        log_odds: (7,) of `samples.class_log_odds`.
         share: weight of the findings' head, 0 to 1.
 
     Returns:

@@ -1,9 +1,7 @@
-"""Choosing three members, and joining them into one model with one image input.
+"""Ensembling: ranking of candidates, and the head, weights and offsets that join the members.
 
-Members are chosen by validation macro-AUROC. What joins them (a dense head, or weights of a mean) is fitted on their
-predictions for validation patients, whom no member was trained on, and is judged by patient-grouped cross-validation
-against the plain mean; the better one ships. It knows model folders and prediction tables, and nothing of how members
-were trained.
+Members are chosen by validation macro-AUROC. What joins them is fitted on their predictions for validation patients,
+whom no member was trained on, and is judged by patient-grouped cross-validation against the plain mean.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.evaluation import calibration, predictions
-from chestxray.networks.ensemble import HELD, head
+from chestxray.networks.ensemble import CLIPPED, head
 from chestxray.training import samples
 
 CANDIDATES: tuple[str, ...] = (
@@ -40,7 +38,7 @@ def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
     """The trained models, best validation macro-AUROC first.
 
     Returns:
-        Columns `model`, `valid_macro_auroc`, `key` (of the fit), one row a candidate.
+        Columns `model`, `valid_macro_auroc`, `key` (of the fit), one row per candidate.
 
     Raises:
         StageMissing: a candidate has not been trained.
@@ -74,7 +72,7 @@ def mean_of(probabilities: np.ndarray) -> np.ndarray:
 
 
 def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """What every three of the models give together, joined by the plain mean.
+    """Predictions of every three of the models, joined by the plain mean.
 
     Args:
         tables: prediction tables of the same images, by the model's name.
@@ -94,14 +92,14 @@ def trios(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def fit_head(
     x: np.ndarray, y: np.ndarray, epochs: int, seed: int, held_out: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Fit the head for a fixed number of epochs, every class weighing the same.
+    """Fit the head for a fixed number of epochs, with the same total weight for every class.
 
     Args:
         x: (N, 7 × members) the members' probabilities for patients they were not trained on.
         y: (N, 7) one-hot classes.
         epochs: passes over `x`.
         seed: seeds the weights, the dropout and the order.
-        held_out: (x, y) of other patients, measured after each epoch and never fitted.
+        held_out: (x, y) of other patients, evaluated after each epoch and never fitted.
 
     Returns:
         The head, and its history: `loss`, `accuracy` and, with `held_out`, `val_loss` and `val_accuracy`.
@@ -110,7 +108,7 @@ def fit_head(
     model = head(x.shape[1] // len(CLASSES))
     batches = tf.data.Dataset.from_tensor_slices((x, y, _row_weights(y))).shuffle(len(x), seed).batch(128)
     judged = None if held_out is None else tf.data.Dataset.from_tensors(held_out)
-    # An epoch of such a head costs less than what Keras does around a step, hence all its steps at once.
+    # An epoch of such a head costs less than Keras's overhead of a step, hence all its steps at once.
     model.compile(
         keras.optimizers.Adam(3e-3),
         "categorical_crossentropy",
@@ -123,12 +121,12 @@ def fit_head(
 
 
 def _row_weights(y: np.ndarray) -> np.ndarray:
-    """(N,) weights under which the classes weigh the same and a row weighs 1 on average."""
+    """(N,) weights with mean 1 and the same sum for every class."""
     return samples.class_weights(y)[y.argmax(axis=1)]
 
 
 def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The weights of the members' mean with the smallest cross-entropy, every class weighing the same.
+    """The weights of the members' mean with the smallest cross-entropy, with the same total weight for every class.
 
     Args:
         x: (N, 7 × members) the members' probabilities for patients they were not trained on.
@@ -143,7 +141,7 @@ def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     members = right.shape[1]
 
     def loss(weights: np.ndarray) -> float:
-        # Probabilities of a class at a time are brought to sum 1; those of a softmax do already.
+        # One sigmoid per class: probabilities are normalised to sum 1, which a softmax's are already.
         return float(-(share * np.log((right @ weights + 1e-9) / (total @ weights + 1e-9))).sum())
 
     whole = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
@@ -154,7 +152,7 @@ def fit_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def fit_offsets(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Bias correction of the classes' log-odds, every class weighing the same (`calibration.fit_offsets`).
+    """Bias correction of the classes' log-odds, with the same total weight for every class (`calibration.fit_offsets`).
 
     Args:
         probabilities: (N, 7) for patients on whom nothing else was fitted.
@@ -168,8 +166,8 @@ def fit_offsets(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    """The logits of probabilities, held within what float32 can tell from 0 and 1."""
-    return scipy.special.logit(np.clip(probabilities.astype("float64"), *HELD))
+    """The logits of probabilities, clipped to what float32 distinguishes from 0 and 1."""
+    return scipy.special.logit(np.clip(probabilities.astype("float64"), *CLIPPED))
 
 
 def shifted(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -177,30 +175,12 @@ def shifted(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return scipy.special.expit(_log_odds(probabilities) + offsets).astype("float32")
 
 
-def cross_validate_offsets(
-    probabilities: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
-) -> np.ndarray:
-    """Probabilities shifted by offsets that were fitted on other patients: (N, 7).
-
-    Args:
-        probabilities: (N, 7).
-        y: (N, 7) one-hot classes; zeros where an image has several labels.
-        single: (N,) bool, the images that offsets may be fitted on.
-        patients: (N,) patient of each row.
-        seed: seeds the folds.
-        folds: how many times offsets are fitted.
-    """
-
-    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
-        return shifted(probabilities[judge_on], fit_offsets(probabilities[fit_on], y[fit_on]))
-
-    return _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
+"""For each fold the rows to fit on and the rows to predict."""
 
 
-def folds_of(
-    y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Which rows each fold fits on (single-label ones) and which it judges; no patient is on both sides.
+def folds_of(y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5) -> Folds:
+    """Folds of patients: none is on both sides, and every row is predicted once.
 
     Args:
         y: (N, 7) one-hot classes; zeros where an image has several labels.
@@ -208,71 +188,75 @@ def folds_of(
         patients: (N,) patient of each row.
         seed: seeds the folds.
         folds: how many.
-
-    Returns:
-        For each fold the positions to fit on and those to judge; every row is judged once.
     """
     strata = np.where(single, y.argmax(axis=1), len(CLASSES))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [(fit_on[single[fit_on]], judge_on) for fit_on, judge_on in splitter.split(y, strata, patients)]
 
 
-def _out_of_fold(
-    answer: Callable[[np.ndarray, np.ndarray], np.ndarray], folds: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
-    """What `answer(fit_on, judge_on)` gives for the rows that each fold judges, put together: (N, 7) float32."""
+def _out_of_fold(predict: Callable[[np.ndarray, np.ndarray], np.ndarray], folds: Folds) -> np.ndarray:
+    """What `predict(fit_on, judge_on)` returns for each fold, put together: (N, 7) float32."""
     out = np.zeros((sum(len(judge_on) for _, judge_on in folds), len(CLASSES)), "float32")
     for fit_on, judge_on in folds:
-        out[judge_on] = answer(fit_on, judge_on)
+        out[judge_on] = predict(fit_on, judge_on)
     return out
 
 
 def cross_validate(
-    x: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, epochs: int, seed: int, folds: int = 5
+    x: np.ndarray, y: np.ndarray, single: np.ndarray, folds: Folds, epochs: int, seed: int
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """The head's predictions for patients that it was not fitted on.
 
     Args:
         x: (N, 7 × members) the members' probabilities.
         y: (N, 7) one-hot classes; zeros where an image has several labels.
-        single: (N,) bool, the images that a head may be fitted on.
-        patients: (N,) patient of each row.
+        single: (N,) bool, the images that the history is of.
+        folds: of `folds_of`.
         epochs: passes of each fit.
-        seed: seeds folds and fits.
-        folds: how many heads are fitted.
+        seed: seeds the fits.
 
     Returns:
-        Out-of-fold probabilities (N, 7), and the mean history over folds, one row an epoch.
+        Out-of-fold probabilities (N, 7), and the mean history over folds, one row per epoch.
     """
     histories = []
 
-    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
+    def predict(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
         judged = judge_on[single[judge_on]]
         model, history = fit_head(x[fit_on], y[fit_on], epochs, seed, held_out=(x[judged], y[judged]))
         histories.append(history)
         return model(x[judge_on], training=False).numpy()
 
-    out = _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
+    out = _out_of_fold(predict, folds)
     mean = pd.concat(histories).groupby(level=0).mean()
     return out, mean.assign(epoch=mean.index + 1)
 
 
-def cross_validate_weights(
-    x: np.ndarray, y: np.ndarray, single: np.ndarray, patients: np.ndarray, seed: int, folds: int = 5
-) -> np.ndarray:
+def cross_validate_weights(x: np.ndarray, y: np.ndarray, folds: Folds) -> np.ndarray:
     """The weighted mean's predictions for patients on whom its weights were not fitted: (N, 7).
 
     Args:
         x: (N, 7 × members) the members' probabilities.
         y: (N, 7) one-hot classes; zeros where an image has several labels.
-        single: (N,) bool, the images that weights may be fitted on.
-        patients: (N,) patient of each row.
-        seed: seeds the folds.
-        folds: how many times weights are fitted.
+        folds: of `folds_of`.
     """
 
-    def answer(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
+    def predict(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
         weights = fit_weights(x[fit_on], y[fit_on])
         return np.einsum("m,nmk->nk", weights, x[judge_on].reshape(len(judge_on), -1, len(CLASSES)))
 
-    return _out_of_fold(answer, folds_of(y, single, patients, seed, folds))
+    return _out_of_fold(predict, folds)
+
+
+def cross_validate_offsets(probabilities: np.ndarray, y: np.ndarray, folds: Folds) -> np.ndarray:
+    """Probabilities shifted by offsets that were fitted on other patients: (N, 7).
+
+    Args:
+        probabilities: (N, 7).
+        y: (N, 7) one-hot classes; zeros where an image has several labels.
+        folds: of `folds_of`.
+    """
+
+    def predict(fit_on: np.ndarray, judge_on: np.ndarray) -> np.ndarray:
+        return shifted(probabilities[judge_on], fit_offsets(probabilities[fit_on], y[fit_on]))
+
+    return _out_of_fold(predict, folds)

@@ -1,8 +1,7 @@
 """Measure what heat-maps hit on phantoms, where the truth is known: `python -m tests.benchmarks.bench_pointing [px]`.
 
-A network of the study is fitted on phantoms with one finding or none, and asked for the true class of others. Each way
-of making a map is tried at each size of feature map that the network has, for all and for those recognised, whose
-most probable class is the true one: what a network doesn't see it can't point at.
+A network of the study is fitted on phantoms with one finding or none, and explained for the true class of others: for
+all, and for those recognised, whose most probable class is the true one.
 """
 
 import os
@@ -19,7 +18,8 @@ from sklearn.metrics import roc_auc_score
 from chestxray.config import CLASSES
 from chestxray.data import phantom
 from chestxray.evaluation import localisation
-from chestxray.networks import class_activation, transfer
+from chestxray.inference import engines
+from chestxray.networks import transfer
 
 TRAIN, TEST = 1500, 900
 EPOCHS = 14
@@ -45,7 +45,7 @@ def _drawn(indices: range, px: int, seed: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def main() -> None:
-    """Print a row for each size of feature map and each method: the share of maps whose peak lies in a box."""
+    """Print the share of maps whose peak lies in a box, beside the image's centre and the most that can be hit."""
     px = int(sys.argv[1]) if len(sys.argv) > 1 else 64
     keras.utils.set_random_seed(2024)
     x, y, _ = _drawn(range(TRAIN), px, 1)
@@ -65,22 +65,16 @@ def main() -> None:
     targets = pd.DataFrame({"finding": [CLASSES[k] for k in truth], "boxes": boxes})
     asked = targets["finding"].isin(ASKED) & targets["boxes"].map(len).gt(0)
     place = np.flatnonzero(asked)
-    line = None
-    for cells in sorted({8, px // 8, px // 4, px // 2}):
-        for method in class_activation.METHODS:
-            explainer = class_activation.Explainer(model, 32, [class_activation.Way(cells, method)])
-            scored = localisation.hits(
-                explainer.maps(shown[place], truth[place]), targets.iloc[place], *explainer.cells
-            )
-            by = scored.groupby("finding")[["pointing", "centre_pointing", "reachable"]].mean().loc[list(ASKED)]
-            if line != explainer.cells[0]:
-                line = explainer.cells[0]
-                for title, column in (("centre", "centre_pointing"), ("at most", "reachable")):
-                    print(f"{line[0]:3} × {line[1]:<3} {title:13}" + "".join(f"{value:11.3f}" for value in by[column]))
-            name = class_activation.METHODS[method]
-            print(f"{line[0]:3} × {line[1]:<3} {name:13}" + "".join(f"{value:11.3f}" for value in by["pointing"]))
-            known = scored[right[place]].groupby("finding")["pointing"].mean().reindex(list(ASKED))
-            print(f"{'':10}{'recognised':14}" + "".join(f"{value:11.3f}" for value in known))
+    engine = engines.KerasEngine(model)
+    rows, columns = engine.cells()
+    scored = localisation.hits(
+        engine.heat_maps(shown[place][..., 0], truth[place]), targets.iloc[place], (rows, columns)
+    )
+    by = scored.groupby("finding")[["pointing", "centre_pointing", "reachable"]].mean().loc[list(ASKED)]
+    known = scored[right[place]].groupby("finding")["pointing"].mean().reindex(list(ASKED))
+    titles = {"centre_pointing": "centre", "reachable": "at most", "pointing": "class map"}
+    for title, values in {**{title: by[column] for column, title in titles.items()}, "recognised": known}.items():
+        print(f"{rows:3} × {columns:<3} {title:13}" + "".join(f"{value:11.3f}" for value in values))
 
 
 if __name__ == "__main__":

@@ -1,189 +1,63 @@
-"""Heat-maps against a hand computation, class activation maps, and boxes whose answer is known."""
+"""Boxes whose answer is known, the pointing game by hand, and what shuffled weights do to maps."""
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
-from keras import layers
 
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import localisation
-from chestxray.networks import class_activation, ensemble, transfer
-
-SIDE = 16
+from chestxray.networks import class_activation
 
 
-def tiny(seed=0, activation="softmax", nested=False):
-    """A network that ends in global average pooling and a dense layer, its convolutions in a network of their own."""
-    keras.utils.set_random_seed(seed)
-    pixels = layers.Input((SIDE, SIDE, 1))
-    x = layers.Rescaling(1 / 255)(pixels)
-    x = layers.RandomFlip("horizontal", seed=1)(x)
-    inner = layers.Input((SIDE, SIDE, 1))
-    y = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(inner)
-    y = layers.BatchNormalization()(layers.Conv2D(5, 3, strides=2, padding="same")(y))
-    if nested == "pooled":
-        x = keras.Model(inner, layers.GlobalAveragePooling2D()(layers.ReLU()(y)), name="features")(x)
-    else:
-        x = layers.GlobalAveragePooling2D()(keras.Model(inner, layers.ReLU()(y), name="backbone")(x))
-    x = layers.Dropout(0.5)(x)
-    last = None if activation == "layer" else activation
-    x = layers.Dense(len(CLASSES), activation=last, name="classes")(x)
-    x = layers.Activation("softmax")(x) if activation == "layer" else x
-    return keras.Model(pixels, x, name=f"tiny{seed}")
-
-
-def radiographs(number=5, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (number, SIDE, SIDE, 1), dtype=np.uint8)
-
-
-def class_activation_maps(model, pixels, classes):
-    """CAM (Zhou et al., CVPR 2016) by numpy: the dense layer's weights over the last feature map, Pillow enlarges."""
-    from PIL import Image
-
-    backbone = next(layer for layer in model.layers if isinstance(layer, keras.Model))
-    net = keras.Model(
-        backbone.inputs, next(layer for layer in backbone.layers if isinstance(layer, layers.ReLU)).output
-    )
-    features = net(pixels.astype("float32") / 255, training=False).numpy()
-    kernel = model.get_layer("classes").kernel.numpy()
-    maps = np.maximum(np.einsum("nhwk,kn->nhw", features, kernel[:, classes]), 0)
-    large = [np.asarray(Image.fromarray(heat).resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for heat in maps]
-    tops = np.array([heat.max() or 1 for heat in large])[:, None, None]
-    return np.stack(large) / tops
-
-
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "layer"])
-@pytest.mark.parametrize("nested", [False, "pooled"])
-def test_grad_cam_is_the_class_activation_map_where_a_network_pools_its_last_feature_map(activation, nested):
-    model, pixels = tiny(1, activation, nested), radiographs()
-    model.trainable = False
-    classes = np.array([0, 1, 2, 3, 6])
-    found = class_activation.Explainer(model, batch_size=2).maps(pixels, classes)
-    assert found.shape == (5, SIDE, SIDE) and found.dtype == np.float32
-    assert found == pytest.approx(class_activation_maps(model, pixels, classes), abs=1e-4)
-    assert found.max() == pytest.approx(1)
-
-
-def test_grad_cam_by_finite_differences():
-    """The weight of a channel is the mean slope of the score: add a little to a channel and see the score change."""
-    model, pixels = tiny(2), radiographs(1)
-    backbone = model.get_layer("backbone")
-    features = backbone(pixels.astype("float32") / 255, training=False).numpy()
-    dense = model.get_layer("classes")
-
-    def score(maps):
-        return (maps.mean(axis=(1, 2)) @ dense.kernel.numpy() + dense.bias.numpy())[0, 4]
-
-    slopes = []
-    for channel in range(features.shape[-1]):
-        more = features.copy()
-        more[..., channel] += 0.5
-        slopes.append((score(more) - score(features)) / 0.5)
-    by_hand = np.maximum((features[0] * slopes).sum(axis=-1), 0)
-    found = class_activation.Explainer(model, batch_size=1).maps(pixels, np.array([4]))[0]
-    # Enlarging keeps the order of the four cells' middles.
-    cells = found[2::4, 2::4]
-    assert np.corrcoef(cells.ravel(), by_hand.ravel())[0, 1] > 0.97
-
-
-def test_an_ensembles_map_is_the_mean_of_its_members_maps():
-    members = [tiny(3), tiny(4, "sigmoid")]
-    pixels, classes = radiographs(3), np.array([0, 3, 5])
-    alone = [class_activation.Explainer(member, 4).maps(pixels, classes) for member in members]
-    for head in (None, ensemble.head(2)):
-        joined = class_activation.Explainer(ensemble.join(members, head), 4)
-        assert len(joined.members) == 2
-        assert joined.member_maps(pixels, classes) == pytest.approx(np.stack(alone), abs=1e-5)
-        mean = np.mean(alone, axis=0)
-        assert joined.maps(pixels, classes) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
-
-
-@pytest.mark.parametrize("enlarged", [False, True])
-def test_a_mirrored_ensembles_map_is_the_mean_of_both_views(enlarged):
-    member, pixels = tiny(7), radiographs(3)
-    alone = class_activation.Explainer(member, 4)
-    assert not alone.mirrored
-    there, back = alone.maps(pixels, 2), alone.maps(pixels[:, :, ::-1], 2)[..., ::-1]
-    mean = (there + back) / 2
-    joined = class_activation.Explainer(ensemble.join([member], None, mirrored=True, enlarged=enlarged), 4)
-    assert joined.mirrored
-    assert joined.maps(pixels, 2) == pytest.approx(mean / mean.max(axis=(1, 2), keepdims=True), abs=1e-5)
-
-
-def test_the_studys_cnn_has_maps_and_the_dense_network_none():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
-    explainer = class_activation.Explainer(transfer.cnn(32, (4, 8)), 2, [class_activation.Way(20)])
-    assert explainer.maps(pixels, 0).shape == (2, 32, 32)
-    with pytest.raises(StudyError, match="dense has no convolution"):
-        class_activation.Explainer(transfer.dense(32, (4,)))
-    with pytest.raises(StudyError, match="no feature map of 64 cells"):
-        class_activation.Explainer(transfer.cnn(32, (4, 8)), ways=[class_activation.Way(64)])
-    with pytest.raises(StudyError, match="method 'saliency' is unknown; there are: gradcam, hirescam, layercam"):
-        class_activation.Explainer(transfer.cnn(32, (4, 8)), ways=[class_activation.Way(1, "saliency")])
-
-
-def test_other_ways_weigh_each_place_by_its_slope():
-    """Flattened features before a dense layer: the slope of the score at each place is the dense layer's weight."""
-    keras.utils.set_random_seed(3)
-    pixels_in = layers.Input((SIDE, SIDE, 1))
-    fine = layers.Conv2D(3, 3, padding="same", activation="relu", name="fine")(layers.Rescaling(1 / 255)(pixels_in))
-    model = keras.Model(pixels_in, layers.Dense(len(CLASSES), activation="softmax", name="out")(layers.Flatten()(fine)))
-    pixels = radiographs(2)
-    features = keras.Model(pixels_in, fine)(pixels.astype("float32"), training=False).numpy()
-    every = model.get_layer("out").kernel.numpy().reshape(SIDE, SIDE, 3, len(CLASSES))
-    asked = int(every.mean(axis=(0, 1)).min(axis=0).argmax())  # a class for which something speaks in every way
-    slopes = every[..., asked]
-    ways = [
-        class_activation.Way(1, "gradcam"),
-        class_activation.Way(1, "hirescam"),
-        class_activation.Way(SIDE, "layercam"),
-    ]
-    explainer = class_activation.Explainer(model, 2, ways)
-    assert explainer.cells == [(SIDE, SIDE)] * 3
-    weights = [slopes.mean(axis=(0, 1)), slopes, np.maximum(slopes, 0)]
-    for place, weight in enumerate(weights):
-        heat = np.maximum((features * weight).sum(axis=-1), 0)
-        expected = heat / heat.max(axis=(1, 2), keepdims=True)
-        assert explainer.maps(pixels, asked, place) == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_scores_of_an_ensemble_and_its_members_are_those_of_their_maps():
-    members = [tiny(3), tiny(4)]
-    explainer = class_activation.Explainer(
-        ensemble.join(members, None), 2, [class_activation.LAST, class_activation.Way(8, "layercam")]
-    )
+def test_hits_of_an_ensemble_and_its_members_are_those_of_their_maps():
+    rng = np.random.default_rng(0)
+    members = rng.random((2, 3, 8, 8)).astype("float32")
     found = localisation.targets(
         boxes_table(), pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]}), 1024
     )
     found = pd.concat([found, found.iloc[:1]], ignore_index=True)
-    pixels, classes = radiographs(3), found["finding"].map(CLASSES.index).to_numpy()
-    scores = localisation.network_scores(explainer, pixels, found)
-    assert scores.shape == (2, 3, 3, len(localisation.SCORES))
-    for way in (0, 1):
-        networks = [explainer.maps(pixels, classes, way), *explainer.member_maps(pixels, classes, way)]
-        for heat, row in zip(networks, scores[way], strict=True):
-            pd.testing.assert_frame_equal(
-                localisation.as_hits(found, row), localisation.hits(heat, found, explainer.cells[way]), check_like=True
-            )
+    asked = []
+
+    def explain(pixels, classes):
+        asked.extend(classes)
+        return members[:, pixels[:, 0, 0]]
+
+    pixels = np.broadcast_to(np.arange(3)[:, None, None], (3, 8, 8))
+    tables = localisation.network_hits(explain, pixels, found, (8, 8), batch_size=2)
+    assert asked == [CLASSES.index(finding) for finding in found["finding"]]
+    for maps, table in zip((class_activation.joined(members), *members), tables, strict=True):
+        pd.testing.assert_frame_equal(table, localisation.hits(maps, found, (8, 8)))
 
 
-def test_one_graph_serves_every_batch():
-    explainer = class_activation.Explainer(tiny(5), 4)
-    first = explainer.maps(radiographs(9), 1)
-    assert first[4:] == pytest.approx(explainer.maps(radiographs(9)[4:], 1), abs=1e-5)
+class Layer:
+    """As much of a Keras layer as weights are shuffled in."""
+
+    def __init__(self, *weights, layers=None):
+        self.weights = list(weights)
+        if layers is not None:
+            self.layers = layers
+
+    def get_weights(self):
+        return [weight.copy() for weight in self.weights]
+
+    def set_weights(self, weights):
+        self.weights = weights
 
 
 def test_shuffled_weights_change_the_maps_and_come_back():
-    model = tiny(6)
-    before = [weights.copy() for weights in model.get_weights()]
-    explainer = class_activation.Explainer(model, 8)
-    found = localisation.randomisation(explainer, radiographs(8), np.zeros(8, int), (0, 0.5, 1), seed=1)
-    assert found["layers"].tolist() == sorted(found["layers"]) and found["layers"].iloc[0] == 1
-    assert found["layers"].iloc[-1] == 4  # two convolutions, one normalisation, one dense layer
-    assert found["correlation"].iloc[-1] < 0.9
-    for ours, theirs in zip(model.get_weights(), before, strict=True):
-        assert np.array_equal(ours, theirs)
+    rng = np.random.default_rng(0)
+    first, second, last = (Layer(rng.normal(size=(40, 40))) for _ in range(3))
+    network = Layer(layers=[Layer(layers=[first, Layer(), second]), last])
+    before = [layer.weights[0].copy() for layer in (first, second, last)]
+    found = localisation.randomisation(
+        [network], lambda: np.stack([first.weights[0] + second.weights[0]]), (0, 0.5, 1), seed=1
+    )
+    assert found["layers"].tolist() == [1, 2, 3]
+    # The map depends on both convolutions alike, and on the last layer not at all.
+    one, half, all_of_it = found["correlation"]
+    assert one == pytest.approx(1) and 0.4 < half < 0.6 and abs(all_of_it) < 0.1
+    for layer, weights in zip((first, second, last), before, strict=True):
+        assert np.array_equal(layer.weights[0], weights)
 
 
 def boxes_table():

@@ -73,7 +73,7 @@ def test_an_answer_holds_what_it_says(reference, drawn):
     assert list(answer.probabilities.values()) == scores.probabilities[0].tolist()
     meaning = interpretation.of_reference()
     assert list(answer.calibrated.values()) == meaning.probabilities(scores.probabilities[0]).tolist()
-    each = meaning.probabilities(scores.opinions[0])
+    each = meaning.probabilities(scores.members[0])
     for place, name in enumerate(CLASSES):
         assert answer.low[name] <= each[:, place].min() + 1e-9 and answer.high[name] >= each[:, place].max() - 1e-9
         assert answer.low[name] <= answer.calibrated[name] <= answer.high[name]

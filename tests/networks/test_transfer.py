@@ -190,7 +190,7 @@ def test_pooled_features_are_standardised_within_the_network():
     # Fitting doesn't move what it holds.
     net.train_backbone(True)
     assert not [v for v in net.findings.trainable_variables if "standardised" in v.path]
-    with pytest.raises(StudyError, match="only what is pooled at several depths"):
+    with pytest.raises(StudyError, match="only what is pooled at several stages"):
         small_transfer().standardise(before)
 
 

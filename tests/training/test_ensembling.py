@@ -77,7 +77,9 @@ def test_no_head_predicts_a_patient_it_was_fitted_on(monkeypatch):
         return fit(x_fit, y_fit, *rest, held_out=held_out)
 
     monkeypatch.setattr(ensembling, "fit_head", watched)
-    out, history = ensembling.cross_validate(x, y, single, patients, epochs=2, seed=0)
+    out, history = ensembling.cross_validate(
+        x, y, single, ensembling.folds_of(y, single, patients, 0), epochs=2, seed=0
+    )
     assert len(seen) == 5 and all(not fitted & judged and only_single for fitted, judged, only_single in seen)
     assert np.allclose(out.sum(axis=1), 1, atol=1e-5), "every image is predicted, also those with several labels"
     assert history["epoch"].tolist() == [1, 2] and {"loss", "val_loss"} <= set(history)
@@ -125,7 +127,7 @@ def test_weights_are_judged_on_other_patients(monkeypatch):
     monkeypatch.setattr(
         ensembling, "fit_weights", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.ones(2) / 2
     )
-    out = ensembling.cross_validate_weights(x, y, np.ones(120, bool), patients, seed=0)
+    out = ensembling.cross_validate_weights(x, y, ensembling.folds_of(y, np.ones(120, bool), patients, 0))
     assert np.allclose(out, ensembling.mean_of(x), atol=1e-6)
     for rows in fitted:
         seen = np.array([row.tobytes() in rows for row in x])
@@ -167,7 +169,7 @@ def test_offsets_are_judged_on_other_patients(monkeypatch):
     x, y = probabilities(120, 1), np.eye(7, dtype="float32")[np.arange(120) % 7]
     fitted = []
     monkeypatch.setattr(ensembling, "fit_offsets", lambda x, y: fitted.append({r.tobytes() for r in x}) or np.zeros(7))
-    out = ensembling.cross_validate_offsets(x, y, np.ones(120, bool), patients, seed=0)
+    out = ensembling.cross_validate_offsets(x, y, ensembling.folds_of(y, np.ones(120, bool), patients, 0))
     assert np.allclose(out, x, atol=1e-5) and len(fitted) == 5
     for rows in fitted:
         seen = np.array([row.tobytes() in rows for row in x])
@@ -205,7 +207,7 @@ def test_an_enlarged_look_is_at_the_centre(mirrored):
 def test_every_way_to_look_is_had_from_asking_once_at_each(mirrored, enlarged, asked):
     member = transfer.dense(64)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 1), dtype=np.uint8)
-    answers = ensemble.look_by_look(member)(pixels, training=False).numpy()
+    answers = ensemble.view_by_view(member)(pixels, training=False).numpy()
     assert answers.shape == (3, 4, 7)
     joined = ensemble.join([member], None, mirrored=mirrored, enlarged=enlarged)
     assert np.allclose(answers[:, :asked].mean(axis=1), joined(pixels, training=False), atol=1e-6)

@@ -135,7 +135,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
         failed += 1
         tqdm.write(str(error), file=sys.stderr)
 
-    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+    with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
     answered = batch.predict_files(
         chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
@@ -187,7 +187,8 @@ def run_export(chosen: argparse.Namespace) -> int:
 
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
-    size = engines.export(chosen.out, chosen.model)
+    with without_greetings():
+        size = engines.export(chosen.out, chosen.model)
     print(f"{chosen.out}: {size / 1e6:.1f} MB")
     return 0
 
