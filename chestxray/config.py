@@ -1,6 +1,6 @@
-"""Names, sizes and places: the classes, the profiles, the folders, and the one error type that users see.
+"""Configuration: classes, labels, models, profiles, where files lie, and the error that users see.
 
-It knows nothing of images or models, and imports only the standard library, so that every other module may import it.
+It imports only the standard library, so that every other module may import it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-CLASSES: tuple[str, ...] = (
-    "Atelectasis",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "No_finding",
-    "Nodule",
-    "Pneumothorax",
-)
+CLASSES = ("Atelectasis", "Effusion", "Infiltration", "Mass", "No_finding", "Nodule", "Pneumothorax")
 """The seven classes as their folders are named, in the order of every table, array and output column."""
 
 SIX_FINDINGS: tuple[str, ...] = tuple(name for name in CLASSES if name != "No_finding")
@@ -84,7 +76,7 @@ class StageMissing(StudyError):
 
 @dataclass(frozen=True)
 class Profile:
-    """How large a run is. A notebook's `parameters` cell may override any field.
+    """Sizes and epochs of a run. A notebook's `parameters` cell may override any field.
 
     Attributes:
         name: `quick`, `cpu` or `gpu`.
@@ -92,13 +84,13 @@ class Profile:
         phantom_images: how many phantom radiographs are drawn where the dataset is `phantom`.
         no_finding: at most this many single-label No_finding images are selected, over all splits.
         valid_share: share of the train_val patients' images held out for validation, 0 to 1.
-        backbones: backbones of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
-        member_sizes: side in pixels that each of these four resizes to inside the model.
+        backbones: of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
+        member_sizes: side in pixels to which each of these four resizes inside the model.
         feature_backbone: backbone of the feature-extraction model.
-        feature_size: side in pixels that it resizes to inside the model; ImageNet's photographs had 224.
-        pooling: where the transfer models pool, as `models.transfer` takes it. Behind every block of a B6 there are
-            so many features that those of all NIH radiographs don't fit into memory; behind its stages they do.
-        batch_size: images a step.
+        feature_size: side in pixels to which it resizes inside the model; ImageNet's photographs had 224.
+        pooling: `blocks` or `stages`, whose outputs the transfer models pool. Features of all blocks of a B6 don't fit
+            into memory for all NIH radiographs; those of its stages do.
+        batch_size: images per step.
         dense_epochs, cnn_epochs, ensemble_epochs: epochs of the small models and of the ensemble's head.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
         fine_tune_epochs: epochs with all layers trainable on the seven classes, after those of all findings; 0 leaves
@@ -127,7 +119,7 @@ class Profile:
     fine_tune_epochs: int
     learning_rate: float
     ema: float
-    mixed_precision: bool = False
+    mixed_precision: bool
 
     def __post_init__(self) -> None:
         if not self.fine_tune_epochs and 0 in self.all_findings_epochs:
@@ -139,87 +131,82 @@ class Profile:
     def override(self, **changes: Any) -> Profile:
         """Return a copy with some fields changed.
 
+        Args:
+            **changes: new values by field name.
+
         Raises:
             StudyError: a name is no field of a profile, or a fine-tuned model would train nothing.
         """
-        known = {f.name for f in dataclasses.fields(self)}
+        known = sorted(one.name for one in dataclasses.fields(self))
         for name in changes:
             if name not in known:
-                raise StudyError(
-                    f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(sorted(known))}"
-                )
+                raise StudyError(f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
 
-_LITE = ("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")
-PROFILES: dict[str, Profile] = {
-    "quick": Profile(
-        name="quick",
-        image_size=64,
-        phantom_images=900,
-        no_finding=300,
-        valid_share=0.2,
-        backbones=_LITE,
-        member_sizes=(64, 80, 64, 56),
-        feature_backbone="EfficientNetLite0",
-        feature_size=64,
-        pooling="blocks",
-        batch_size=32,
-        dense_epochs=5,
-        cnn_epochs=5,
-        ensemble_epochs=60,
-        all_findings_epochs=(0, 0, 0, 0),
-        fine_tune_epochs=2,
-        learning_rate=3e-4,
-        ema=0.9,
-    ),
-    "cpu": Profile(
-        name="cpu",
-        image_size=128,
-        phantom_images=6000,
-        no_finding=1000,
-        valid_share=0.15,
-        backbones=_LITE,
-        member_sizes=(128, 160, 128, 112),
-        feature_backbone="EfficientNetLite0",
-        feature_size=224,
-        pooling="blocks",
-        batch_size=32,
-        dense_epochs=10,
-        cnn_epochs=10,
-        ensemble_epochs=100,
-        all_findings_epochs=(10, 8, 7, 6),
-        fine_tune_epochs=0,
-        learning_rate=1e-3,
-        ema=0.99,
-    ),
-    "gpu": Profile(
-        name="gpu",
-        image_size=256,
-        phantom_images=20000,
-        no_finding=4000,
-        valid_share=0.1,
-        backbones=("EfficientNetB6", "EfficientNetB6", "EfficientNetB6", "EfficientNetB7"),
-        member_sizes=(224, 256, 192, 224),
-        feature_backbone="EfficientNetB6",
-        feature_size=256,
-        pooling="stages",
-        batch_size=32,
-        dense_epochs=20,
-        cnn_epochs=20,
-        ensemble_epochs=100,
-        all_findings_epochs=(6, 6, 6, 6),
-        fine_tune_epochs=6,
-        learning_rate=5e-4,
-        ema=0.999,
-        mixed_precision=True,
-    ),
-}
+_QUICK = Profile(
+    name="quick",
+    image_size=64,
+    phantom_images=900,
+    no_finding=300,
+    valid_share=0.2,
+    backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
+    member_sizes=(64, 80, 64, 56),
+    feature_backbone="EfficientNetLite0",
+    feature_size=64,
+    pooling="blocks",
+    batch_size=32,
+    dense_epochs=5,
+    cnn_epochs=5,
+    ensemble_epochs=60,
+    all_findings_epochs=(0, 0, 0, 0),
+    fine_tune_epochs=2,
+    learning_rate=3e-4,
+    ema=0.9,
+    mixed_precision=False,
+)
+_CPU = _QUICK.override(
+    name="cpu",
+    image_size=128,
+    phantom_images=6000,
+    no_finding=1000,
+    valid_share=0.15,
+    member_sizes=(128, 160, 128, 112),
+    feature_size=224,
+    dense_epochs=10,
+    cnn_epochs=10,
+    ensemble_epochs=100,
+    all_findings_epochs=(10, 8, 7, 6),
+    fine_tune_epochs=0,
+    learning_rate=1e-3,
+    ema=0.99,
+)
+_GPU = _CPU.override(
+    name="gpu",
+    image_size=256,
+    phantom_images=20000,
+    no_finding=4000,
+    valid_share=0.1,
+    backbones=("EfficientNetB6", "EfficientNetB6", "EfficientNetB6", "EfficientNetB7"),
+    member_sizes=(224, 256, 192, 224),
+    feature_backbone="EfficientNetB6",
+    feature_size=256,
+    pooling="stages",
+    dense_epochs=20,
+    cnn_epochs=20,
+    all_findings_epochs=(6, 6, 6, 6),
+    fine_tune_epochs=6,
+    learning_rate=5e-4,
+    ema=0.999,
+    mixed_precision=True,
+)
+PROFILES = {profile.name: profile for profile in (_QUICK, _CPU, _GPU)}
+"""`quick`: minutes on two cores. `cpu`: nih_9k on two cores, in two hours. `gpu`: the study itself."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the files of one dataset lie. The stages hand each other these files and nothing else.
+    """Where the files of one dataset lie: what the stages read and write, and nothing else.
 
     Attributes:
         dataset: the dataset's name: `phantom`, or the name of a folder in the NIH layout.
@@ -341,9 +328,8 @@ def dataset_name(source: str) -> str:
     Raises:
         StudyError: the folder's name has no usable letter.
     """
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+", "_", Path(source).resolve().name if os.sep in source or "/" in source else source
-    )
+    is_path = os.sep in source or "/" in source
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).resolve().name if is_path else source)
     if not name.strip("._-"):
         raise StudyError(f"dataset {source!r}: no name can be made of it; give a folder with a name")
     return name
@@ -367,11 +353,11 @@ def open_study(dataset: str, profile: str, seed: int, overrides: dict[str, Any] 
 
 
 def lazy(package: str, owners: dict[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` by which a sub-package hands on names of its modules, each imported when it is first used.
+    """A `__getattr__` for a sub-package that offers names of its modules, each imported when it is first used.
 
     Args:
         package: the sub-package's `__name__`.
-        owners: each name handed on, and the module that defines it.
+        owners: each name offered, and the module that defines it.
     """
 
     def find(name: str) -> Any:

@@ -1,7 +1,6 @@
-"""Writing files so that each is complete or absent, and linking them so that their bytes lie on disk once.
+"""Files: written complete or not at all, linked, removed, digested, and worked on in threads.
 
-It knows nothing of images, tables or stages; every module above `config` may use it. A disk that is full or read-only
-becomes the one-line error that users see.
+A disk that is full or read-only becomes the one-line error that users see.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import joblib
 from chestxray.config import StudyError
 
 TEMPORARY = ".tmp-"
-"""What every unfinished file has in its name, so that leftovers of a killed run are told from results."""
+"""Part of every unfinished file's name, by which leftovers of a killed run differ from results."""
 
 RESERVE = 256 << 20
 """Bytes of the disk that a write of known size leaves free."""
@@ -28,7 +27,7 @@ RESERVE = 256 << 20
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about `path` into one line with the remedy.
+    """Turn an `OSError` of the block into one line about `path`, with the remedy.
 
     Raises:
         StudyError: the block raised an `OSError`.
@@ -61,10 +60,9 @@ def _beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a place to write to, so that a reader of `path` sees the old file or the whole new one, never a part.
+    """Give a path to write to, so that a reader of `path` sees the old file or the whole new one, never a part.
 
-    The place is a hidden file beside it, which is renamed over it when the block ends. The folder is created if
-    missing.
+    It is a hidden file beside `path`, renamed over it when the block ends. The folder is created if missing.
 
     Raises:
         StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
@@ -93,7 +91,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` as `atomic_file` does.
+    """Write `data` to `path` as `atomic_path` does.
+
+    Args:
+        path: the file.
+        data: all its bytes.
 
     Raises:
         StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
@@ -122,28 +124,23 @@ def _same(first: Path, second: Path) -> bool:
 def link(target: Path, place: Path) -> None:
     """Make `place` a hard link to `target`; a copy where the file system has no links.
 
-    Nothing is done where `place` already holds these bytes.
+    Args:
+        target: the file.
+        place: where the link goes. Nothing is done where it holds the same bytes already.
 
     Raises:
         StudyError: the disk is full or read-only.
     """
     if _same(target, place):
         return
-    temporary = _beside(place)
-    with explained(place):
+    with atomic_path(place) as temporary:
+        temporary.unlink(missing_ok=True)
         try:
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(target, temporary)
-            except FileNotFoundError:
-                raise
-            except OSError:  # FAT, some network shares and Google Drive have no hard links
-                shutil.copyfile(target, temporary)
-            temporary.replace(place)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            os.link(target, temporary)
+        except FileNotFoundError:
             raise
+        except OSError:  # FAT, some network shares and Google Drive have no hard links
+            shutil.copyfile(target, temporary)
 
 
 def remove(path: Path) -> None:
@@ -160,7 +157,14 @@ def remove(path: Path) -> None:
 
 
 def keep_only(folder: Path, names: set[str]) -> int:
-    """Remove whatever lies in `folder` under another name than `names`; return how many entries went.
+    """Remove the entries of a folder that are not expected.
+
+    Args:
+        folder: nothing is done where there is none.
+        names: the expected names.
+
+    Returns:
+        How many entries were removed.
 
     Raises:
         StudyError: the file system refuses.
@@ -168,10 +172,10 @@ def keep_only(folder: Path, names: set[str]) -> int:
     if not folder.is_dir():
         return 0
     with explained(folder), os.scandir(folder) as found:
-        strangers = [Path(entry.path) for entry in found if entry.name not in names]
-    for stranger in strangers:
-        remove(stranger)
-    return len(strangers)
+        unexpected = [Path(entry.path) for entry in found if entry.name not in names]
+    for path in unexpected:
+        remove(path)
+    return len(unexpected)
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:

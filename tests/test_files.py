@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,37 @@ def test_without_hard_links_a_copy_is_made_and_kept(tmp_path, monkeypatch):
     assert tree.read_bytes() == b"others"
 
 
-def test_strangers_go_and_members_stay(tmp_path):
-    for name in ("keep.png", "stranger.png", ".half.png.tmp-12"):
+def test_unexpected_files_are_removed_and_the_others_stay(tmp_path):
+    for name in ("keep.png", "unexpected.png", ".half.png.tmp-12"):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "in it.png").write_text("")
     assert files.keep_only(tmp_path, {"keep.png", "absent.png"}) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["keep.png"]
     assert files.keep_only(tmp_path / "nowhere", set()) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_every_item_is_worked_on(ordered, batch):
+    done = list(files.in_threads(lambda number: number**2, range(50), 4, ordered, batch))
+    expected = [number**2 for number in range(50)]
+    assert (done if ordered else sorted(done)) == expected
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_error_is_raised_when_every_thread_is_done(ordered):
+    begun, ended, broken = [], [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number == 0:
+            broken.set()
+            raise StudyError("the disk is full")
+        broken.wait()
+        threading.Event().wait(0.2)  # still writing when the other one fails
+        ended.append(number)
+
+    with pytest.raises(StudyError, match="the disk is full"):
+        list(files.in_threads(work, range(100), 2, ordered))
+    assert ended == [number for number in begun if number] and len(begun) < 5
