@@ -6,10 +6,9 @@ It depends on no model of findings, and needs NumPy and Pillow alone.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +65,21 @@ class Check:
             StudyError: the file is missing or damaged.
         """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-                check = _of(stored)
+            check = cls.of(path.read_bytes())
             check.scores(np.zeros((1, SIDE, SIDE), np.uint8))
         except OSError as error:
             raise StudyError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
         except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
             raise StudyError(f"{path}: is damaged ({type(error).__name__}); {_REMEDY}") from error
         return check
+
+    @classmethod
+    def of(cls, data: bytes) -> Check:
+        """The check that `save` gave the bytes of; on damaged ones NumPy and zipfile raise errors of many kinds."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            parts = {name: array.astype(np.float32) for name, array in stored.items()}
+        kernels, biases = (tuple(parts[f"{kind}_{number}"] for number in range(2)) for kind in ("kernel", "bias"))
+        return cls(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
 
     def save(self) -> bytes:
         """The bytes of the file that `load` reads, with weights of 16 bits."""
@@ -84,15 +90,6 @@ class Check:
         halves = {name: array.astype(np.float16) for name, array in arrays.items()}
         np.savez_compressed(buffer, **halves, threshold=np.float32(self.threshold))
         return buffer.getvalue()
-
-    def as_stored(self) -> Check:
-        """The same with weights as `load` will read them, so that a threshold fits them exactly."""
-        with np.load(io.BytesIO(self.save())) as stored:
-            return _of(stored)
-
-    def with_threshold(self, threshold: float) -> Check:
-        """The same with another threshold, which is stored as float32."""
-        return dataclasses.replace(self, threshold=float(np.float32(threshold)))
 
     def components_of(self, measured: np.ndarray) -> np.ndarray:
         """The network's inputs, (N, K), from (N, F) features."""
@@ -131,12 +128,6 @@ class Check:
         if scores.min() < 0 and scores.min() < self.threshold:
             return list(turned)[int(scores.argmin())].replace(" to the right", "")
         return "does not look like a frontal chest radiograph"
-
-
-def _of(stored: Mapping[str, np.ndarray]) -> Check:
-    parts = {name: array.astype(np.float32) for name, array in stored.items()}
-    kernels, biases = (tuple(parts[f"{kind}_{number}"] for number in range(2)) for kind in ("kernel", "bias"))
-    return Check(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
 
 
 @functools.lru_cache(maxsize=2)

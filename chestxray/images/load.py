@@ -5,14 +5,13 @@ Files are bounded in size before they are read. Datasets hold PNG and JPEG alone
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from chestxray.config import IMAGE_SUFFIXES, StudyError
+from chestxray.config import IMAGE_SUFFIXES
 from chestxray.images import pixels
 from chestxray.images.pixels import Facts
 
@@ -67,26 +66,15 @@ def read(path: Path) -> Radiograph:
         StudyError: the file cannot be read, is larger than `pixels.MOST_BYTES` or has more pixels than
             `pixels.MOST_PIXELS`, is of another format, or broken; one line with file, value and remedy.
     """
-    data = _read_bytes(path)
+    data = pixels.read_bytes(path)
     if _is_dicom(data):
         from chestxray.images import dicom  # pydicom takes a tenth of a second to import
 
         return Radiograph(*dicom.decode(data, path))
-    decoded = pixels.decode_any(data, path, _FORMATS, _KNOWN)
-    return Radiograph(np.asarray(decoded.image), decoded.facts)
+    image, facts = pixels.decode_any(data, path, _FORMATS, _KNOWN)
+    return Radiograph(np.asarray(image), facts)
 
 
 def _is_dicom(head: bytes) -> bool:
     """Whether a file that begins so is DICOM (PS3.10 7.1): four letters after a preamble of 128 bytes."""
     return head[_HEAD - 4 : _HEAD] == b"DICM"
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > pixels.MOST_BYTES:
-                raise StudyError(f"{path}: {size:,} bytes, more than {pixels.MOST_BYTES:,}; save it smaller")
-            return file.read()
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -66,13 +66,6 @@ class Facts:
         return dataclasses.replace(self, colour=float(np.mean(small.max(axis=2) - small.min(axis=2))))
 
 
-class Decoded(NamedTuple):
-    """A grey image of mode `L`, and what its file says of it."""
-
-    image: Image.Image
-    facts: Facts
-
-
 def decode(path: Path) -> np.ndarray:
     """Read a PNG or JPEG radiograph as 8-bit grey.
 
@@ -85,11 +78,23 @@ def decode(path: Path) -> np.ndarray:
     Raises:
         StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
     """
+    return np.asarray(decode_bytes(read_bytes(path), path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        StudyError: it cannot be read, or has more than `MOST_BYTES`.
+    """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise StudyError(f"{path}: {size:,} bytes, more than {MOST_BYTES:,}; save it smaller")
+            return file.read()
     except OSError as error:
         raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return np.asarray(decode_bytes(data, path))
 
 
 def decode_bytes(data: bytes, path: Path) -> Image.Image:
@@ -102,11 +107,13 @@ def decode_bytes(data: bytes, path: Path) -> Image.Image:
     Raises:
         StudyError: as `decode_any`.
     """
-    return decode_any(data, path, DATASET_FORMATS).image
+    return decode_any(data, path, DATASET_FORMATS)[0]
 
 
-def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "PNG or JPEG") -> Decoded:
-    """Decode the bytes of `path` to a grey image with facts; grey values as `decode` says.
+def decode_any(
+    data: bytes, path: Path, formats: tuple[str, ...], known: str = "PNG or JPEG"
+) -> tuple[Image.Image, Facts]:
+    """Decode the bytes of `path` to a grey image of mode `L` with facts; grey values as `decode` says.
 
     Args:
         data: the file.
@@ -136,7 +143,7 @@ def decode_any(data: bytes, path: Path, formats: tuple[str, ...], known: str = "
         raise _broken(path, data, error) from error
     if min(grey.size) < SMALLEST_SIDE:
         raise too_small(path, *grey.size)
-    return Decoded(grey, facts)
+    return grey, facts
 
 
 def too_small(path: Path, width: int, height: int) -> StudyError:

@@ -1,15 +1,14 @@
-"""Fit and measure the check of inputs: `python -m tests.benchmarks.fit_input_check DATASET [--seed N]`.
+"""Fitting the input check: `python -m tests.benchmarks.fit_input_check DATASET [--seed N]`.
 
-Radiographs of a prepared dataset (stage 2.1) are told from images that are none.
-
-It owns the images made to be told apart, the fit on the train split, the threshold chosen on validation for a stated
-rate of false alarms, and the rates measured on test. What it leaves is `input_check.Check`, which answers need; they
-need nothing of this module. It knows no model of findings.
+The network is fitted on the train split of a prepared dataset (stage 2.1), with images made from it that are to be
+flagged; its threshold is chosen on validation for a stated rate of false alarms, and its rates are measured on test.
+The result is `images.input_check.Check`, which inference reads without this module.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import sys
@@ -45,7 +44,7 @@ RATES, FACTS = "rates.csv", "check.json"
 
 COMPONENTS, UNITS, EPOCHS = 100, 64, 15
 _POSITIVES, _NEGATIVES = 3, 4
-"""Images a radiograph of the train split gives rise to: itself and changed ones; and ones that are to be flagged."""
+"""Images made from each radiograph of the train split: itself with changed copies, and ones that are to be flagged."""
 _DRAWN = 128
 """Side of drawn images, in pixels."""
 
@@ -53,11 +52,14 @@ Maker = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """Makes an image that is to be flagged from a radiograph, or draws one without looking at it; (side, side) uint8."""
 
 
-# --- Images that are to be flagged ----------------------------------------------------------------------------------
-
-
 def moved(image: np.ndarray, rng: np.random.Generator, tilt: float = 7.0) -> np.ndarray:
-    """A radiograph as of another day: tilted by up to `tilt` degrees, shifted, zoomed, and exposed otherwise."""
+    """A radiograph with another position and exposure.
+
+    Args:
+        image: (side, side) uint8.
+        rng: random numbers.
+        tilt: largest rotation in degrees.
+    """
     side = len(image)
     angle, scale = np.deg2rad(rng.uniform(-tilt, tilt)), 1 / rng.uniform(0.9, 1.15)
     right, down = rng.uniform(-0.05, 0.05, 2) * side
@@ -72,7 +74,7 @@ def moved(image: np.ndarray, rng: np.random.Generator, tilt: float = 7.0) -> np.
 
 
 def inverted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A radiograph as a film looks on another viewer: air white, bone black."""
+    """A radiograph with air white and bone black."""
     return 255 - image
 
 
@@ -150,7 +152,7 @@ def text(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Every pixel drawn for itself."""
+    """Independent pixels."""
     return rng.integers(0, 256, (_DRAWN, _DRAWN), dtype=np.uint8)
 
 
@@ -194,12 +196,9 @@ UNSEEN: dict[str, Maker] = {"photographs": photograph, "noise": noise, "blank": 
 """What it is measured on besides, and was not fitted to."""
 
 
-# --- Fitting --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Split:
-    """The radiographs of a split, (N, side, side) uint8, and whose each is, (N,)."""
+    """The radiographs of a split, (N, side, side) uint8, and the patient of each, (N,)."""
 
     pixels: np.ndarray
     patients: np.ndarray
@@ -207,6 +206,10 @@ class Split:
 
 def read_split(study: Study, split: str) -> Split:
     """Read all prepared radiographs of a split, whatever they show.
+
+    Args:
+        study: of the prepared dataset.
+        split: `train`, `valid` or `test`.
 
     Raises:
         StageMissing: stage 2.1 has not been run.
@@ -224,7 +227,7 @@ def fit(train: np.ndarray, valid: np.ndarray, seed: int, false_alarms: float = F
     """Fit the check on radiographs of the train split, and choose its threshold on those of validation.
 
     A principal component analysis of radiographs and of images made to be flagged, and a network of one hidden layer
-    that tells them apart. Half of the radiographs are mirrored, since a mirrored radiograph is one still.
+    that separates them. Half of the radiographs are mirrored, which leaves them radiographs.
 
     Args:
         train: (N, side, side) uint8.
@@ -235,7 +238,7 @@ def fit(train: np.ndarray, valid: np.ndarray, seed: int, false_alarms: float = F
     rng = np.random.default_rng(seed)
     makers = list(TRAINED.values())
     radiograph, other = [], []
-    for image in tqdm(train, desc="images to tell apart", unit="radiograph", disable=None):
+    for image in tqdm(train, desc="images to separate", unit="radiograph", disable=None):
         radiograph.append(input_check.reduced(image))
         for number in range(_POSITIVES - 1):
             radiograph.append(input_check.reduced(moved(image[:, ::-1] if number % 2 else image, rng)))
@@ -243,27 +246,25 @@ def fit(train: np.ndarray, valid: np.ndarray, seed: int, false_alarms: float = F
             start = moved(image[:, ::-1] if rng.random() < 0.5 else image, rng)
             made = makers[rng.integers(len(makers))](start, rng)
             other.append(input_check.reduced(np.ascontiguousarray(made)))
-    seen = input_check.features(np.stack(radiograph + other))
-    foreign = np.arange(len(seen)) >= len(radiograph)
-    parts = min(COMPONENTS, *seen.shape)
-    analysis = PCA(parts, svd_solver="randomized", random_state=seed).fit(seen)
+    measured = input_check.features(np.stack(radiograph + other))
+    foreign = np.arange(len(measured)) >= len(radiograph)
+    parts = min(COMPONENTS, *measured.shape)
+    analysis = PCA(parts, svd_solver="randomized", random_state=seed).fit(measured)
     components = analysis.components_.T / np.sqrt(analysis.explained_variance_)
     open_check = Check(analysis.mean_, components, (), (), np.inf)
     network = MLPClassifier((UNITS,), alpha=1e-3, batch_size=256, max_iter=EPOCHS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early on purpose
-        network.fit(open_check.components_of(seen), foreign)
-    check = Check(analysis.mean_, components, tuple(network.coefs_), tuple(network.intercepts_), np.inf).as_stored()
+        network.fit(open_check.components_of(measured), foreign)
+    check = Check(analysis.mean_, components, tuple(network.coefs_), tuple(network.intercepts_), np.inf)
+    check = Check.of(check.save())  # the threshold fits the weights as they are stored
     scores = np.sort(check.scores(_reduced(valid)))
     place = len(scores) - 1 - int(false_alarms * len(scores))
-    return check.with_threshold(float(scores[place]))
+    return dataclasses.replace(check, threshold=float(scores[place]))
 
 
 def _reduced(images: np.ndarray) -> np.ndarray:
     return np.stack([input_check.reduced(np.ascontiguousarray(image)) for image in images])
-
-
-# --- Measuring ------------------------------------------------------------------------------------------------------
 
 
 def rates(check: Check, valid: Split, test: Split, seed: int, draws: int = 2000) -> pd.DataFrame:

@@ -156,6 +156,7 @@ def test_which_files_of_a_folder_are_taken(tmp_path):
 
 
 def test_reading_needs_neither_tensorflow_nor_tables():
-    code = "import sys, chestxray.images.load; print(sorted({'tensorflow', 'pandas', 'pydicom'} & {*sys.modules}))"
+    code = "import sys; from chestxray.images import dicom, input_check, load; "
+    code += "print(sorted({'tensorflow', 'pandas', 'scipy', 'pydicom'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

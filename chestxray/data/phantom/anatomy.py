@@ -21,7 +21,7 @@ WATER = 0.02  # linear attenuation of water at a chest tube's mean energy, per m
 LUNG = 0.27  # density of inflated lung, water = 1
 PIXEL_SLACK_MM = 1.0  # how far outside its outline a lesion's soft edge may reach
 
-DEAL, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # streams of random numbers that never share a seed
+BLOCK, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # streams of random numbers that never share a seed
 
 
 def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
@@ -29,7 +29,7 @@ def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
 
     Args:
         seed: of the data set.
-        stream: what is drawn: `DEAL`, `PATIENT`, `IMAGE`, `NOISE` or `VESSELS`.
+        stream: what is drawn: `BLOCK`, `PATIENT`, `IMAGE`, `NOISE` or `VESSELS`.
         number: of the block, patient or image.
     """
     return np.random.default_rng([seed, stream, number])

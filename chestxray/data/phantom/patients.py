@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from chestxray.config import SIX_FINDINGS
-from chestxray.data.phantom.anatomy import DEAL, OTHER_FINDINGS, PATIENT, Anatomy, random_stream
+from chestxray.data.phantom.anatomy import BLOCK, OTHER_FINDINGS, PATIENT, Anatomy, random_stream
 
-_BLOCK = 100  # images dealt together: every block holds each finding equally often in both lists
+_BLOCK = 100  # images planned together: every block holds each finding equally often in both lists
 _BLOCK_TEST = 25
 _TRAIN_PATIENTS = (1,) * 18 + (2,) * 9 + (3,) * 6 + (4,) * 4 + (5,)  # images a patient: 75 in 38 patients
 _TEST_PATIENTS = (1,) * 6 + (2,) * 3 + (3,) * 3 + (4,)  # 25 images in 13 patients
@@ -41,41 +41,42 @@ class Slot:
 
 
 @functools.lru_cache(maxsize=64)
-def _deal(block: int, seed: int) -> tuple[Slot, ...]:
-    """Patients and findings of 100 images.
+def _slots(block: int, seed: int) -> tuple[Slot, ...]:
+    """Patients and findings of the 100 images of a block.
 
-    Findings are dealt from small shuffled decks (six images with one finding each beside six without), apart for the
-    two lists, so that each class is equally common in both, however few blocks are drawn, and is independent of
-    patient, age, sex and view.
+    Findings follow shuffled sets of twelve (six images with one finding each, six without), apart for the two lists,
+    so that each class is equally common in both, however few blocks are drawn, and is independent of patient, age, sex
+    and view.
     """
-    rng = random_stream(seed, DEAL, block)
+    rng = random_stream(seed, BLOCK, block)
     groups: list[tuple[float, bool, int]] = []
     for test, sizes in ((False, _TRAIN_PATIENTS), (True, _TEST_PATIENTS)):
         images = rng.permutation(sizes)
         middle = (np.cumsum(images) - images / 2) / images.sum()  # spreads the test patients over the block
         groups += [(float(m), test, int(n)) for m, n in zip(middle, images, strict=True)]
-    decks = {False: _deck(rng, _BLOCK - _BLOCK_TEST, block), True: _deck(rng, _BLOCK_TEST, block)}
+    findings = {False: _findings(rng, _BLOCK - _BLOCK_TEST, block), True: _findings(rng, _BLOCK_TEST, block)}
 
     slots: list[Slot] = []
     for rank, (_, test, images) in enumerate(sorted(groups)):
         for follow_up in range(images):
             patient = block * _BLOCK_PATIENTS + rank + 1
-            slots.append(Slot(block * _BLOCK + len(slots), patient, follow_up, test, decks[test].pop(0)))
+            slots.append(Slot(block * _BLOCK + len(slots), patient, follow_up, test, findings[test].pop(0)))
     return tuple(slots)
 
 
-def _deck(rng: np.random.Generator, cards: int, block: int) -> list[tuple[str, ...]]:
+def _findings(rng: np.random.Generator, images: int, block: int) -> list[tuple[str, ...]]:
+    """The findings of each of `images` images; beyond whole sets, two findings, or one outside the classes."""
     single: list[tuple[str, ...]] = [(finding,) for finding in SIX_FINDINGS] + [()] * len(SIX_FINDINGS)
-    deck: list[tuple[str, ...]] = []
-    for _ in range(cards // len(single)):
-        deck += [single[i] for i in rng.permutation(len(single))]
-    for extra in range(cards - len(deck)):
+    findings: list[tuple[str, ...]] = []
+    for _ in range(images // len(single)):
+        findings += [single[i] for i in rng.permutation(len(single))]
+    for extra in range(images - len(findings)):
         if (block + extra) % 4 == 3:
-            card: tuple[str, ...] = (OTHER_FINDINGS[int(rng.integers(len(OTHER_FINDINGS)))],)
+            shown: tuple[str, ...] = (OTHER_FINDINGS[int(rng.integers(len(OTHER_FINDINGS)))],)
         else:
-            card = tuple(sorted(str(f) for f in rng.choice(SIX_FINDINGS, size=2, replace=False)))
-        deck.insert(int(rng.integers(len(deck) + 1)), card)
-    return deck
+            shown = tuple(sorted(str(f) for f in rng.choice(SIX_FINDINGS, size=2, replace=False)))
+        findings.insert(int(rng.integers(len(findings) + 1)), shown)
+    return findings
 
 
 def slot(index: int, seed: int) -> Slot:
@@ -85,7 +86,7 @@ def slot(index: int, seed: int) -> Slot:
         index: number of the image, from 0.
         seed: of the data set.
     """
-    return _deal(index // _BLOCK, seed)[index % _BLOCK]
+    return _slots(index // _BLOCK, seed)[index % _BLOCK]
 
 
 @dataclass(frozen=True)

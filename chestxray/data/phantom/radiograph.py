@@ -88,8 +88,8 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
     Args:
         index: number of the image, from 0.
         seed: seed of the data set.
-        findings: NIH names to show in place of those dealt to this image; `()` for none. The patient and the exposure
-            stay the same.
+        findings: NIH names to show in place of this image's own; `()` for none. The patient and the exposure stay the
+            same.
         view: `PA` or `AP` in place of the one drawn by lot.
 
     Raises:
