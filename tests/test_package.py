@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from conftest import tiny_pixels
+from PIL import Image
 
 from chestxray import config
 
@@ -34,3 +36,27 @@ def test_the_choice_of_kernels_is_left_to_who_made_one():
 def test_tensorflow_takes_onednn_kernels():
     port = "tensorflow.python.util._pywrap_util_port"
     assert python(f"import chestxray, importlib; print(importlib.import_module('{port}').IsMklEnabled())") == "True"
+
+
+LIGHT = {
+    "images": ["chestxray.images", "chestxray.images.dicom", "chestxray.images.input_check", "chestxray.images.load"],
+    "networks.class_activation": ["chestxray.networks.class_activation"],
+    "inference": [f"chestxray.inference.{name}" for name in ("reader", "answers", "engines", "interpretation")],
+}
+"""What answers for a radiograph, or reads one, without the packages that take seconds to import."""
+
+HEAVY = "print(sorted({'tensorflow', 'keras', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+
+
+@pytest.mark.parametrize("group", LIGHT)
+def test_importing_what_answers_is_light(group):
+    assert python(f"import sys, {', '.join(LIGHT[group])}; {HEAVY}") == "[]"
+
+
+def test_predict_needs_neither_tensorflow_nor_pandas(tmp_path):
+    image, out = tmp_path / "chest.png", tmp_path / "answers.csv"
+    Image.fromarray(tiny_pixels(0, 128)).save(image)
+    code = f"import sys; from chestxray import __main__; code = __main__.main(['predict', {str(image)!r}, '--out', "
+    code += f"{str(out)!r}]); {HEAVY}; sys.exit(code)"
+    assert python(code).splitlines()[-1] == "[]"
+    assert out.read_text().startswith("image,") and len(out.read_text().splitlines()) == 2
