@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from chestxray.config import CLASSES, SIX_FINDINGS
 from chestxray.images import load
+from chestxray.inference.answers import Answer
+from chestxray.inference.interpretation import OperatingPoint
 
-
-@dataclass
-class Point:
-    threshold: float = 0.3
-    probability: float = 0.5
-    sensitivity: float = 0.81
-    specificity: float = 0.57
-
-
-@dataclass
-class Answer:
-    pixels: np.ndarray
-    probabilities: dict[str, float]
-    calibrated: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
-    above: dict[str, bool]
-    flags: list[str] = field(default_factory=list)
-    operating_points: dict[str, Point] = field(default_factory=lambda: {name: Point() for name in SIX_FINDINGS})
+POINT = OperatingPoint(
+    threshold=0.3, probability=0.5, sensitivity=0.81, specificity=0.57, n_images=1000, n_positive=100
+)
 
 
 class FakeReader:
@@ -67,6 +52,7 @@ class FakeReader:
             {name: min(1.0, 1.2 * score) for name, score in scores.items()},
             {name: scores[name] > 0.5 for name in SIX_FINDINGS},
             list(self.flags),
+            dict.fromkeys(SIX_FINDINGS, POINT),
         )
 
     def heat_map(self, source: np.ndarray, finding: str) -> np.ndarray:

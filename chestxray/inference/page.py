@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from chestxray.config import SIX_FINDINGS, StudyError
-from chestxray.inference import overlay, plain_words, reader
+from chestxray.inference import overlay, plain_words
 
 if TYPE_CHECKING:
     from chestxray.inference.answers import Answer
+    from chestxray.inference.reader import Reader
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -102,7 +103,7 @@ class Page:
         reader: answers for radiographs.
     """
 
-    def __init__(self, asked: reader.Reader) -> None:
+    def __init__(self, asked: Reader) -> None:
         self.reader = asked
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -271,3 +273,16 @@ def test_wrong_use_is_told_before_anything_is_done(model_path, tmp_path, options
     out = tmp_path / options.pop("out", "p.csv")
     with pytest.raises(StudyError, match=line):
         batch.predict_files([], out, reader.load(model_path), **options)
+
+
+def test_predict_and_serve_need_neither_tensorflow_nor_pandas(tmp_path):
+    """The command's process, and the page's own modules."""
+    draw(tmp_path / "a.png", 1)
+    code = (
+        "import sys; from chestxray import __main__; from chestxray.inference import page, web\n"
+        "print(__main__.main(['predict', sys.argv[1], '--out', sys.argv[2]]), "
+        "sorted({'tensorflow', 'keras', 'pandas', 'scipy', 'sklearn', 'matplotlib'} & {*sys.modules}))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png"), str(tmp_path / "p.csv")]
+    done = subprocess.run(command, cwd=config.REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
