@@ -127,8 +127,8 @@ def pack(paths: Paths, target: Path | None = None) -> Path:
 def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
     """Unpack an archive into `1_Datasets/<dataset>`, which appears when it is complete.
 
-    An unpacking that was killed goes on: files that are there and right are kept. So does unpacking once more where
-    the same archive was unpacked before, which replaces what has changed.
+    An interrupted unpacking resumes: files that are there and right stay. Unpacking the same archive once more replaces
+    what has changed.
 
     Args:
         path: an archive of `pack`.
@@ -150,13 +150,13 @@ def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
         raise StudyError(f"{paths.data}: is there already, and not from this archive; remove it or rename it")
     here = paths if again else Paths(f".{paths.dataset}{files.TEMPORARY}unpack", paths.root)
     there = {name: here.data / name for name in index.files if (here.data / name).is_file()}
-    kept = {name for name, file in there.items() if files.digest(file) == index.files[name]}
-    needed = path.stat().st_size - sum(there[name].stat().st_size for name in kept)
-    if len(kept) < len(index.files):
+    present = {name for name, file in there.items() if files.digest(file) == index.files[name]}
+    needed = path.stat().st_size - sum(there[name].stat().st_size for name in present)
+    if len(present) < len(index.files):
         files.require_space(paths.data, needed, "set CHESTXRAY_ROOT or --root to another disk")
-    _clear(here.data, set(index.files), kept, again)
+    _clear(here.data, set(index.files), present, again)
     for name, data in _contents(path, index, "Unpacking"):
-        if name not in kept:
+        if name not in present:
             files.atomic_write(here.data / name, data)
     preparation.link_trees(here, data_manifest.read_manifest(here))
     record = {"archive": identity, "manifest": index.files[TABLES[-1]], "raw_side": index.raw_side}
@@ -164,7 +164,7 @@ def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
     if not again:
         with files.explained(paths.data):
             here.data.replace(paths.data)
-    return paths, len(kept)
+    return paths, len(present)
 
 
 def _json(value: Any) -> bytes:
@@ -298,16 +298,16 @@ def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, byte
         raise _refused(path, f"{damaged} ({error or type(error).__name__})") from error
 
 
-def _clear(folder: Path, listed: set[str], kept: set[str], again: bool) -> None:
+def _clear(folder: Path, listed: set[str], present: set[str], again: bool) -> None:
     """Remove unexpected files among those of an archive, and the tables about to be replaced: they come last.
 
     Args:
         folder: where the archive is unpacked.
         listed: names of the archive's files.
-        kept: those that are there already.
+        present: those that are there already.
         again: the folder is a dataset in use: what lies beside the archive's own folders stays.
     """
-    for name in (listed - kept) & set(TABLES):
+    for name in (listed - present) & set(TABLES):
         files.remove(folder / name)
     if not again:
         files.keep_only(folder, {name.partition("/")[0] for name in listed})

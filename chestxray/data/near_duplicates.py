@@ -128,10 +128,10 @@ def close_pairs(
     """
     bits = hashes.shape[1]
     signs = np.where(hashes, np.float32(1), np.float32(-1))
-    found, total, kept = [], 0, pd.DataFrame(columns=["distance", "first", "second"], dtype=np.int64)
+    found, total, best = [], 0, pd.DataFrame(columns=["distance", "first", "second"], dtype=np.int64)
 
     def closest() -> pd.DataFrame:
-        return pd.concat([kept, *found]).sort_values(["distance", "first", "second"], ignore_index=True).head(most)
+        return pd.concat([best, *found]).sort_values(["distance", "first", "second"], ignore_index=True).head(most)
 
     for top in range(0, len(signs), _TILE):
         for left in range(top, len(signs), _TILE):
@@ -143,7 +143,7 @@ def close_pairs(
             total += len(pairs)
             found.append(pairs)
             if sum(map(len, found)) > most:
-                kept, found = closest(), []
+                best, found = closest(), []
     return closest(), total
 
 

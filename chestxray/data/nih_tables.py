@@ -180,7 +180,7 @@ def _findings(text: str) -> str | None:
 
 
 class _Rule(NamedTuple):
-    """How a cell becomes a value, which is None where it cannot be used, and what is said and done then."""
+    """How a cell becomes a value, or None where it cannot be used, and the remedy that is reported then."""
 
     parse: Callable[[str], Any]
     remedy: str
@@ -213,7 +213,7 @@ _RULES = {
 
 
 def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
-    """The rows less those whose image stands in another row, and what is said of them.
+    """The rows less those whose image stands in another row, and the report on those.
 
     Equal rows are one row. Rows that contradict each other are all left out: which of them is right cannot be known.
     """
@@ -282,7 +282,7 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
             "use the table that belongs to them"
         )
     table = entries.table[entries.table["image"].isin(found)].reset_index(drop=True)
-    lines = [  # what is wrong with images that are not here concerns nobody
+    lines = [  # errors of images that are not here are of no use
         line
         for line in entries.rejected
         if not line.file.lower().endswith(IMAGE_SUFFIXES) or file_of(line.file) is not None

@@ -20,7 +20,7 @@ BALANCED_TEST = 290
 """Images of each class in the balanced test, where there are so many: as many as in the published study."""
 
 FEWEST_PATIENTS = 5
-"""A class with fewer patients than this cannot be spread over three splits in a way that means anything."""
+"""A class with fewer patients than this cannot be spread over three splits meaningfully."""
 
 Lists = tuple[set[str], set[str]]
 
@@ -77,22 +77,22 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     # Whole numbers throughout, so that ties fall the same way on every machine.
     part = Fraction(share).limit_denominator(1000)
     weights = (1 << 20) // counts.sum(axis=0)
-    excess = np.zeros(counts.shape[1], np.int64)  # (held out − share × seen) × denominator
-    held = np.zeros(len(patients), bool)
+    excess = np.zeros(counts.shape[1], np.int64)  # (held out − share × assigned) × denominator
+    held_out = np.zeros(len(patients), bool)
     for patient in order:
         row = counts[patient]
         gain = part.denominator - 2 * part.numerator
-        held[patient] = int((weights * row * (2 * excess + gain * row)).sum()) < 0
-        excess += row * ((part.denominator if held[patient] else 0) - part.numerator)
+        held_out[patient] = int((weights * row * (2 * excess + gain * row)).sum()) < 0
+        excess += row * ((part.denominator if held_out[patient] else 0) - part.numerator)
     for column in (strata.index(label) for label in CLASSES if label in strata):
         has = counts[:, column] > 0
         for side in (True, False):
-            if share > 0 and has.sum() > 1 and not (has & (held == side)).any():
+            if share > 0 and has.sum() > 1 and not (has & (held_out == side)).any():
                 movable = np.flatnonzero(has)
-                held[movable[np.argmin(counts[movable].sum(axis=1))]] = side
+                held_out[movable[np.argmin(counts[movable].sum(axis=1))]] = side
         if has.sum() == 1:
-            held[has] = False  # one patient is more use in training than in a test of one
-    return set(patients[held])
+            held_out[has] = False  # a single patient is more useful for training than for a test
+    return set(patients[held_out])
 
 
 def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: int) -> pd.Series:
@@ -175,9 +175,9 @@ def _in_rounds(images: pd.DataFrame, random: np.random.Generator) -> pd.DataFram
 def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Choose the images of the two tests, both of the test split's patients.
 
-    `natural_test` is all test images, whatever they show: published figures are on them. The balanced test has the same
-    number of selected images of each class, `BALANCED_TEST` as in the published study, or as many as the rarest class
-    has; where few No_finding are selected that class may be No_finding, and without any image of some class the test is
+    `natural_test` is all test images, with any labels, as in published figures. The balanced test has the same number
+    of single-label images of each class, `BALANCED_TEST` as in the published study, or as many as the rarest class has;
+    where few No_finding are selected that class may be No_finding, and without any image of some class the test is
     empty. A class is drawn over patients in rounds, as `select` draws No_finding.
 
     Args:
@@ -187,15 +187,15 @@ def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
     Returns:
         The columns `natural_test` and `balanced_test`, bool, on the table's index.
     """
-    natural = planned["split"].eq("test")
-    single = planned[natural & planned["selected"]]
+    tested = planned["split"].eq("test")
+    single = planned[tested & planned["selected"]]
     size = min(BALANCED_TEST, int(single["label"].value_counts().reindex(CLASSES, fill_value=0).min()))
     balanced = pd.Series(False, index=planned.index)
     for number, label in enumerate(CLASSES):
         random = np.random.default_rng([seed, 3, number])
         drawn = _in_rounds(single.loc[single["label"].eq(label), ["image", "patient"]], random)
         balanced[drawn.index[:size]] = True
-    return pd.DataFrame({"natural_test": natural, "balanced_test": balanced})
+    return pd.DataFrame({"natural_test": tested, "balanced_test": balanced})
 
 
 def _in_proportion(counts: pd.Series, total: int) -> pd.Series:
@@ -283,11 +283,11 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Index: the classes and `Total`. Columns: (`natural` | `balanced`, `images` | `patients`).
     """
-    natural = planned[planned["natural_test"]]
-    findings = natural["findings"].str.split("|").explode().map(LABELS)
-    each_finding = natural.loc[findings.index].assign(label=findings)
+    tested = planned[planned["natural_test"]]
+    findings = tested["findings"].str.split("|").explode().map(LABELS)
+    each_finding = tested.loc[findings.index].assign(label=findings)
     balanced = _by_class(planned[planned["balanced_test"]])
-    return pd.concat({"natural": _by_class(each_finding, natural), "balanced": balanced}, axis=1)
+    return pd.concat({"natural": _by_class(each_finding, tested), "balanced": balanced}, axis=1)
 
 
 def departures(planned: pd.DataFrame) -> pd.DataFrame:
@@ -299,13 +299,13 @@ def departures(planned: pd.DataFrame) -> pd.DataFrame:
         all train_val images that is held out, in percentage points) and `images_off` (the same in images).
     """
     part = planned[planned["split"].ne("test")]
-    held = part["split"].eq("valid")
-    overall = held.mean()
+    held_out = part["split"].eq("valid")
+    overall = held_out.mean()
     rows = []
     for label in CLASSES:
         for view in ("", "PA", "AP"):
             stratum = part["label"].eq(label) & (part["view"].eq(view) if view else True)
-            total, taken = int(stratum.sum()), int((stratum & held).sum())
+            total, taken = int(stratum.sum()), int((stratum & held_out).sum())
             if total:
                 share = taken / total
                 rows.append((label, view, total, taken, share, 100 * (share - overall), taken - overall * total))

@@ -253,7 +253,7 @@ def _log_odds(scores: np.ndarray) -> np.ndarray:
 def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Prior correction for classes commoner or rarer than in training (Saerens, Latinne & Decaestecker, 2002, eq. 2.4).
 
-    It holds where only the classes' shares differ, and not what a class looks like.
+    It holds where only the classes' shares differ, not the images of a class.
 
     Args:
         probabilities: (n, K) scores.

@@ -1,9 +1,9 @@
 """Comparison of models: every metric of several models, by class, in pairs and ranked, with intervals.
 
 Metrics are taken over the single-label test images, or, where their name says `natural` or `six_finding`, over all test
-images (`predictions` tells them apart). Intervals resample patients, and all models meet the same draws. A draw that
-leaves a metric undefined, since it has no image of some class, is left out of its interval; the column `draws` tells
-how many remain. The seven probabilities need not sum to one: the predicted class is that of the largest.
+images. Intervals resample patients, by the same draws for all models. A draw that leaves a metric undefined, since it
+has no image of some class, is left out of its interval; the column `draws` counts the rest. The seven probabilities
+need not sum to one: the predicted class is that of the largest.
 """
 
 from __future__ import annotations
@@ -125,11 +125,11 @@ def per_class(models: Resampled, model: str = "ensemble") -> pd.DataFrame:
     for name in CLASSES:
         rows, positive = {}, {}
         for metric, values in by_class.items():
-            natural = metric.startswith("natural_")
-            classes = SIX_FINDINGS if natural else CLASSES
+            whole = metric.startswith("natural_")
+            classes = SIX_FINDINGS if whole else CLASSES
             if name in classes:
                 rows[metric] = values[classes.index(name)]
-                positive[metric] = int(shows(predictions, name).sum() if natural else single.eq(name).sum())
+                positive[metric] = int(shows(predictions, name).sum() if whole else single.eq(name).sum())
         tables[name] = _interval_table(rows, predictions).assign(n_positive=pd.Series(positive))
     return pd.concat(tables, names=["class", "metric"])
 
@@ -255,7 +255,7 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
     scores = predictions.loc[selected, list(CLASSES)].to_numpy(dtype=float)
     number = len(CLASSES)
     single = [rank_draws(truth == k, scores[:, k], inside) for k in range(number)]
-    natural = [rank_draws(shows(predictions, name), predictions[name], draws) for name in SIX_FINDINGS]
+    whole = [rank_draws(shows(predictions, name), predictions[name], draws) for name in SIX_FINDINGS]
     counts = inside.counts(truth * number + guess, number**2).T.reshape(number, number, -1)
     right = counts[range(number), range(number)]
     of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)
@@ -267,8 +267,8 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
             "sensitivity": right / of_truth,
             "precision": np.where(of_guess > 0, right / of_guess, 0) * defined,
             "f1": 2 * right / (of_truth + of_guess) * defined,
-            "natural_auroc": np.stack([area for area, _ in natural]),
-            "natural_average_precision": np.stack([precision for _, precision in natural]),
+            "natural_auroc": np.stack([area for area, _ in whole]),
+            "natural_average_precision": np.stack([precision for _, precision in whole]),
         }
         accuracy = right.sum(axis=0) / of_truth.sum(axis=0)
     means = {metric: values.mean(axis=0) for metric, values in by_class.items()}

@@ -111,7 +111,7 @@ def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
 
     An image counts for a class when its probability there is at least the mean that this class's own images have, the
     most probable such class if there are several; it is suspect when that is not its label. The model's own errors
-    count too: this is a list to look through, not a verdict.
+    count too: this is a list to review, not a verdict.
 
     Returns:
         `image`, `patient`, `label`, `suggested`, and `margin` as in `confident_errors`; the largest margin first.

@@ -46,7 +46,7 @@ def requirements(extras: Sequence[str] = ()) -> list[str]:
     Raises:
         StudyError: an extra is unknown.
     """
-    import tomllib  # not in Python 3.10, which must get as far as being told so
+    import tomllib  # not in Python 3.10, for which `check_python` has its message
 
     lines = [line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()]
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]

@@ -1,4 +1,4 @@
-"""Notebooks as files: what a committed one must look like, and the cells that are the same in all of them.
+"""Notebooks as files: the rules for committed ones, and the cells that are the same in all of them.
 
 It owns the Colab button, the set-up cell, the normal form in which notebooks are committed, and the check that they
 keep it. It must not know what a notebook computes, nor run one.

@@ -21,7 +21,7 @@ PLAIN_EVERY = 15.0
 @dataclass
 class _Running:
     started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)
     cell: int = 0
     cells: int = 0
     bar: tqdm | None = None
@@ -66,7 +66,7 @@ class Progress:
 
         Args:
             label: what it is called in all that is shown.
-            reason: why it must run again; nothing is said of an empty one.
+            reason: why it must run again; nothing is printed for an empty one.
         """
         with self._lock:
             running = self._running[label] = _Running()
@@ -116,8 +116,8 @@ class Progress:
                 for label, running in self._running.items():
                     if running.bar is not None:
                         running.bar.refresh()
-                    elif running.cells and now - running.said >= PLAIN_EVERY:
-                        running.said = now
+                    elif running.cells and now - running.reported >= PLAIN_EVERY:
+                        running.reported = now
                         self.say(f"{label}: cell {running.cell}/{running.cells}, {duration(now - running.started)}")
 
 

@@ -86,7 +86,7 @@ class Pipeline:
             force: run all of them, stale or not.
 
         Returns:
-            Whether all of them are up to date now. What failed was said on the stream.
+            Whether all of them are up to date now. Failures were printed to the stream.
 
         Raises:
             StudyError: another run works on this dataset, it was unpacked with images of another size than the profile
@@ -176,7 +176,7 @@ class Pipeline:
         return record.entry(stage.number, self._describe(stage), stage.reads(self.study.paths))
 
     def _stale(self, stage: Stage, record: staleness.Record, entry: staleness.Entry, force: bool) -> str | None:
-        """Why the stage must run, in words ("" where it is plain); None, said on the stream, where it needn't."""
+        """Why the stage must run, in words ("" where it is plain); None, printed to the stream, where it needn't."""
         unpacked = self.unpacked(stage)
         made_here = [self.rendered(stage)] if stage.notebook and not unpacked else []
         missing = [path for path in [*stage.writes(self.study.paths), *made_here] if not path.exists()]
@@ -283,8 +283,8 @@ class Pipeline:
             lines = [f"{failure['name']}: {failure['value']}"]
         else:
             lines = failure["traceback"][-ERROR_LINES:]
-        kept = self.rendered(stage).with_suffix(".failed.ipynb")
-        where = [f"What ran is kept in {shown(kept)}"] if kept.exists() else []
+        failed = self.rendered(stage).with_suffix(".failed.ipynb")
+        where = [f"What ran is kept in {shown(failed)}"] if failed.exists() else []
         return "\n".join([f"{stage.notebook}{at}:", *(f"    {line}" for line in lines), *where])
 
     def _writer(self, path: Path) -> str:
