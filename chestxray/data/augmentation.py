@@ -1,16 +1,13 @@
-"""Varying the train radiographs, on disk and in graph, within what a radiographer would accept.
+"""Augmentation: transforms of the train radiographs, on disk and inside a model, that a radiographer would accept.
 
-It owns the ranges of the transforms and the balanced train set made with them: a plan first (a table: which source,
-which parameters, which seed), then the files. It must not know of models, and it must never see a validation or test
-image: it draws sources from the manifest's selected train rows alone.
+`plan` lists the files of a balanced train set (source, parameters, seed), `write` makes them, and `layers` gives Keras
+layers with the same ranges. Sources are the selected train images alone, never validation or test.
 
 Ranges. Positioning on a chest stand varies by a few degrees and centimetres, and exposure and window by about a tenth:
 rotations to ±7°, shifts to ±4 % of the side, zooms 0.93–1.07, brightness ±8 % of full scale, contrast 0.85–1.15.
 Horizontal flips are off: the heart lies on the left, and a mirrored radiograph shows dextrocardia and a mirrored side
-marker. One switch turns them on, for every class alike.
-
-Borders. What a shift or a rotation uncovers is filled by reflection: at most a tenth of the side, with the local grey
-level and texture. Black wedges would mark a picture as transformed, and no validation or test picture has them.
+marker. What a shift or a rotation uncovers is filled by reflection: black wedges would mark an image as transformed,
+and no validation or test image has them.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ from chestxray.config import CLASSES, Study, StudyError
 if TYPE_CHECKING:
     import keras
 
-
 ROTATION = 7.0
 """Largest rotation, degrees to either side."""
 SHIFT = 0.04
@@ -45,9 +41,8 @@ BRIGHTNESS = 0.08
 CONTRAST = 0.15
 """Largest departure from 1 of the factor by which grey levels spread about the image's mean."""
 
-
 PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "brightness", "contrast", "flip")
-"""The columns of a plan that say what is done to the source."""
+"""Columns of a plan: the transform of the source."""
 PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETERS, "seed")
 
 _RECIPE = "1"
@@ -57,11 +52,11 @@ _STAMP = "chestxray"
 
 
 def draw_parameters(seed: int, flip: bool = False) -> dict[str, float | int]:
-    """Draw one transform, the same way for every file of every class.
+    """Draw one transform, from the same distribution for every class.
 
     Args:
         seed: the file's own seed; it alone decides the draw.
-        flip: whether the file may be mirrored, as a fair coin falls.
+        flip: mirror with probability one half.
 
     Returns:
         `rotation` in degrees, anticlockwise; `shift_x` (to the right) and `shift_y` (down) as shares of the side;
@@ -77,22 +72,21 @@ def draw_parameters(seed: int, flip: bool = False) -> dict[str, float | int]:
 
 
 def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
-    """Say which files make the balanced train set, before any is written.
+    """List the files of the balanced train set, before any is written.
 
     Every class gets as many files as the largest class has train images. Within a class each source is used equally
-    often, give or take one; who is used once more is drawn at random. Each file's transform comes from the same
-    distribution and depends on nothing but the seed, the source's name and the number of the copy: a class whose
-    sources serve once and a class whose sources serve six times differ in nothing that a transform leaves in a picture.
-    There are no untransformed files.
+    often, give or take one; which are used once more is drawn at random. Each file's transform depends on nothing but
+    the seed, the source's name and the number of the copy, and no file is untransformed: the transform says nothing of
+    the class, whether its sources are used once or six times.
 
     Args:
         manifest: the columns `image`, `patient`, `label`, `split`, `selected`; rows outside the selected train images
             are ignored.
         seed: the study's seed.
-        flip: let files be mirrored left to right, half of each class.
+        flip: mirror half of each class left to right.
 
     Returns:
-        One row a file, in the order of CLASSES, with the columns of `PLAN_COLUMNS`; `file` is
+        One row per file, in the order of CLASSES, with the columns of `PLAN_COLUMNS`; `file` is
         `<Class>/<stem>_<copy>.png`.
 
     Raises:
@@ -100,13 +94,10 @@ def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
     """
     train = manifest[(manifest["split"] == "train") & manifest["selected"].astype(bool)]
     sources = {name: rows.sort_values("image") for name, rows in train.groupby("label") if name in CLASSES}
-    for name in CLASSES:
-        if name not in sources:
-            raise StudyError(
-                f"manifest: class {name} has no selected train image; use a dataset with more images of it"
-            )
-    files = max(len(rows) for rows in sources.values())
-    parts = [_copies(sources[name], files, [seed, place]).assign(label=name) for place, name in enumerate(CLASSES)]
+    if lacking := [name for name in CLASSES if name not in sources]:
+        raise StudyError(f"manifest: class {lacking[0]} has no selected train image; use a dataset with more of it")
+    largest = max(len(rows) for rows in sources.values())
+    parts = [_copies(sources[name], largest, [seed, place]).assign(label=name) for place, name in enumerate(CLASSES)]
     rows = pd.concat(parts, ignore_index=True)
     stems = rows["image"].map(lambda image: Path(image).stem)
     rows["file"] = rows["label"] + "/" + stems + "_" + rows["copy"].astype(str) + ".png"
@@ -141,8 +132,7 @@ def transform(
 ) -> np.ndarray:
     """Mirror, zoom, rotate about the centre and shift in one cubic interpolation, then change contrast and brightness.
 
-    One interpolation, and a cubic one, because each linear one blurs the fine pleural lines and vessels by which a
-    pneumothorax or a nodule is read.
+    Each linear interpolation would blur the fine pleural lines and vessels by which a pneumothorax or a nodule is read.
 
     Args:
         pixels: (H, W) uint8 grey levels.
@@ -182,9 +172,8 @@ def transform(
 def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
     """Make `train_augmented/` hold exactly the files of `plan`, then write the plan to `train_augmented.csv`.
 
-    Work goes file by file over all cores and can be stopped at any moment: a file is whole or absent, and carries the
-    digest of its source's bytes and of its transform, so the next call keeps what is right and makes only the rest. The
-    bytes do not depend on the number of workers.
+    A file is complete or absent, and carries the digest of its source and of its transform: after an interruption the
+    next call makes only what is missing. The bytes do not depend on the number of workers.
 
     Args:
         study: where the prepared train images lie and the result goes.
@@ -244,7 +233,7 @@ def _stamp_of(path: Path) -> str | None:
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:
-    """Stock Keras layers that vary a batch inside the model, anew in every epoch; at inference they do nothing.
+    """Keras layers that transform a batch inside the model, anew in every epoch; in prediction they do nothing.
 
     Args:
         strength: scales every range of this module; 1 gives the ranges of the files on disk, 0 gives no layer.

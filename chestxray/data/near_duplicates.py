@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,6 @@ class Check:
         most_bits: the distance within which pairs were compared.
         threshold: the likeness that makes a near-duplicate.
         close: pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them.
-        seconds: how long it took.
     """
 
     pairs: pd.DataFrame
@@ -70,7 +68,6 @@ class Check:
     most_bits: int
     threshold: float
     close: int
-    seconds: float
 
     @property
     def crossing(self) -> pd.DataFrame:
@@ -201,7 +198,6 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     Raises:
         StudyError: a prepared image cannot be read.
     """
-    started = time.perf_counter()
     paths = [store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]
     strict = study.profile.image_size < _SIDE or study.is_phantom
@@ -215,7 +211,7 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     )
     pairs = pairs.sort_values(["likeness", "image", "other_image"], ascending=[False, True, True], ignore_index=True)
     files.atomic_write(study.paths.near_duplicates, pairs.to_csv(index=False, lineterminator="\n").encode())
-    return Check(pairs, len(manifest), most_bits, threshold, close, time.perf_counter() - started)
+    return Check(pairs, len(manifest), most_bits, threshold, close)
 
 
 def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
@@ -233,8 +229,9 @@ def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
     names = [f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)]
     pairs = found.pairs
     crossing = pairs["split"].ne(pairs["other_split"])
+    bits = pd.cut(pairs["distance"], edges, labels=names)
     columns = {}
-    for title, rows in (("in two splits", pairs[crossing]), ("in one split", pairs[~crossing])):
-        for what, part in (("pairs", rows), ("near-duplicates", rows[rows["near_duplicate"]])):
-            columns[title, what] = pd.cut(part["distance"], edges, labels=names).value_counts().reindex(names)
+    for title, side in (("in two splits", crossing), ("in one split", ~crossing)):
+        columns[title, "pairs"] = bits[side].value_counts().reindex(names)
+        columns[title, "near-duplicates"] = bits[side & pairs["near_duplicate"]].value_counts().reindex(names)
     return pd.DataFrame(columns).rename_axis("bits that differ")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +41,7 @@ def _encode(image: Image.Image, note: str) -> bytes:
 
 
 class _Stored(NamedTuple):
-    """What became of one image: the SHA-256 of its prepared PNG, or the error; and whether it was made just now."""
+    """One image's outcome: the SHA-256 of its prepared PNG, or the error; and whether it was made just now."""
 
     image: str
     sha256: str
@@ -82,10 +81,10 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
 def store_images(
     paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None
 ) -> tuple[pd.Series, list[Rejection], int]:
-    """Prepare every readable image into the store, on all cores; what is there and still right is kept.
+    """Prepare every readable image into the store, on all cores; what is there and still right is not made again.
 
-    Each file is complete or absent and depends on its source alone, so that a run that was killed and resumed, or had
-    another number of workers, ends in the same bytes.
+    Each file is complete or absent and depends on its source alone: a run that was killed and resumed, or had another
+    number of workers, ends in the same bytes.
 
     Args:
         paths: image → its source file.
@@ -171,14 +170,12 @@ class Preparation:
         rejected: as `rejected.csv`: `file`, `value`, `remedy`.
         notes: what a reader should know, one line each.
         made: prepared images written by this run; the others were there already.
-        seconds: how long it took.
     """
 
     manifest: pd.DataFrame
     rejected: pd.DataFrame
     notes: tuple[str, ...]
     made: int
-    seconds: float
 
 
 def make_plan(study: Study) -> Plan:
@@ -218,7 +215,7 @@ def _one_stem_each(present: nih_tables.Present) -> tuple[nih_tables.Present, lis
     return dataclasses.replace(present, table=table, paths={i: present.paths[i] for i in table["image"]}), lines
 
 
-def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) -> Preparation:
+def prepare(study: Study, workers: int | None = None) -> Preparation:
     """Run stage 2.1: store every readable image, link the class trees, write `manifest.csv` and `rejected.csv`.
 
     The manifest goes first and comes last: while it is there, the trees agree with it. A dataset prepared with other
@@ -226,14 +223,12 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
 
     Args:
         study: the dataset and its parameters.
-        plan: as `make_plan` gives; None makes it.
         workers: threads; as many as cores where None.
 
     Raises:
         StudyError: nothing can be prepared, or the disk is full or read-only.
     """
-    started = time.perf_counter()
-    plan = plan or make_plan(study)
+    plan = make_plan(study)
     paths = study.paths
     before = paths.manifest.read_bytes() if paths.manifest.exists() else None
     files.remove(paths.manifest)
@@ -255,4 +250,4 @@ def prepare(study: Study, plan: Plan | None = None, workers: int | None = None) 
     rejected = nih_tables.rejections_frame([*plan.rejected, *unreadable])
     atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
     atomic_write(paths.manifest, after)
-    return Preparation(manifest, rejected, plan.notes, made, time.perf_counter() - started)
+    return Preparation(manifest, rejected, plan.notes, made)
