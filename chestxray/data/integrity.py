@@ -5,7 +5,6 @@ Everything is read and nothing changed. Each fault names its file and the remedy
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 import zlib
@@ -33,7 +32,6 @@ SHOWN = 20
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-_BATCH = 64
 _AGAIN = "download it again"
 
 
@@ -119,7 +117,8 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     rng = np.random.default_rng(seed)
     chosen = set(names if full or len(names) <= SAMPLE else rng.choice(names, SAMPLE, replace=False))
     side = nih_tables.NIH_SIDE if dataset else None
-    checked = _check_images([(images[name], name in chosen, side) for name in names])
+    jobs = files.in_threads(lambda name: check_image(images[name], name in chosen, side), names, -1, batch=64)
+    checked = list(tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None))
     faults += [
         Rejection(images[name].name, image.fault, image.remedy)
         for name, image in zip(names, checked, strict=True)
@@ -186,13 +185,6 @@ class CheckedImage:
     shape: tuple[int, int] | None = None
     fault: str = ""
     remedy: str = ""
-
-
-def _check_images(jobs: Sequence[tuple[Path, bool, int | None]]) -> list[CheckedImage]:
-    batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
-    done = files.in_threads(lambda batch: [check_image(*job) for job in batch], batches, -1)
-    images = itertools.chain.from_iterable(done)
-    return list(tqdm(images, total=len(jobs), desc="Verifying", unit="image", disable=None))
 
 
 def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImage:
