@@ -70,7 +70,7 @@ class Transfer:
     Attributes:
         augment: the augmentation layers, active only while training.
         backbone: the EfficientNet, RGB 0–255 to the last feature map.
-        seen: radiograph to the backbone's input, (N, H, W, 3); without augmentation when not training.
+        preprocess: radiograph to the backbone's input, (N, H, W, 3); without augmentation when not training.
         features: radiograph to pooled features, (N, C); likewise. Pooled at several stages, they pass through the layer
             `standardised`, which leaves them as they are until `standardise` is called.
         pooled: what these features are, in their order: the name of the layer that pools, and how many it gives.
@@ -83,7 +83,7 @@ class Transfer:
 
     augment: tuple[keras.Layer, ...]
     backbone: keras.Model
-    seen: keras.Model
+    preprocess: keras.Model
     features: keras.Model
     pooled: tuple[tuple[str, int], ...]
     findings: keras.Model
@@ -114,11 +114,11 @@ class Transfer:
         layer.set_weights([mean, variance])
         return ((features - mean) / np.sqrt(variance + layer.epsilon)).astype("float32")
 
-    def divide(self, hold: int) -> tuple[keras.Model, keras.Model]:
+    def divide(self, frozen: int) -> tuple[keras.Model, keras.Model]:
         """Cut the network for the findings behind its first blocks, where those are frozen.
 
         Args:
-            hold: how many of the backbone's blocks come before the cut, 1 to 7.
+            frozen: how many of the backbone's blocks come before the cut, 1 to 7.
 
         Returns:
             Radiographs (N, H, W, 1) to the maps of the last of those blocks (N, h, w, C), without augmentation; and
@@ -127,36 +127,36 @@ class Transfer:
         Raises:
             StudyError: the backbone has no such block.
         """
-        blocks = [layer for layer in self.backbone.layers if _block(layer) == hold]
+        blocks = [layer for layer in self.backbone.layers if _block(layer) == frozen]
         if not blocks:
-            raise StudyError(f"hold {hold}: the backbone has blocks 1 to 7; give one of them")
+            raise StudyError(f"frozen {frozen}: the backbone has blocks 1 to 7; give one of them")
         maps = blocks[-1].output
-        first = keras.Model(self.backbone.input, maps, name="held_blocks")
+        first = keras.Model(self.backbone.input, maps, name="frozen_blocks")
         rest = keras.Model(maps, self.backbone.output, name="other_blocks")
         whole = self.findings.get_layer
-        varied = (self.augment[-1] if self.augment else whole("to_float")).output
+        augmented = (self.augment[-1] if self.augment else whole("to_float")).output
         between = layers.Input(maps.shape[1:], name="maps")
-        answers = rest(between)
+        outputs = rest(between)
         for name in ("average_pooling", "dropout", "findings"):
-            answers = whole(name)(answers)
-        held = keras.Model(varied, first(whole("three_channels").output))
-        return held, keras.Model(between, _sigmoid(answers))
+            outputs = whole(name)(outputs)
+        before = keras.Model(augmented, first(whole("three_channels").output))
+        return before, keras.Model(between, _sigmoid(outputs))
 
-    def train_backbone(self, trainable: bool, hold: int = 0) -> None:
+    def train_backbone(self, trainable: bool, frozen: int = 0) -> None:
         """Freeze or unfreeze the backbone; BatchNorm follows.
 
         Args:
             trainable: whether its weights may change.
-            hold: how many of the backbone's seven blocks, from the image on, stay frozen all the same. The first two
+            frozen: how many of the backbone's seven blocks, from the image on, stay frozen all the same. The first two
                 have the largest feature maps: freezing them halves the time of a step, and their filters for edges and
                 spots serve photographs and radiographs alike (Raghu et al., Transfusion, NeurIPS 2019).
         """
         self.backbone.trainable = trainable
-        frozen = 0
-        if hold:
-            frozen = len(list(itertools.takewhile(lambda layer: _block(layer) <= hold, self.backbone.layers)))
+        count = 0
+        if frozen:
+            count = len(list(itertools.takewhile(lambda layer: _block(layer) <= frozen, self.backbone.layers)))
         for position, layer in enumerate(self.backbone.layers):
-            layer.trainable = trainable and position >= frozen
+            layer.trainable = trainable and position >= count
 
 
 def _block(layer: keras.Layer) -> int:
@@ -211,23 +211,23 @@ def transfer(
         x = layer(x)
     if member_size != image_size:
         x = layers.Resizing(member_size, member_size, interpolation="bilinear", antialias=True)(x)
-    x = seen = layers.Concatenate(name="three_channels")([x, x, x])
+    x = channels = layers.Concatenate(name="three_channels")([x, x, x])
     x, parts = _pooled(net, x, pooling)
     width = x.shape[-1]
     drop = layers.Dropout(dropout, dtype="float32", name="dropout")
     dropped = drop(x)
     classes = layers.Dense(len(CLASSES), dtype="float32", name="classes")
-    answers = layers.Dense(len(ALL_LABELS), dtype="float32", name="findings")(dropped)
+    findings = layers.Dense(len(ALL_LABELS), dtype="float32", name="findings")(dropped)
     pooled = layers.Input((width,), name="pooled")
     logits = classes(dropped)
-    together = _softmax(logits) if log_odds is None else _sigmoid(_blend(answers, logits, log_odds, share))
+    together = _softmax(logits) if log_odds is None else _sigmoid(_blend(findings, logits, log_odds, share))
     return Transfer(
         augment=tuple(augment),
         backbone=net,
-        seen=keras.Model(pixels, seen, name="seen"),
+        preprocess=keras.Model(pixels, channels, name="preprocess"),
         features=keras.Model(pixels, x, name="features"),
         pooled=tuple((name, part.shape[-1]) for name, part in parts.items()),
-        findings=keras.Model(pixels, _sigmoid(answers), name="all_findings"),
+        findings=keras.Model(pixels, _sigmoid(findings), name="all_findings"),
         head=keras.Model(pooled, _softmax(classes(drop(pooled))), name="head"),
         classifier=keras.Model(pixels, together, name="classifier"),
     )
@@ -283,25 +283,25 @@ def _variance(maps: keras.KerasTensor, mean: keras.KerasTensor, name: str) -> ke
 
 
 def _blend(
-    answers: keras.KerasTensor, logits: keras.KerasTensor, log_odds: np.ndarray, share: float
+    findings: keras.KerasTensor, logits: keras.KerasTensor, log_odds: np.ndarray, share: float
 ) -> keras.KerasTensor:
-    """The weighted mean of two heads' logits: of the findings' answers less their usual log-odds, and of the classes.
+    """The weighted mean of two heads' logits: of the findings' less their log-odds, and of the classes'.
 
     It is a dense layer with fixed weights, so that the saved model is made of stock layers.
     """
     if not 0 <= share <= 1:
         raise StudyError(f"share {share}: give 0 (the class head alone) to 1 (the findings' head alone)")
     kernel = np.zeros((len(ALL_LABELS) + len(CLASSES), len(CLASSES)), "float32")
-    for place, name in enumerate(CLASSES):
-        kernel[ALL_LABELS.index(name), place] = share
-        kernel[len(ALL_LABELS) + place, place] = 1 - share
+    for column, name in enumerate(CLASSES):
+        kernel[ALL_LABELS.index(name), column] = share
+        kernel[len(ALL_LABELS) + column, column] = 1 - share
     blend = layers.Dense(len(CLASSES), dtype="float32", trainable=False, name="blend")
-    both = blend(layers.Concatenate(name="both_heads", dtype="float32")([answers, logits]))
+    both = blend(layers.Concatenate(name="both_heads", dtype="float32")([findings, logits]))
     blend.set_weights([kernel, -share * np.asarray(log_odds, "float32")])
     return both
 
 
-def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
+def combine_heads(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
     """The probabilities of the classifier of `transfer` with another weight of its heads.
 
     Args:
@@ -312,8 +312,8 @@ def answer(both: np.ndarray, log_odds: np.ndarray, share: float) -> np.ndarray:
     Returns:
         (N, 7) probabilities.
     """
-    asked = both[:, [ALL_LABELS.index(name) for name in CLASSES]] - log_odds
-    return scipy.special.expit(share * asked + (1 - share) * both[:, len(ALL_LABELS) :])
+    findings = both[:, [ALL_LABELS.index(name) for name in CLASSES]] - log_odds
+    return scipy.special.expit(share * findings + (1 - share) * both[:, len(ALL_LABELS) :])
 
 
 def _sigmoid(logits: keras.KerasTensor) -> keras.KerasTensor:

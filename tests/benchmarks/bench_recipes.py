@@ -189,7 +189,7 @@ def measure(study: config.Study, name: str) -> None:
 
 def fit_closed_form(study: config.Study, net: transfer.Transfer, everyone: Samples, weight: float) -> Samples:
     """Fit the findings' head in closed form, as 3a does; returns the samples of the preliminary stage."""
-    fitting.reestimate_batch_norm(net.seen, net.backbone, everyone, study.seed)
+    fitting.reestimate_batch_norm(net.preprocess, net.backbone, everyone, study.seed)
     versions = [fitting.predict_batches(net.features, samples) for samples in (everyone, everyone.mirrored())]
     features = net.standardise(np.concatenate(versions))
     softened = distillation.distil(study, everyone, features, PENALTY, weight)[1] if weight else everyone

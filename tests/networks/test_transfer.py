@@ -59,7 +59,7 @@ def test_the_classifier_answers_by_both_heads(share):
     expected = odds / (1 + odds)
     assert np.allclose(net.classifier(x, training=False), expected, atol=1e-5)
     heads = keras.Model(net.classifier.input, net.classifier.get_layer("both_heads").output)
-    assert np.allclose(transfer.answer(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
+    assert np.allclose(transfer.combine_heads(heads(x, training=False).numpy(), log_odds, share), expected, atol=1e-5)
 
 
 def test_the_blend_is_not_trained():
@@ -93,10 +93,10 @@ def test_freezing_leaves_the_head_to_learn():
 
 
 @pytest.mark.parametrize("backbone", ["EfficientNetLite0", "EfficientNetB0"])
-def test_the_first_blocks_can_be_held(backbone):
+def test_the_first_blocks_can_be_frozen(backbone):
     net = small_transfer(backbone=backbone)
     everything = {v.path for v in net.backbone.trainable_variables}
-    net.train_backbone(True, hold=2)
+    net.train_backbone(True, frozen=2)
     left = {v.path for v in net.backbone.trainable_variables}
     blocks = {path.split("block")[1][0] for path in left if "block" in path}
     assert blocks == set("34567") and any("top_conv" in path for path in left)
@@ -111,18 +111,18 @@ def test_the_first_blocks_can_be_held(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["EfficientNetLite0", "EfficientNetB0"])
-def test_a_network_can_be_divided_behind_its_held_blocks(backbone):
+def test_a_network_can_be_divided_behind_its_frozen_blocks(backbone):
     net = small_transfer(backbone=backbone, member_size=64, drop_connect_rate=0.0)
-    net.train_backbone(True, hold=3)
-    held, above = net.divide(3)
+    net.train_backbone(True, frozen=3)
+    first, last = net.divide(3)
     x = radiographs()
-    maps = held(x, training=False)
+    maps = first(x, training=False)
     assert maps.shape[:3] == (3, 8, 8)
-    assert np.allclose(above(maps, training=False), net.findings(x, training=False), atol=1e-5)
+    assert np.allclose(last(maps, training=False), net.findings(x, training=False), atol=1e-5)
     # No augmentation before the cut, and nothing to learn there; behind it all that `findings` learns.
-    assert np.array_equal(held(x, training=True), maps) and not held.trainable_variables
-    assert {v.path for v in above.trainable_variables} == {v.path for v in net.findings.trainable_variables}
-    with pytest.raises(StudyError, match="hold 8: the backbone has blocks 1 to 7"):
+    assert np.array_equal(first(x, training=True), maps) and not first.trainable_variables
+    assert {v.path for v in last.trainable_variables} == {v.path for v in net.findings.trainable_variables}
+    with pytest.raises(StudyError, match="frozen 8: the backbone has blocks 1 to 7"):
         net.divide(8)
 
 

@@ -161,7 +161,7 @@ def whole_study(dataset, backbone, size, policy, moment):
     # Of random weights, activations of a deep network stay within float16 only while its statistics fit: they are those
     # of all radiographs at once, and neither steps nor the moving means lead far from there.
     net = transfer.transfer(backbone, size, augment=augment, weights=None, bn_momentum=0.99, **settings)
-    fitting.reestimate_batch_norm(net.seen, net.backbone, all_train, study.seed, batch_size=len(all_train))
+    fitting.reestimate_batch_norm(net.preprocess, net.backbone, all_train, study.seed, batch_size=len(all_train))
     features = net.standardise(predict_batches(net.features, everyone))
     _, softened = distillation.distil(study, everyone, features, 100, 0.7)
     net.findings.get_layer("findings").set_weights(ridge.fit(features, softened.y, 100))

@@ -263,19 +263,19 @@ def test_a_head_on_cached_features_is_the_head_of_the_model(prepared_study):
     assert mean_auroc(valid.y, scores) == pytest.approx(history["val_macro_auroc"].max(), abs=1e-3)
 
 
-def test_what_follows_held_blocks_learns_from_their_kept_maps(prepared_study):
+def test_what_follows_frozen_blocks_is_fitted_on_their_cached_maps(prepared_study):
     def fit(views):
         run = Run(prepared_study, f"maps_{views}", {})
         net = transfer.transfer(
             "EfficientNetLite0", 32, 64, augmentation.layers(1.0, 3), weights=None, log_odds=np.zeros(7)
         )
         train, valid = (load_findings(prepared_study, split) for split in ("train", "valid"))
-        net.train_backbone(True, hold=3)
-        held, above = net.divide(3)
-        before = [w.numpy() for w in held.weights]
+        net.train_backbone(True, frozen=3)
+        first, last = net.divide(3)
+        before = [w.numpy() for w in first.weights]
         recipe = Recipe("all_findings", 2, 1e-3, 8, loss="binary", ema=0.9, mixup=0.3)
-        history = run.fit_head(held, above, recipe, train, valid, net.augment, views)
-        assert all(np.array_equal(a, b) for a, b in zip(before, held.weights, strict=True))
+        history = run.fit_head(first, last, recipe, train, valid, net.augment, views)
+        assert all(np.array_equal(a, b) for a, b in zip(before, first.weights, strict=True))
         assert run._stages[0].get("views") == (views if views > 1 else None)
         return history, predict_batches(net.findings, valid), valid
 
