@@ -1,4 +1,4 @@
-"""Profiles: what a run is told to do."""
+"""Profiles: sizes and epochs of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Measure how near-duplicates are told from chests that look alike: `python tests/benchmarks/bench_near_duplicates.py`.
+"""Measure how near-duplicates differ from chests that look alike: `python tests/benchmarks/bench_near_duplicates.py`.
 
 `--dataset NAME` names a dataset that stage 2.1 has prepared. Three tables. The distance of hashes of all pairs of
 different patients, of all pairs of one patient (true re-takes, days or years apart), and of 400 radiographs and altered
