@@ -88,7 +88,8 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
 
     Raises:
         StudyError: the file is damaged, has no pixels or several frames, or they are too many, too large or of a kind
-            that no radiograph has; one line, with nothing of the header but sizes, kinds and encodings.
+            that no radiograph has; or it is deflated and longer than 387 kB, so that it might inflate to more than
+            `pixels.MOST_BYTES`. One line, with nothing of the header but sizes, kinds and encodings.
     """
     _hush()
     # The error is raised outside of `except`: pydicom's own may quote the header, and must not be chained to it.
