@@ -51,19 +51,19 @@ class _Stored(NamedTuple):
 
 def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
     try:
-        # What a prepared PNG carries about its making: enough to know whether it is still the right one.
+        # What a prepared PNG records of how it was made: enough to know whether it is up to date.
         note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
-        kept = _still_right(target, source, note)
+        existing = _still_right(target, source, note)
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-        data = kept or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
+        data = existing or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
     except OSError as error:
         remedy = "check the path and its permissions"
         return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); {remedy}", False)
     except StudyError as error:
         return _Stored(image, "", str(error), False)
-    if kept is None:
+    if existing is None:
         atomic_write(target, data)  # a full disk is no fault of this image: it ends the run
-    return _Stored(image, hashlib.sha256(data).hexdigest(), "", kept is None)
+    return _Stored(image, hashlib.sha256(data).hexdigest(), "", existing is None)
 
 
 def _still_right(target: Path, source: Path, note: str) -> bytes | None:

@@ -1,6 +1,6 @@
 """Input check: whether an image is a frontal chest radiograph, upright and with black air, as models expect.
 
-A small network looks at the pixels (`tests/benchmarks/fit_input_check.py` fitted it), and rules at what the file says.
+A small network checks the pixels (`tests/benchmarks/fit_input_check.py` fits it), and rules check the file's tags.
 It depends on no model of findings, and needs NumPy and Pillow alone.
 """
 
@@ -172,8 +172,8 @@ def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = N
     found = list(_against(facts)) if facts else []
     if max(height, width) < SMALL:
         found.append(f"tiny: {width} × {height} px")
-    looks = (check or committed()).flag(reduced(image))
-    return [*found, looks] if looks else found
+    warning = (check or committed()).flag(reduced(image))
+    return [*found, warning] if warning else found
 
 
 def _against(facts: Facts) -> Sequence[str]:

@@ -48,7 +48,7 @@ class Facts:
         view: DICOM's view position, such as `PA` or `LL`.
         body_part: DICOM's body part examined, such as `CHEST`.
         modality: DICOM's modality, such as `DX`.
-        raw: DICOM's presentation intent is `FOR PROCESSING`: what the detector gave, not what a reader looks at.
+        raw: DICOM's presentation intent is `FOR PROCESSING`: raw detector data, not an image for reading.
     """
 
     format: str

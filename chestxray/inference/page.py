@@ -100,11 +100,11 @@ class Page:
     """The page's contents as HTML.
 
     Attributes:
-        reader: answers for radiographs.
+        reader: the model that predicts.
     """
 
-    def __init__(self, asked: Reader) -> None:
-        self.reader = asked
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             undefined=jinja2.StrictUndefined,

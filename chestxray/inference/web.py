@@ -32,7 +32,7 @@ MOST_UPLOADS = 1_000_000_000
 STAY = 120
 """Seconds within which an upload is deleted, answered or not."""
 SWEEP = 10
-"""Seconds from one look for uploads to delete to the next."""
+"""Seconds between two searches for uploads to delete."""
 WAITING = 200
 """Requests that may wait; more are turned away."""
 SESSIONS = 64
@@ -75,12 +75,12 @@ class Server(contextlib.ExitStack):
     """
 
     def __init__(
-        self, asked: reader.Reader | None = None, host: str = "127.0.0.1", port: int | None = None, share: bool = False
+        self, model: reader.Reader | None = None, host: str = "127.0.0.1", port: int | None = None, share: bool = False
     ) -> None:
         """Start to serve.
 
         Args:
-            asked: answers for radiographs; the reference ensemble if None.
+            model: the reader that predicts; the reference ensemble if None.
             host: the address to listen on; 0.0.0.0 lets other machines in.
             port: the port; the first free one from 7860 if None.
             share: whether to ask Gradio's servers for a public address, which passes on all that is uploaded.
@@ -90,7 +90,7 @@ class Server(contextlib.ExitStack):
         """
         super().__init__()
         gradio = _gradio()
-        page = Page(asked or reader.load())
+        page = Page(model or reader.load())
         # Readable by this user only; removed when the process ends, if not before.
         folder = tempfile.TemporaryDirectory(prefix="chestxray-", ignore_cleanup_errors=True)
         self.folder = Path(self.enter_context(folder))
@@ -124,7 +124,7 @@ class Server(contextlib.ExitStack):
 
 
 def _launch_options(gradio: Any, folder: Path) -> dict[str, Any]:
-    """Options of `Blocks.launch`: limits, the page's look, and nothing that sends or records anything."""
+    """Options of `Blocks.launch`: limits and styles, with nothing that sends or records anything."""
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.responses import PlainTextResponse
@@ -286,7 +286,7 @@ def serve(host: str = "127.0.0.1", port: int | None = None, share: bool = False,
 
 
 def _gradio() -> Any:
-    """The package gradio, told to send nothing about its use to anyone.
+    """The package gradio, with its telemetry switched off.
 
     Raises:
         StudyError: it is missing.

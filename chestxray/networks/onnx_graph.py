@@ -106,7 +106,7 @@ class _Call:
 def _walk(graph: _Graph, model: keras.Model, inputs: Sequence[str]) -> list[str]:
     """Write a model's calls; the names of its outputs in the graph."""
     values = {id(tensor): name for tensor, name in zip(model.inputs, inputs, strict=True)}
-    results = []  # kept, so that no other tensor takes an id
+    results = []  # references, so that no other tensor takes an id
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         result = layer(*args, **kwargs)

@@ -67,7 +67,7 @@ def _model(folder: str, title: str, notebook: str) -> Stage:
         notebook=notebook,
         reads=lambda p: [p.manifest, *(_predictions(p, members) if ensemble else [p.augmented_rows])],
         writes=lambda p: [p.saved(folder) / file for file in MODEL_FILES],
-        # The image table tells of other visits, which teach the networks that begin with ImageNet.
+        # The image table has the other visits, whose labels soften those that pretrained networks are trained on.
         reads_raw=folder.startswith(("feature_extraction", "fine_tuning")),
         alongside=not ensemble,
     )

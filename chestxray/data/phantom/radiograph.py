@@ -51,7 +51,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides how one image looks, whatever its size.
+    """All parameters of one image, whatever its size.
 
     Attributes:
         slot: the image's place in the data set.
