@@ -140,22 +140,14 @@ TABLES: dict[str, tuple[str, ...]] = {
     "metrics.csv": ("model", "metric"),
     "metrics_balanced.csv": ("model", "metric"),
     "per_class.csv": ("class", "metric"),
-    "comparison.csv": ("against", "metric"),
-    "pairs.csv": ("metric", "first", "second"),
-    "ranking.csv": ("model",),
-    "published.csv": ("model",),
     "calibration.csv": ("class", "stage", "metric"),
-    "calibration_classes.csv": ("stage", "metric"),
     "operating_points.csv": ("finding",),
     "operating_test.csv": ("finding", "metric"),
-    "operating_models.csv": ("model", "metric"),
     "groups.csv": ("column", "group", "finding", "metric"),
     "localisation.csv": ("finding", "metric"),
-    "localisation_networks.csv": ("map", "network", "finding", "metric"),
-    "randomisation.csv": ("share",),
     "robustness.csv": ("degradation", "strength"),
 }
-"""Tables of a results folder and their index columns."""
+"""Tables of a results folder that the documents read, and their index columns."""
 
 NEEDED = (
     "summary.json",
@@ -284,7 +276,7 @@ def _templates() -> jinja2.Environment:
         "number": lambda value: f"{value:,}",
         "share": lambda value: f"{value:.0%}",
         "plain": lambda name: str(name).replace("_", " "),
-        "taught": lambda runs: [name for name, run in runs.items() if "other_visits" in run.get("parameters", {})],
+        "softened": lambda runs: [name for name, run in runs.items() if "other_visits" in run.get("parameters", {})],
     }
     page.globals |= {
         "CLASSES": CLASSES,

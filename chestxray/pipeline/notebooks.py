@@ -1,7 +1,7 @@
-"""Notebooks as files: the rules for committed ones, and the cells that are the same in all of them.
+"""Notebooks: the form in which they are committed, and the cells that are the same in all of them.
 
-It owns the Colab button, the set-up cell, the normal form in which notebooks are committed, and the check that they
-keep it. It must not know what a notebook computes, nor run one.
+It owns the Colab button, the set-up cell, the normal form, and the check that committed notebooks have it. It must not
+know what a notebook computes, nor run one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ LANGUAGE = {"name": "python"}
 
 COLAB_LINE = "<!-- colab -->"
 SETUP_LINE = "# setup"
-
 
 _BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\((?P<target>[^)]*)\)")
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
@@ -84,12 +83,25 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(path: Path, notebook: NotebookNode) -> None:
-    """Write a notebook, complete or not at all, in the form in which git sees the smallest change."""
+    """Write a notebook in the form in which git sees the smallest change.
+
+    Args:
+        path: the file; complete or as it was.
+        notebook: as nbformat has it.
+
+    Raises:
+        StudyError: the file can't be written.
+    """
     files.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
 
 
 def tagged(notebook: NotebookNode, tag: str) -> NotebookNode | None:
-    """The first cell with this tag."""
+    """The first cell with a tag.
+
+    Args:
+        notebook: to look in.
+        tag: such as `parameters` or `setup`.
+    """
     return next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
 
 
@@ -112,6 +124,11 @@ def setup_source(published: str) -> str:
 
 def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
     """Return a copy with the Colab button of its path and the set-up cell of its repository.
+
+    Args:
+        notebook: to copy.
+        path: the notebook's path in the repository, with forward slashes.
+        published: the repository's address on GitHub.
 
     Raises:
         StudyError: the first cell has no place for the button, or no cell is tagged `setup`.
@@ -144,7 +161,12 @@ def without_stamps(notebook: NotebookNode) -> NotebookNode:
 
 
 def with_stamps_of(stamped: NotebookNode, notebook: NotebookNode) -> NotebookNode:
-    """Return a copy of a notebook with the first and the set-up cell as they are in another copy of it."""
+    """Return a copy of a notebook with the first and the set-up cell of another copy of it.
+
+    Args:
+        stamped: whose two cells are taken.
+        notebook: whose other cells are taken.
+    """
     notebook = _copy(notebook)
     pairs = [(notebook.cells[0], stamped.cells[0]), (tagged(notebook, "setup"), tagged(stamped, "setup"))]
     for cell, model in pairs:
@@ -155,6 +177,10 @@ def with_stamps_of(stamped: NotebookNode, notebook: NotebookNode) -> NotebookNod
 
 def set_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> NotebookNode:
     """Return a copy whose cell tagged `parameters` assigns these values; its other lines stay as they are.
+
+    Args:
+        notebook: to copy.
+        values: name → value: numbers, texts, lists and dictionaries of them.
 
     Raises:
         StudyError: no cell is tagged `parameters`, or it doesn't assign one of the names on a line of its own.
@@ -181,7 +207,7 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
     """Return a copy in the form that is committed: nothing in it tells when, where or with which tool it ran.
 
     Args:
-        notebook: executed or not; cells that a runner injected or marked are taken out.
+        notebook: executed or not.
         keep_stderr: keep what cells wrote to stderr.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -192,8 +218,6 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
     count = 0
     for cell in source.cells:
         tags = cell.metadata.get("tags", [])
-        if {"injected-parameters", "papermill-error-cell-tag"} & set(tags):
-            continue
         fresh = {"cell_type": cell.cell_type, "id": _identifier(cell, cells), "source": cell.source}
         fresh["metadata"] = {"tags": list(tags)} if tags else {}
         if cell.cell_type == "code":

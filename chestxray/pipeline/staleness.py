@@ -76,7 +76,11 @@ class Record:
         return sorted(Path(path).name for path in differing)
 
     def write(self, stage: str, entry: Entry) -> None:
-        """Note that a stage ran to its end with this entry.
+        """Note that a stage ran to its end.
+
+        Args:
+            stage: its number.
+            entry: what it ran with.
 
         Raises:
             StudyError: the file can't be written.

@@ -83,7 +83,7 @@ def test_the_documents_change_with_the_files(results, tmp_path):
         documents.render(copy)
 
 
-def test_who_was_taught_by_other_visits_is_told(results, tmp_path):
+def test_whose_labels_other_visits_softened_is_said(results, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(results, copy)
     assert "other visits" not in documents.render(copy)["MODEL_CARD.md"]

@@ -115,7 +115,7 @@ DATA = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-v
         (set_source(3, r"open('C:\\Users\\x')"), "absolute path"),
         (add_output(DATA), "state of widgets"),
         (lambda n: n.metadata.update(widgets={}), "state of widgets"),
-        (lambda n: n.metadata.update(papermill={}), "not in normal form"),
+        (lambda n: n.metadata.update(collapsed={}), "not in normal form"),
         (lambda n: n.cells[2].metadata.update(tags=[]), "no cell is tagged parameters"),
         (set_source(0, "# A title"), "Colab button"),
         (set_source(1, "import os"), "set-up cell"),
@@ -157,12 +157,11 @@ def test_set_parameters_changes_these_lines_only():
 
 def test_normalise_leaves_no_trace_of_the_run():
     notebook = good()
-    notebook.cells.insert(3, nbformat.v4.new_code_cell("seed = 2", metadata={"tags": ["injected-parameters"]}))
-    notebook.cells[4].execution_count = 9
-    notebook.cells[4].metadata["papermill"] = {"duration": 1.0}
-    notebook.cells[4].id = "random"
-    notebook.cells[4].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="noise"))
-    notebook.metadata["papermill"] = {"input_path": PLACE}
+    notebook.cells[3].execution_count = 9
+    notebook.cells[3].metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+    notebook.cells[3].id = "random"
+    notebook.cells[3].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="noise"))
+    notebook.metadata["collapsed"] = {"input_path": PLACE}
     notebook.metadata["language_info"] = {"version": "3.11.7"}
     assert notebooks.normalise(notebook) == good()
     assert notebooks.normalise(good()) == good()
