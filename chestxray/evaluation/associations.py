@@ -77,7 +77,7 @@ def binary_effects(
         strata: a group for each image; empty values leave the image out.
 
     Returns:
-        One row a finding: `factor`, `finding`, `images` (that show it), `patients`, `rate` (share among the exposed),
+        One row per finding: `factor`, `finding`, `images` (that show it), `patients`, `rate` (share among the exposed),
         `rate_other`, `odds_ratio` with `odds_low` and `odds_high`, `effect` (Cramér's V, 0 to 1; of the pooled table)
         with `effect_low` and `effect_high`, and `p`. No estimate for a finding in fewer than FEWEST_PATIENTS patients,
         or so rare that draws leave a cell of its table empty.
@@ -126,7 +126,7 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, draws: Draws, factor
         factor: name of the comparison, for the table.
 
     Returns:
-        One row a finding: `factor`, `finding`, `images`, `patients`, `median` (of the value with the finding),
+        One row per finding: `factor`, `finding`, `images`, `patients`, `median` (of the value with the finding),
         `median_other`, `effect` (rank-biserial, -1 to 1) with `effect_low` and `effect_high`, and `p`.
     """
     known = values.notna().to_numpy()

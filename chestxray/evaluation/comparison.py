@@ -27,7 +27,7 @@ METRICS: dict[str, str] = {
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
     "accuracy": "Accuracy",
-    "six_finding_auroc": "AUROC of six findings, natural test",
+    "six_finding_auroc": "AUROC of six findings, all test images",
 }
 """Metrics of a model and how they are shown. All but the last are over the single-label test images."""
 

@@ -108,27 +108,20 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
 
 
 def summary(
-    valid: Mapping[str, pd.DataFrame],
-    test: Mapping[str, pd.DataFrame],
-    sensitivity: float = SENSITIVITY,
-    draws: int = 2000,
-    seed: int = 0,
+    valid: Mapping[str, pd.DataFrame], test: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
     """Mean sensitivity and specificity of the six findings for every model, each at its own validation thresholds.
 
     Args:
         valid: predictions for validation, by model.
         test: predictions for test of the same models.
-        sensitivity: as for `threshold`.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
 
     Returns:
         Index (`model`, `metric`); columns as in `measure`.
     """
-    tables = {
-        name: measure(table, choose(valid[name], sensitivity), draws, seed).loc["mean"] for name, table in test.items()
-    }
+    tables = {name: measure(table, choose(valid[name]), draws, seed).loc["mean"] for name, table in test.items()}
     found = pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
     return found.loc[(slice(None), ["sensitivity", "specificity"]), :]
 
@@ -148,8 +141,8 @@ def net_benefit(
         draws: draws over the same images.
 
     Returns:
-        One row a threshold: `threshold`, `model` with `low` and `high`, and `all` (acting on every radiograph); acting
-        on none has 0.
+        One row per threshold: `threshold`, `model` with `low` and `high`, and `all` (acting on every radiograph).
+        Acting on none has 0.
     """
     lines = np.asarray(thresholds, dtype=float)
     truth = np.asarray(truth, dtype=bool)

@@ -45,7 +45,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         path: a `predictions_valid.csv` or `predictions_test.csv`.
 
     Returns:
-        One row an image, `patient` as text as it stands in the file, `selected` and (where the file has it)
+        One row per image, `patient` as text as it stands in the file, `selected` and (where the file has it)
         `balanced_test` as bool, empty text where the file has none, and seven probability columns named as `CLASSES`.
 
     Raises:

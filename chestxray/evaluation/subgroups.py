@@ -44,7 +44,7 @@ def with_groups(predictions: pd.DataFrame) -> pd.DataFrame:
 def measure(predictions: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """AUROC and true-positive rate of each finding in each group, over all test images.
 
-    All groups meet the same draws: a patient with images in two groups is drawn for both.
+    The draws are the same for all groups: a patient with images in two groups is drawn for both.
 
     Args:
         predictions: predictions for test, with `sex`, `age`, `view` and `follow_up`.

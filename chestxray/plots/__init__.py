@@ -1,7 +1,7 @@
 """Plots: the figures of the notebooks, in one style.
 
 Notebooks take them from here, as `plots.forest`. Every figure has a `title` that says what is shown, and a `note` that
-says on which data (`Study.data_note`). Colours can be told apart by colour-blind readers; no metric is computed here.
+says on which data (`Study.data_note`). Colours differ for colour-blind readers too; no metric is computed here.
 """
 
 from chestxray.config import lazy

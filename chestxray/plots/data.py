@@ -156,7 +156,7 @@ def mean_images(
 
 
 def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
-    """Effect of each factor on each finding with its interval, a panel a factor; filled where Holm's correction holds.
+    """Effect of each factor on each finding with its interval; filled where it is significant after Holm's correction.
 
     Args:
         table: from `associations.correct`; odds ratios are drawn on a log scale, rank-biserial correlations plainly.
