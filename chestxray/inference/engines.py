@@ -2,7 +2,7 @@
 
 Both run the same model, `ensemble.answering`, and give the probabilities, each member's predictions and heat-maps of
 arrays of grey pixels. Nothing here knows files of radiographs or calibration. Keras and TensorFlow are imported to run
-Keras and to convert a model; a cached graph needs neither.
+Keras; a model is converted in a process of its own, since TensorFlow takes a gigabyte that onnxruntime doesn't need.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -137,13 +140,12 @@ def start(path: Path, engine: str | None = None) -> Engine:
         return KerasEngine(load_keras(path))
     with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
         return OnnxEngine(_cached(path))
-    model = load_keras(path)
     try:
-        graph = convert(model, path)
+        graph = _converted(path)
     except StudyError:
         if engine == "onnx":
             raise
-        return KerasEngine(model)
+        return KerasEngine(load_keras(path))
     with contextlib.suppress(StudyError, OSError):
         place = _cached(path)
         files.atomic_write(place, graph)
@@ -163,6 +165,32 @@ def _cached(path: Path) -> Path:
 
         folder = platformdirs.user_cache_path("chestxray", appauthor=False)
     return Path(folder) / f"{digest.hexdigest()}.onnx"
+
+
+_CONVERT = """
+import sys
+from pathlib import Path
+from chestxray.config import StudyError
+from chestxray.inference import engines
+try:
+    engines.export(Path(sys.argv[1]), Path(sys.argv[2]))
+except StudyError as error:
+    sys.exit(str(error))
+"""
+
+
+def _converted(path: Path) -> bytes:
+    """The graph of a model file, made in another process unless Keras is imported in this one already."""
+    if "keras" in sys.modules:
+        return convert(load_keras(path), path)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model.onnx"
+        command = [sys.executable, "-c", _CONVERT, str(out), str(path)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise StudyError((done.stderr.strip().splitlines() or [f"{path}: its conversion was stopped"])[-1])
+        return out.read_bytes()
 
 
 def convert(model: keras.Model, source: Path | str = "model") -> bytes:

@@ -135,7 +135,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
         failed += 1
         tqdm.write(str(error), file=sys.stderr)
 
-    with without_greetings():
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
         model = reader.load(chosen.model, chosen.engine)
     answered = batch.predict_files(
         chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
