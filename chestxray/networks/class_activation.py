@@ -71,16 +71,15 @@ def _last_stage(network: keras.Model) -> tuple[Any, np.ndarray]:
 
 def _linear_weights(network: keras.Model, pooled: Any) -> np.ndarray:
     """The weights (D, 7) that lead from pooled features (N, D) to the logits, read off their unit vectors."""
-    from keras import Model, layers
+    from keras import Model, layers, ops
 
-    last, refusal = (
-        network.layers[-1],
-        StudyError(f"{network.name} isn't linear behind its pooling: it has no heat-map"),
-    )
-    if not isinstance(last, layers.Activation):
+    refusal = StudyError(f"{network.name} isn't linear behind its pooling: it has no heat-map")
+    last = network.layers[-1]
+    if not isinstance(last, layers.Activation | layers.Dense):
         raise refusal
     try:
-        tail = Model(pooled, last.input)
+        # A dense layer with an activation of its own hides its logits.
+        tail = Model(pooled, ops.matmul(last.input, last.kernel) if isinstance(last, layers.Dense) else last.input)
     except ValueError as error:  # another path leads around the pooling
         raise refusal from error
     size = 1000.0  # large, so that rounding of the constant part doesn't show

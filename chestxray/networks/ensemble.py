@@ -117,7 +117,7 @@ def answering(model: keras.Model) -> keras.Model:
     if networks[0] is not model:
         mirrored, enlarged = "Flip" in kinds, any(layer.name == "enlarged" for layer in model.layers)
         joining = next(layer for layer in model.layers if layer.name in ("mean", "concatenated"))
-        tail = keras.Model(joining.input, model.output, name="joined")
+        tail = keras.Model(keras.tree.flatten(joining.input), model.output, name="joined")
     pixels = layers.Input(model.input_shape[1:], name="radiograph")
     views = tta_views(pixels, mirrored, enlarged)
     # One call answers for all views of a batch.

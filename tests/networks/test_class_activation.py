@@ -21,8 +21,9 @@ def tiny(seed=0, activation="softmax", pools=False):
     y = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(5, 3, strides=2, padding="same")(y)))
     x = keras.Model(inner, y, name="backbone")(x)
     x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(layers.AveragePooling2D(2)(x) if pools else x))
-    x = layers.Dense(len(CLASSES), bias_initializer="random_normal", name="classes")(x)
-    return keras.Model(pixels, layers.Activation(activation)(x), name=f"tiny{seed}")
+    last = None if activation == "layer" else activation
+    x = layers.Dense(len(CLASSES), activation=last, bias_initializer="random_normal", name="classes")(x)
+    return keras.Model(pixels, x if last else layers.Activation("softmax")(x), name=f"tiny{seed}")
 
 
 def radiographs(number=5, seed=0):
@@ -38,7 +39,7 @@ def heat_maps(model, pixels, classes):
     return class_activation.joined(class_activation.member_maps(maps_of(model, pixels), classes, SIDE))
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "layer"])
 @pytest.mark.parametrize("pools", [False, True])
 def test_the_map_is_the_dense_layers_weights_over_the_last_feature_map(activation, pools):
     """CAM (Zhou et al., CVPR 2016) by numpy; Pillow enlarges."""
