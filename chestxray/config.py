@@ -316,6 +316,10 @@ class Study:
     def require(self, path: Path, stage: str) -> Path:
         """Return `path`, or say which earlier stage writes it, as `Paths.require` does.
 
+        Args:
+            path: a file or folder of this dataset.
+            stage: the stage that writes it, such as `stage 2.1`.
+
         Raises:
             StageMissing: `path` does not exist.
         """

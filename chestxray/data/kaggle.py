@@ -148,6 +148,10 @@ def count_images(folder: Path) -> int:
 def link(copy: Copy, raw: Path) -> None:
     """Make `raw` stand for a copy that lies elsewhere and is not written: one link, or a folder of links.
 
+    Args:
+        copy: where tables and images lie.
+        raw: the dataset's raw folder; what is there is replaced.
+
     Raises:
         StudyError: the file system refuses.
     """

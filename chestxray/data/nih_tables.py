@@ -316,12 +316,8 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     table["finding"] = table["finding"].str.strip().replace(BOX_SPELLING)
     table["image"] = table["image"].str.strip()
     table[names[2:]] = table[names[2:]].apply(pd.to_numeric, errors="coerce")
-    usable = (
-        table["finding"].isin(NIH_FINDINGS)
-        & table["image"].ne("")
-        & table[["x", "y"]].ge(0).all(axis=1)
-        & table[["width", "height"]].gt(0).all(axis=1)
-    )
+    usable = table["finding"].isin(NIH_FINDINGS) & table["image"].ne("")
+    usable &= table[["x", "y"]].ge(0).all(axis=1) & table[["width", "height"]].gt(0).all(axis=1)
     return table[usable].sort_values(["image", "finding", "x", "y"], ignore_index=True)
 
 
@@ -332,19 +328,24 @@ def read_lists(raw: Path) -> tuple[set[str], set[str]] | None:
         StudyError: one of the two files is missing, or an image stands in both.
     """
     paths = [raw / name for name in LIST_NAMES]
-    there = [path.is_file() for path in paths]
-    if not any(there):
+    missing = [path for path in paths if not path.is_file()]
+    if missing == paths:
         return None
-    if not all(there):
-        missing, other = paths if not there[0] else paths[::-1]
+    if missing:
+        (other,) = set(paths) - set(missing)
         raise StudyError(
-            f"{missing}: missing, though {other.name} is there; add it, or remove that one to split by patient"
+            f"{missing[0]}: missing, though {other.name} is there; add it, or remove that one to split by patient"
         )
     return _read_lists(*paths)
 
 
 def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[str], set[str]]:
     """Read two lists that are meant for a table, wherever they lie, as `read_lists` does.
+
+    Args:
+        entries: the image table as read.
+        train_val: the official list of train and validation images.
+        test: the official list of test images.
 
     Raises:
         StudyError: a file is missing or names no image, an image stands in both, or the table lacks one.

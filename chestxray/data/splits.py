@@ -26,7 +26,12 @@ Lists = tuple[set[str], set[str]]
 
 
 def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
-    """Whether the official lists decide the test split: they exist, and both have images in `table`."""
+    """Whether the official lists decide the test split: they exist, and both have images in `table`.
+
+    Args:
+        table: the image table, a column `image`.
+        lists: names of train_val and of test, if there are any.
+    """
     return lists is not None and all(table["image"].isin(names).any() for names in lists)
 
 

@@ -67,7 +67,13 @@ def targets(boxes: pd.DataFrame, predictions: pd.DataFrame, side: int) -> pd.Dat
 
 
 def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """(height, width) bool: the pixels whose centre lies in one of the boxes, as `targets` gives them."""
+    """(height, width) bool: the pixels whose centre lies in one of the boxes, as `targets` gives them.
+
+    Args:
+        boxes: left, top, right, bottom of each, as shares of the image, 0 to 1.
+        height: of the mask, in pixels.
+        width: of the mask, in pixels.
+    """
     rows, columns = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None] + 0.5) / width
     mask = np.zeros((height, width), dtype=bool)
     for left, top, right, bottom in boxes:
@@ -100,13 +106,24 @@ def reachable(boxes: Sequence[Sequence[float]], rows: int, columns: int) -> bool
 
 
 def overlap(region: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of two (H, W) bool arrays; 0 where both are empty."""
+    """Intersection over union of two (H, W) bool arrays; 0 where both are empty.
+
+    Args:
+        region: (H, W) bool.
+        mask: (H, W) bool.
+    """
     union = (region | mask).sum()
     return float((region & mask).sum() / union) if union else 0.0
 
 
 def centred_square(pixels: int, height: int, width: int) -> np.ndarray:
-    """(height, width) bool: a square of about `pixels` pixels in the middle."""
+    """(height, width) bool: a square of about `pixels` pixels in the middle.
+
+    Args:
+        pixels: area of the square.
+        height: of the mask, in pixels.
+        width: of the mask, in pixels.
+    """
     half = np.sqrt(pixels) / 2
     rows, columns = np.abs(np.arange(height) + 0.5 - height / 2), np.abs(np.arange(width) + 0.5 - width / 2)
     return (rows[:, None] <= half) & (columns[None] <= half)

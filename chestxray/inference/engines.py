@@ -106,7 +106,12 @@ class Engine:
         return class_activation.member_maps(self.class_maps(pixels), classes, self.side)
 
     def heat_maps(self, pixels: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
-        """The model's heat-maps (N, side, side) float32, 0 to 1; arguments and errors as for `member_maps`."""
+        """The model's heat-maps (N, side, side) float32, 0 to 1; arguments and errors as for `member_maps`.
+
+        Args:
+            pixels: as for `member_maps`.
+            classes: as for `member_maps`.
+        """
         return class_activation.joined(self.member_maps(pixels, classes))
 
 

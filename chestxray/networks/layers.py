@@ -26,7 +26,13 @@ class BatchNormalization(layers.BatchNormalization):
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """Normalise (N, H, W, C) by the batch's statistics while training, else by the running ones."""
+        """Normalise (N, H, W, C) by the batch's statistics while training, else by the running ones.
+
+        Args:
+            inputs: (N, H, W, C).
+            training: whether this is a training step.
+            mask: which inputs count, as Keras passes it.
+        """
         if mask is not None or not self._can_fuse(inputs):
             return super().call(inputs, training=training, mask=mask)
         learning = bool(training) and self.trainable

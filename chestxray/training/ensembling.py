@@ -37,6 +37,10 @@ CANDIDATES: tuple[str, ...] = (
 def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
     """The trained models, best validation macro-AUROC first.
 
+    Args:
+        study: whose models.
+        candidates: folders of models under 4_models/saved.
+
     Returns:
         Columns `model`, `valid_macro_auroc`, `key` (of the fit), one row per candidate.
 
@@ -171,7 +175,12 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def shifted(probabilities: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Probabilities after `offsets` were added to their log-odds: (N, 7)."""
+    """Probabilities after `offsets` were added to their log-odds: (N, 7).
+
+    Args:
+        probabilities: (N, 7), 0 to 1.
+        offsets: (7,), one per class.
+    """
     return scipy.special.expit(_log_odds(probabilities) + offsets).astype("float32")
 
 

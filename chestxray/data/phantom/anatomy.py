@@ -96,18 +96,34 @@ class Anatomy:
         return top + (self.lung - top) * (1 - (1 - down) ** 2.4) ** 0.54
 
     def inner(self, y: np.ndarray, side: int) -> np.ndarray:
-        """Distance of the lung's mediastinal border on `side` from the middle at heights `y`, both of one shape."""
+        """Distance of the lung's mediastinal border on `side` from the middle at heights `y`, both of one shape.
+
+        Args:
+            y: heights in mm, any shape; the result has it too.
+            side: -1 or 1.
+        """
         down = np.clip((y - self.apex) / (0.30 * (max(self.domes) - self.apex)), 0, 1)
         top = 0.40 * self.lung
         return top - (top - 23 - side * self.shift) * np.sqrt(1 - (1 - down) ** 2)
 
     def diaphragm(self, out: np.ndarray, side: int) -> np.ndarray:
-        """Height of the diaphragm on `side` at distances `out` from the middle, both of one shape."""
+        """Height of the diaphragm on `side` at distances `out` from the middle, both of one shape.
+
+        Args:
+            out: distances in mm, any shape; the result has it too.
+            side: -1 or 1.
+        """
         across = (out - 0.42 * self.lung) / (0.58 * self.lung)
         return self.dome(side) + np.where(across > 0, self.drop * np.abs(across) ** 2.4, 0.35 * self.drop * across**2)
 
     def air(self, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-        """Length of the ray inside one lung, without heart or lesion, for x (1, W) on this side and y (H, 1)."""
+        """Length of the ray inside one lung, without heart or lesion, for x (1, W) on this side and y (H, 1).
+
+        Args:
+            x: columns in mm, (1, W).
+            y: rows in mm, (H, 1).
+            side: -1 or 1.
+        """
         out = side * (x - self.middle)
         inner, outer = self.inner(y, side), self.outer(y)
         across = np.abs((out - (inner + outer) / 2) / np.maximum((outer - inner) / 2, 1e-3))
