@@ -11,7 +11,6 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image, PngImagePlugin
@@ -40,30 +39,23 @@ def _encode(image: Image.Image, note: str) -> bytes:
     return buffer.getvalue()
 
 
-class _Stored(NamedTuple):
-    """One image's outcome: the SHA-256 of its prepared PNG, or the error; and whether it was made just now."""
-
-    image: str
-    sha256: str
-    error: str
-    made: bool
-
-
-def _store_one(image: str, source: Path, target: Path, size: int) -> _Stored:
+def _store_one(image: str, source: Path, target: Path, size: int) -> tuple[str | Rejection, bool]:
+    """Prepare one image: the SHA-256 of its PNG, or why it cannot be read; and whether it was made just now."""
     try:
         # What a prepared PNG records of how it was made: enough to know whether it is up to date.
         note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
-        existing = _still_right(target, source, note)
+        present = _still_right(target, source, note)
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-        data = existing or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
+        data = present or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
     except OSError as error:
-        remedy = "check the path and its permissions"
-        return _Stored(image, "", f"{source}: cannot be read ({error.strerror}); {remedy}", False)
-    except StudyError as error:
-        return _Stored(image, "", str(error), False)
-    if existing is None:
+        remedy = "the image is left out; check the path and its permissions"
+        return Rejection(image, f"cannot be read ({error.strerror})", remedy), False
+    except StudyError as error:  # one line: file: value; remedy
+        value, _, remedy = str(error).partition(": ")[2].rpartition("; ")
+        return Rejection(image, value, f"the image is left out; {remedy}"), False
+    if present is None:
         atomic_write(target, data)  # a full disk is no fault of this image: it ends the run
-    return _Stored(image, hashlib.sha256(data).hexdigest(), "", existing is None)
+    return hashlib.sha256(data).hexdigest(), present is None
 
 
 def _still_right(target: Path, source: Path, note: str) -> bytes | None:
@@ -101,19 +93,11 @@ def store_images(
     files.make_folder(store)
     jobs = [(image, source, store_path(store, image), size) for image, source in sorted(paths.items())]
     stored = in_threads(lambda job: _store_one(*job), jobs, workers or -1, batch=8)
-    done = list(tqdm(stored, "Preparing radiographs", len(jobs), unit="image", disable=None))
-    good = [one for one in done if not one.error]
-    files.keep_only(store, {store_path(store, one.image).name for one in good})
-    hashes = pd.Series({one.image: one.sha256 for one in good}, name="sha256", dtype="str")
-    rejected = [_rejection(one.image, one.error) for one in done if one.error]
-    return hashes, rejected, sum(one.made for one in good)
-
-
-def _rejection(image: str, error: str) -> Rejection:
-    """Take the one line of an error apart into the columns of `rejected.csv`."""
-    _, _, rest = error.partition(": ")
-    value, _, remedy = rest.rpartition("; ")
-    return Rejection(image, value, f"the image is left out; {remedy}")
+    outcomes = list(tqdm(stored, "Preparing radiographs", len(jobs), unit="image", disable=None))
+    rejected = [outcome for outcome, _ in outcomes if isinstance(outcome, Rejection)]
+    good = {job[0]: outcome for job, (outcome, _) in zip(jobs, outcomes, strict=True) if isinstance(outcome, str)}
+    files.keep_only(store, {store_path(store, image).name for image in good})
+    return pd.Series(good, name="sha256", dtype="str"), rejected, sum(made for _, made in outcomes)
 
 
 def link_trees(paths: Paths, manifest: pd.DataFrame) -> int:
