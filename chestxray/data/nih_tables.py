@@ -306,8 +306,7 @@ def read_boxes(raw: Path) -> pd.DataFrame:
         StudyError: the file is no CSV table or has too few columns.
     """
     names = ["image", "finding", "x", "y", "width", "height"]
-    path = raw / BOXES_NAME
-    if not path.is_file():
+    if not (path := raw / BOXES_NAME).is_file():
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
     table = _read_csv(path)
     if table.shape[1] < len(names):
