@@ -116,16 +116,14 @@ def _run(notebook: NotebookNode, folder: Path, report: Report) -> dict[str, Any]
     try:
         client.execute()
     except CellExecutionError as error:
-        lines = _COLOURS.sub("", "\n".join(_traceback(notebook.cells[reached - 1]))).split("\n")
+        outputs = notebook.cells[reached - 1].outputs
+        shown = [line for output in outputs if output.output_type == "error" for line in output.traceback]
+        lines = _COLOURS.sub("", "\n".join(shown)).split("\n")
         return {"event": "failed", "cell": reached, "name": error.ename, "value": error.evalue, "traceback": lines}
     except RuntimeError as error:  # the kernel died, or never started
         value = f"{error} (a kernel that dies without a word ran out of memory: try --jobs 1 or a smaller profile)"
         return {"event": "failed", "cell": None, "name": type(error).__name__, "value": value, "traceback": []}
     return None
-
-
-def _traceback(cell: NotebookNode) -> list[str]:
-    return [line for output in cell.outputs if output.output_type == "error" for line in output.traceback]
 
 
 def as_html(notebook: NotebookNode, title: str) -> str:
