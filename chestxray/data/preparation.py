@@ -46,7 +46,7 @@ def _store_one(image: str, source: Path, target: Path, size: int) -> tuple[str |
         note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
         present = _still_right(target, source, note)
         # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-        data = present or _encode(square(decode_bytes(source.read_bytes(), source), size), note)
+        data = present or _encode(square(decode_bytes(source.read_bytes(), source)[0], size), note)
     except OSError as error:
         remedy = "the image is left out; check the path and its permissions"
         return Rejection(image, f"cannot be read ({error.strerror})", remedy), False

@@ -91,7 +91,9 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
             that no radiograph has; or it is deflated and longer than 387 kB, so that it might inflate to more than
             `pixels.MOST_BYTES`. One line, with nothing of the header but sizes, kinds and encodings.
     """
-    _hush()
+    # Warnings may quote the header. `warnings.catch_warnings` is no help: threads undo it for each other.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg|rle\b|chestxray\.images\.dicom")
     # The error is raised outside of `except`: pydicom's own may quote the header, and must not be chained to it.
     try:
         return _decode(data, path)
@@ -100,15 +102,6 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
     except Exception:  # on broken data pydicom and the decoders raise errors of many kinds
         pass
     raise StudyError(f"{path}: {len(data):,} bytes, broken DICOM; {_EXPORT}")
-
-
-def _hush() -> None:
-    """Keep pydicom and its decoders from printing or logging: their warnings may quote the header.
-
-    Not `warnings.catch_warnings`, which threads undo for each other; the filter stays.
-    """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg|rle\b|chestxray\.images\.dicom")
 
 
 def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
@@ -126,7 +119,10 @@ def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
         colour = Image.fromarray(stored)
         return np.asarray(colour.convert("L")), facts.of_colour(colour)
     stored = np.ascontiguousarray(stored).view(f"u{stored.dtype.itemsize}")
-    return _look_up(_grey_table(dataset, shape, stored), stored), facts
+    table, grey = _grey_table(dataset, shape, stored), np.empty(stored.shape, dtype=np.uint8)
+    for source, target in zip(_blocks(stored), _blocks(grey), strict=True):
+        target[:] = table[source]
+    return grey, facts
 
 
 def _read(data: bytes, path: Path) -> pydicom.FileDataset:
@@ -186,11 +182,15 @@ class _Shape:
         Raises:
             StudyError: no pixels, several frames, or too many, too large or unusual ones.
         """
+        from pydicom.uid import UID
+
         if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
             raise StudyError(f"{path}: floating-point pixels; {_EXPORT}")
         rows, columns = (_whole(dataset, name) for name in ("Rows", "Columns"))
         if "PixelData" not in dataset or not rows or not columns:
-            raise StudyError(f"{path}: a DICOM without an image{_sop_class(dataset)}; give the file of the radiograph")
+            name = UID(str(_first(dataset, "SOPClassUID") or "")).name
+            found = f" ({name})" if name.endswith("Storage") else ""  # what the file is instead
+            raise StudyError(f"{path}: a DICOM without an image{found}; give the file of the radiograph")
         if (frames := _whole(dataset, "NumberOfFrames", 1)) > 1:
             raise StudyError(f"{path}: {frames} frames; export the frame of the radiograph alone")
         samples = _whole(dataset, "SamplesPerPixel", 1)
@@ -232,7 +232,8 @@ def _stored(dataset: pydicom.Dataset, shape: _Shape, path: Path) -> np.ndarray:
     except NotImplementedError:
         readable = False
     if not readable:
-        raise StudyError(f"{path}: pixels are encoded as {_syntax_name(syntax)}, which can't be read here; {_EXPORT}")
+        name = syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "something unknown"
+        raise StudyError(f"{path}: pixels are encoded as {name}, which can't be read here; {_EXPORT}")
     if syntax.is_encapsulated:
         _check_frame(dataset, shape, syntax == RLELossless, path)
     array, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
@@ -299,9 +300,13 @@ def _grey_table(dataset: pydicom.Dataset, shape: _Shape, stored: np.ndarray) -> 
     At most 16 bits a sample make all arithmetic one of a table, exact and of a fixed cost.
     """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.uid import RLELossless
 
     patterns = np.arange(1 << (8 * stored.dtype.itemsize))
-    values = (patterns >> (0 if _is_jpeg(dataset) else shape.shift)) & ((1 << shape.stored) - 1)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    # A JPEG's decoder has put the samples right: they begin at bit 0, whatever HighBit says.
+    shift = 0 if syntax.is_encapsulated and syntax != RLELossless else shape.shift
+    values = (patterns >> shift) & ((1 << shape.stored) - 1)
     if shape.signed:
         values = values - ((values >> (shape.stored - 1)) << shape.stored)
     padding = _padding(dataset, shape, values)
@@ -318,9 +323,11 @@ def _grey_table(dataset: pydicom.Dataset, shape: _Shape, stored: np.ndarray) -> 
     elif window := _window(dataset):
         grey = apply_voi_lut(physical, window)
     else:
-        used = np.ones(len(patterns), dtype=bool)
-        if shape.stored > 8 or modality_top:
-            used = _used(stored, len(patterns)) & ~padding
+        used = np.full(len(patterns), shape.stored <= 8 and not modality_top)
+        if not used[0]:
+            for block in _blocks(stored):
+                used[block] = True
+            used &= ~padding
         low, high = (physical[used].min(), physical[used].max()) if used.any() else (0, 0)
         grey = (physical - low) / (high - low) * 255 if high > low else np.zeros(len(patterns))
     grey = np.rint(grey.clip(0, 255)).astype(np.uint8)
@@ -329,14 +336,6 @@ def _grey_table(dataset: pydicom.Dataset, shape: _Shape, stored: np.ndarray) -> 
         grey = 255 - grey
     grey[padding] = 0
     return grey
-
-
-def _is_jpeg(dataset: pydicom.Dataset) -> bool:
-    """Whether a decoder has put the samples right: in any JPEG they begin at bit 0, whatever HighBit says."""
-    from pydicom.uid import RLELossless
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    return syntax.is_encapsulated and syntax != RLELossless
 
 
 def _padding(dataset: pydicom.Dataset, shape: _Shape, values: np.ndarray) -> np.ndarray:
@@ -396,21 +395,6 @@ def _blocks(values: np.ndarray) -> list[np.ndarray]:
     return np.array_split(values.reshape(-1), values.size // _BLOCK + 1)
 
 
-def _used(stored: np.ndarray, patterns: int) -> np.ndarray:
-    """Which patterns occur, (patterns,) bool."""
-    used = np.zeros(patterns, dtype=bool)
-    for block in _blocks(stored):
-        used[block] = True
-    return used
-
-
-def _look_up(table: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    grey = np.empty(stored.shape, dtype=np.uint8)
-    for source, target in zip(_blocks(stored), _blocks(grey), strict=True):
-        target[:] = table[source]
-    return grey
-
-
 def _first(dataset: pydicom.Dataset, keyword: str, default: Any = None) -> Any:
     """The first value of an element, `default` if it is missing."""
     value = dataset.get(keyword, default)
@@ -430,15 +414,3 @@ def _listed(dataset: pydicom.Dataset, keyword: str, known: frozenset[str]) -> st
     """A text of the header if it is one of those that may be passed on, else nothing."""
     value = _text(dataset, keyword).replace(" ", "")
     return value if value in known else ""
-
-
-def _sop_class(dataset: pydicom.Dataset) -> str:
-    """What the file is instead of an image, in parentheses, where DICOM has a name for it."""
-    from pydicom.uid import UID
-
-    name = UID(str(_first(dataset, "SOPClassUID") or "")).name
-    return f" ({name})" if name.endswith("Storage") else ""
-
-
-def _syntax_name(syntax: pydicom.uid.UID) -> str:
-    return syntax.name if syntax.is_transfer_syntax and not syntax.is_private else "something unknown"

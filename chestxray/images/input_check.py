@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,16 +77,15 @@ class Check:
         """The check that `save` gave the bytes of; on damaged ones NumPy and zipfile raise errors of many kinds."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             parts = {name: array.astype(np.float32) for name, array in stored.items()}
-        kernels, biases = (tuple(parts[f"{kind}_{number}"] for number in range(2)) for kind in ("kernel", "bias"))
+        kernels, biases = ((parts[f"{kind}_0"], parts[f"{kind}_1"]) for kind in ("kernel", "bias"))
         return cls(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
 
     def save(self) -> bytes:
         """The bytes of the file that `load` reads, with weights of 16 bits."""
         buffer = io.BytesIO()
-        arrays = {"mean": self.mean, "components": self.components}
-        arrays |= {f"kernel_{number}": kernel for number, kernel in enumerate(self.kernels)}
-        arrays |= {f"bias_{number}": bias for number, bias in enumerate(self.biases)}
-        halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+        names = ("mean", "components", "kernel_0", "kernel_1", "bias_0", "bias_1")
+        arrays = zip(names, (self.mean, self.components, *self.kernels, *self.biases), strict=True)
+        halves = {name: array.astype(np.float16) for name, array in arrays}
         np.savez_compressed(buffer, **halves, threshold=np.float32(self.threshold))
         return buffer.getvalue()
 
@@ -117,16 +115,11 @@ class Check:
             return "blank: all pixels are alike"
         if not self.looks_foreign(small[np.newaxis])[0]:
             return ""
-        turned = {
-            "looks inverted (air should be black)": 255 - small,
-            "looks upside down": small[::-1, ::-1],
-            "looks turned by a quarter": np.rot90(small),
-            "looks turned by a quarter to the right": np.rot90(small, -1),
-        }
-        scores = self.scores(np.stack(list(turned.values())))
+        scores = self.scores(np.stack([255 - small, small[::-1, ::-1], np.rot90(small), np.rot90(small, -1)]))
         # Named only if that orientation is clearly a radiograph.
-        if scores.min() < 0 and scores.min() < self.threshold:
-            return list(turned)[int(scores.argmin())].replace(" to the right", "")
+        if scores.min() < min(0, self.threshold):
+            quarter = "turned by a quarter"
+            return f"looks {('inverted (air should be black)', 'upside down', quarter, quarter)[scores.argmin()]}"
         return "does not look like a frontal chest radiograph"
 
 
@@ -168,25 +161,15 @@ def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = N
     Returns:
         Short texts; none if the image passes.
     """
-    height, width = image.shape
-    found = list(_against(facts)) if facts else []
-    if max(height, width) < SMALL:
-        found.append(f"tiny: {width} × {height} px")
+    facts, (height, width) = facts or Facts(""), image.shape
     warning = (check or committed()).flag(reduced(image))
-    return [*found, warning] if warning else found
-
-
-def _against(facts: Facts) -> Sequence[str]:
-    """Reasons that a file itself gives."""
-    found = []
-    if facts.modality and facts.modality not in PROJECTIONS:
-        found.append(f"not a radiograph (modality {facts.modality})")
-    if facts.body_part and facts.body_part not in CHEST:
-        found.append(f"not a chest (body part {facts.body_part})")
-    if facts.view and facts.view not in FRONTAL:
-        found.append(f"not an upright frontal view (view {facts.view})")
-    if facts.raw:
-        found.append("raw detector data, not what a reader looks at")
-    if facts.colour >= COLOURED:
-        found.append("coloured, as no radiograph is")
-    return found
+    reasons = {
+        f"not a radiograph (modality {facts.modality})": facts.modality not in ("", *PROJECTIONS),
+        f"not a chest (body part {facts.body_part})": facts.body_part not in ("", *CHEST),
+        f"not an upright frontal view (view {facts.view})": facts.view not in ("", *FRONTAL),
+        "raw detector data, not what a reader looks at": facts.raw,
+        "coloured, as no radiograph is": facts.colour >= COLOURED,
+        f"tiny: {width} × {height} px": max(height, width) < SMALL,
+        warning: bool(warning),
+    }
+    return [reason for reason, applies in reasons.items() if applies]

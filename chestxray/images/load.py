@@ -18,8 +18,6 @@ from chestxray.images.pixels import Facts
 PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".dcm", ".dicom")
 """Lower-case suffixes of files that `read` takes. DICOM files often have none: see `is_predictable`."""
 
-_FORMATS = ("PNG", "JPEG", "TIFF")
-_KNOWN = "PNG, JPEG, TIFF or DICOM"
 _HEAD = 132
 """Bytes by which a DICOM file is recognised."""
 
@@ -71,7 +69,7 @@ def read(path: Path) -> Radiograph:
         from chestxray.images import dicom  # pydicom takes a tenth of a second to import
 
         return Radiograph(*dicom.decode(data, path))
-    image, facts = pixels.decode_any(data, path, _FORMATS, _KNOWN)
+    image, facts = pixels.decode_bytes(data, path, ("PNG", "JPEG", "TIFF"), "PNG, JPEG, TIFF or DICOM")
     return Radiograph(np.asarray(image), facts)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,6 @@ MOST_PIXELS = 89_478_485
 MOST_BYTES = 400_000_000
 """Larger files are refused: twice `MOST_PIXELS` of 16 bits."""
 
-DATASET_FORMATS = ("PNG", "JPEG")
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 
 # A header that promises too much is refused below, and a broken file is one error: Pillow need not warn besides.
@@ -78,7 +78,7 @@ def decode(path: Path) -> np.ndarray:
     Raises:
         StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
     """
-    return np.asarray(decode_bytes(read_bytes(path), path))
+    return np.asarray(decode_bytes(read_bytes(path), path)[0])
 
 
 def read_bytes(path: Path) -> bytes:
@@ -97,21 +97,8 @@ def read_bytes(path: Path) -> bytes:
         raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def decode_bytes(data: bytes, path: Path) -> Image.Image:
-    """Decode a PNG or JPEG to a grey image of mode `L`, as `decode` says.
-
-    Args:
-        data: the file.
-        path: named in errors.
-
-    Raises:
-        StudyError: as `decode_any`.
-    """
-    return decode_any(data, path, DATASET_FORMATS)[0]
-
-
-def decode_any(
-    data: bytes, path: Path, formats: tuple[str, ...], known: str = "PNG or JPEG"
+def decode_bytes(
+    data: bytes, path: Path, formats: Sequence[str] = ("PNG", "JPEG"), known: str = "PNG or JPEG"
 ) -> tuple[Image.Image, Facts]:
     """Decode the bytes of `path` to a grey image of mode `L` with facts; grey values as `decode` says.
 
@@ -134,7 +121,8 @@ def decode_any(
     except StudyError:
         raise
     except Image.UnidentifiedImageError as error:
-        if _begins_as(data, formats):  # too broken for Pillow to recognise
+        accepts = [Image.OPEN[name][1] for name in formats if name in Image.OPEN]
+        if any(accept is not None and accept(data[:16]) for accept in accepts):  # too broken for Pillow to recognise
             raise _broken(path, data, "its header") from error
         raise StudyError(f"{path}: begins with {data[:8]!r}, no {known}; replace it or save it as PNG") from error
     except Image.DecompressionBombError as error:
@@ -147,19 +135,8 @@ def decode_any(
 
 
 def too_small(path: Path, width: int, height: int) -> StudyError:
-    """The error for an image with a side below `SMALLEST_SIDE`.
-
-    Args:
-        path: of the image.
-        width: in pixels.
-        height: in pixels.
-    """
+    """The error for an image with a side below `SMALLEST_SIDE`; `width` and `height` are in pixels."""
     return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
-
-
-def _begins_as(data: bytes, formats: tuple[str, ...]) -> bool:
-    accepts = (Image.OPEN[name][1] for name in formats if name in Image.OPEN)
-    return any(accept is not None and accept(data[:16]) for accept in accepts)
 
 
 def _broken(path: Path, data: bytes, reason: object) -> StudyError:
@@ -242,6 +219,4 @@ def square(image: Image.Image, size: int) -> Image.Image:
         padded = Image.new("L", (side, side))
         padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = padded
-    if side == size:
-        return image
     return image.resize((size, size), Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR)
