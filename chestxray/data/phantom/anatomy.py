@@ -159,10 +159,8 @@ def expose(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Anatomy:
         view: `PA` or `AP`.
         rng: the image's random numbers.
     """
-    breath, middle, turn = float(rng.normal(0, 4)), float(rng.uniform(-7, 7)), float(rng.normal(0, 2))
-    nearer = float(rng.uniform(14, 24))
-    larger = float(rng.uniform(1.13, 1.22))
-    higher = float(rng.uniform(10, 18))
+    breath, middle, turn = rng.normal(0, 4), rng.uniform(-7, 7), rng.normal(0, 2)
+    nearer, larger, higher = rng.uniform(14, 24), rng.uniform(1.13, 1.22), rng.uniform(10, 18)
     if view == "PA":
         nearer, larger, higher = 0.0, 1.0, 0.0
     return dataclasses.replace(

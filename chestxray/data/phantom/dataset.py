@@ -21,7 +21,7 @@ from chestxray import files
 from chestxray.config import NO_FINDING_NIH, StudyError
 from chestxray.data.nih_tables import BOX_SPELLING, BOXES_HEADER, BOXES_NAME, LIST_NAMES, TABLE_HEADER, TABLE_NAMES
 from chestxray.data.phantom.anatomy import SIZES
-from chestxray.data.phantom.patients import Slot, slot
+from chestxray.data.phantom.patients import slot
 from chestxray.data.phantom.radiograph import boxes, compose, render
 
 RECIPE = 2
@@ -29,9 +29,6 @@ RECIPE = 2
 
 STATE = "phantom.json"
 """Records what is drawn, and whether it is complete."""
-
-_IN_BOX_LIST = {ours: theirs for theirs, ours in BOX_SPELLING.items()}
-"""A finding as the image table spells it → as the NIH's box list does."""
 
 
 def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None = None) -> None:
@@ -67,7 +64,10 @@ def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | N
     tasks = (delayed(_write_image)(raw / "images", place.index, size, seed) for place in slots)
     drawn = Parallel(n_jobs=processes, return_as="generator", batch_size="auto")(tasks)
     rows = list(tqdm(drawn, total=images, desc=f"phantom radiographs, {size} px", unit="image", disable=None))
-    _write_tables(raw, slots, rows)
+    files.atomic_write(raw / BOXES_NAME, _csv(BOXES_HEADER, [box for _, found in rows for box in found]))
+    for name, test in zip(LIST_NAMES, (False, True), strict=True):
+        files.atomic_write(raw / name, "".join(f"{place.file}\n" for place in slots if place.test == test).encode())
+    files.atomic_write(raw / TABLE_NAMES[0], _csv(TABLE_HEADER, [entry for entry, _ in rows]))
     _write_state(raw, parameters, complete=True)
 
 
@@ -119,19 +119,9 @@ def _write_image(folder: Path, index: int, size: int, seed: int) -> tuple[list[A
     labels = "|".join(place.findings) or NO_FINDING_NIH
     entry = [place.file, labels, place.follow_up, place.patient, scene.age, scene.sex, scene.view]
     entry += [size, size, spacing, spacing]
-    found = [
-        [place.file, _IN_BOX_LIST.get(b.finding, b.finding), *(round(v, 3) for v in (b.x, b.y, b.width, b.height))]
-        for b in boxes(scene, size)
-    ]
-    return entry, found
-
-
-def _write_tables(raw: Path, slots: Sequence[Slot], rows: Sequence[tuple[list[Any], list[list[Any]]]]) -> None:
-    """Write box list, official lists and image table, in this order, from what `_write_image` gives of each slot."""
-    files.atomic_write(raw / BOXES_NAME, _csv(BOXES_HEADER, [box for _, found in rows for box in found]))
-    for name, test in zip(LIST_NAMES, (False, True), strict=True):
-        files.atomic_write(raw / name, "".join(f"{place.file}\n" for place in slots if place.test == test).encode())
-    files.atomic_write(raw / TABLE_NAMES[0], _csv(TABLE_HEADER, [entry for entry, _ in rows]))
+    spelling = {ours: theirs for theirs, ours in BOX_SPELLING.items()}
+    found = boxes(scene, size)
+    return entry, [[place.file, spelling.get(box[0], box[0]), *(round(end, 3) for end in box[1:])] for box in found]
 
 
 def _csv(header: str, rows: Iterable[Sequence[Any]]) -> bytes:

@@ -76,21 +76,14 @@ class Spread(Lesion):
         """Where the sign is, (H, W), 0 to 1, for the box."""
 
     def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
-        """As `Lesion.box`, found on a 1.5 mm grid."""
-        field = _survey(anatomy, self.side)
+        """As `Lesion.box`, found on a 1.5 mm grid whatever the image's size."""
+        x = (anatomy.middle + np.sort(self.side * np.arange(0, 200, 1.5)))[None, :]
+        field = field_of(anatomy, self.side, x, np.arange(0, 400, 1.5)[:, None])
         visible = self.share(field) * field.lung > 0.04
-        rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-        xs, ys = field.x[0, columns], field.y[rows, 0]
+        xs, ys = field.x[0, visible.any(axis=0)], field.y[visible.any(axis=1), 0]
         grow = 0.75 + PIXEL_SLACK_MM
         left, top = float(xs.min()) - grow, float(ys.min()) - grow
         return left, top, float(xs.max()) + grow - left, float(ys.max()) + grow - top
-
-
-def _survey(anatomy: Anatomy, side: int) -> Field:
-    """Return the field of one lung on a grid that doesn't depend on the image's size."""
-    x = (anatomy.middle + np.sort(side * np.arange(0, 200, 1.5)))[None, :]
-    y = np.arange(0, 400, 1.5)[:, None]
-    return field_of(anatomy, side, x, y)
 
 
 def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) -> tuple[slice, slice] | None:
@@ -319,22 +312,12 @@ def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float
 
 def _make_round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
     if finding == "Nodule":
-        radius, waves, density = float(rng.uniform(9.5, 13.5)), 0.035, float(rng.uniform(2.5, 3.3))
-        margin = radius
+        radius, margin, waves, density = rng.uniform(9.5, 13.5), 1.0, 0.035, rng.uniform(2.5, 3.3)
     else:
-        radius, waves, density = float(rng.uniform(22, 36)), 0.045, float(rng.uniform(1.1, 1.3))
-        margin = 0.75 * radius
-    x, y = _in_lung(anatomy, side, margin, 0.12, 0.9, rng)
-    outline = tuple((float(rng.uniform(0, waves)), float(rng.uniform(0, 2 * np.pi))) for _ in range(3))
+        radius, margin, waves, density = rng.uniform(22, 36), 0.75, 0.045, rng.uniform(1.1, 1.3)
+    x, y = _in_lung(anatomy, side, margin * radius, 0.12, 0.9, rng)
+    outline = tuple((rng.uniform(0, waves), rng.uniform(0, 2 * np.pi)) for _ in range(3))
     return [Round(finding, side, x, y, radius, outline, density)]
-
-
-def _make_effusion(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
-    return [Effusion("Effusion", side, float(rng.uniform(-10, 34)), float(rng.uniform(40, 75)))]
-
-
-def _make_pneumothorax(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
-    return [Pneumothorax("Pneumothorax", side, float(rng.uniform(0.66, 0.84)), float(rng.uniform(9, 14)))]
 
 
 def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
@@ -342,14 +325,8 @@ def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) ->
     for where in (side, -side) if rng.random() < 0.35 else (side,):
         x, y = _in_lung(anatomy, where, 22, 0.3, 0.92, rng)
         count = int(rng.integers(6, 11))
-        patches = np.column_stack(
-            [
-                rng.normal(x, 20, count),
-                rng.normal(y, 30, count),
-                rng.uniform(9, 17, count),
-                rng.uniform(0.5, 0.9, count),
-            ]
-        )
+        centres = rng.normal(x, 20, count), rng.normal(y, 30, count)
+        patches = np.column_stack([*centres, rng.uniform(9, 17, count), rng.uniform(0.5, 0.9, count)])
         grain = np.clip(rng.normal(0.7, 0.4, (14, 14)), 0.1, 1.3)
         lesions.append(Infiltration("Infiltration", where, patches, grain, float(rng.uniform(52, 68))))
     return lesions
@@ -375,9 +352,11 @@ def _make_atelectasis(anatomy: Anatomy, side: int, rng: np.random.Generator) -> 
 
 MAKERS: dict[str, Callable[[Anatomy, int, np.random.Generator], list[Lesion]]] = {
     "Atelectasis": _make_atelectasis,
-    "Effusion": _make_effusion,
+    "Effusion": lambda _, side, rng: [Effusion("Effusion", side, rng.uniform(-10, 34), rng.uniform(40, 75))],
     "Infiltration": _make_infiltration,
     "Mass": functools.partial(_make_round, "Mass"),
     "Nodule": functools.partial(_make_round, "Nodule"),
-    "Pneumothorax": _make_pneumothorax,
+    "Pneumothorax": lambda _, side, rng: [
+        Pneumothorax("Pneumothorax", side, rng.uniform(0.66, 0.84), rng.uniform(9, 14))
+    ],
 }

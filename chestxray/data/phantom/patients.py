@@ -89,29 +89,15 @@ def slot(index: int, seed: int) -> Slot:
     return _slots(index // _BLOCK, seed)[index % _BLOCK]
 
 
-@dataclass(frozen=True)
-class Patient:
-    """What is the same in all images of a patient.
-
-    Attributes:
-        number: from 1.
-        sex: M or F.
-        age: years at the first image.
-        anatomy: in a PA exposure in deep inspiration.
-    """
-
-    number: int
-    sex: str
-    age: int
-    anatomy: Anatomy
-
-
-def patient_of(number: int, seed: int) -> Patient:
-    """Draw a patient by lot.
+def patient_of(number: int, seed: int) -> tuple[str, int, Anatomy]:
+    """Draw a patient by lot: what is the same in all images of one.
 
     Args:
         number: of the patient, from 1.
         seed: of the data set.
+
+    Returns:
+        Sex, M or F; age at the first image, years; anatomy in a PA exposure in deep inspiration.
     """
     rng = random_stream(seed, PATIENT, number)
     sex = "M" if rng.random() < 0.55 else "F"
@@ -140,4 +126,4 @@ def patient_of(number: int, seed: int) -> Patient:
         lucency=float(rng.uniform(0.94, 1.04)),
         tree=(seed, number),
     )
-    return Patient(number, sex, age, anatomy)
+    return sex, age, anatomy

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -38,8 +39,7 @@ _SCATTER_MM = 28.0  # standard deviation of the scattered quanta's spread
 _DETECTOR_MM = 0.45  # standard deviation of the detector's and the focal spot's blur
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """The true place of a finding: NIH name, then left, top, width and height in pixels of the image as written."""
 
     finding: str
@@ -103,21 +103,15 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
     if view not in (None, "PA", "AP"):
         raise StudyError(f"phantom view {view!r} is unknown; there are: PA, AP")
 
-    patient = patient_of(place.patient, seed)
+    sex, age, anatomy = patient_of(place.patient, seed)
     rng = random_stream(seed, IMAGE, index)
     drawn_view = "PA" if rng.random() < 0.6 else "AP"
     view = view or drawn_view
-    anatomy = expose(patient.anatomy, view, rng)
+    anatomy = expose(anatomy, view, rng)
     width = float(rng.uniform(342, 378))
     letter = "L" if rng.random() < 0.6 else "R"
     corner = (1 if letter == "L" else -1) * width * float(rng.uniform(0.38, 0.44))
     dark, bright = float(rng.uniform(0.14, 0.22)), float(rng.uniform(0.98, 1.1))
-    exposure = {
-        "quanta": float(rng.uniform(1.5e4, 3e4)) * (0.8 if view == "AP" else 1.0),
-        "window": (dark * anatomy.depth, bright * anatomy.depth),
-        "gamma": float(rng.uniform(0.85, 1.15)),
-        "marker": (letter, corner, width * float(rng.uniform(0.05, 0.1))),
-    }
 
     lesions: list[Lesion] = []
     for finding in shown:
@@ -133,14 +127,17 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
 
     return Scene(
         slot=dataclasses.replace(place, findings=shown),
-        age=patient.age + place.follow_up // 2,
-        sex=patient.sex,
+        age=age + place.follow_up // 2,
+        sex=sex,
         view=view,
         anatomy=anatomy,
         lesions=tuple(lesions),
         width=width,
+        quanta=rng.uniform(1.5e4, 3e4) * (0.8 if view == "AP" else 1.0),
+        window=(dark * anatomy.depth, bright * anatomy.depth),
+        gamma=rng.uniform(0.85, 1.15),
+        marker=(letter, corner, width * rng.uniform(0.05, 0.1)),
         seed=seed,
-        **exposure,
     )
 
 
@@ -384,24 +381,15 @@ def _overlay(scene: Scene, size: int) -> np.ndarray:
     wall, top = anatomy.lung, anatomy.apex
     for side in (-1, 1):
         edge = anatomy.middle + side * (wall + 2 - anatomy.scapula)
-        blade = place(
-            [
-                (edge - side * 14, top + 34),
-                (edge + side * 34, top + 22),
-                (edge + side * 44, top + 52),
-                (edge + side * 6, top + 128),
-                (edge - side * 2, top + 120),
-            ]
-        )
+        corners = ((-14, 34), (34, 22), (44, 52), (6, 128), (-2, 120))
+        blade = place((edge + side * across, top + down) for across, down in corners)
         pen.polygon(blade, fill=6.0 * anatomy.bone)
         pen.line([*blade, blade[0]], fill=12.0 * anatomy.bone, width=max(round(2.2 * scale), 1))
         shoulder = anatomy.middle + side * (wall + 46)
         (left, up), (right, down) = sorted(place([(shoulder - 21, top + 12), (shoulder + 21, top + 54)]))
         pen.ellipse((left, up, right, down), fill=20.0 * anatomy.bone)
-        pen.polygon(
-            place([(shoulder - 11, top + 45), (shoulder + 13, top + 45), (shoulder + side * 26, top + 190)]),
-            fill=14.0 * anatomy.bone,
-        )
+        arm = place([(shoulder - 11, top + 45), (shoulder + 13, top + 45), (shoulder + side * 26, top + 190)])
+        pen.polygon(arm, fill=14.0 * anatomy.bone)
     soft = ndimage.gaussian_filter(np.asarray(image), 1.1 * scale, truncate=2)
 
     lead = Image.new("F", (canvas, canvas))
