@@ -135,7 +135,13 @@ def decode_bytes(
 
 
 def too_small(path: Path, width: int, height: int) -> StudyError:
-    """The error for an image with a side below `SMALLEST_SIDE`; `width` and `height` are in pixels."""
+    """The error for an image with a side below `SMALLEST_SIDE`.
+
+    Args:
+        path: of the image.
+        width: in pixels.
+        height: in pixels.
+    """
     return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
 
 

@@ -96,7 +96,7 @@ class Anatomy:
         return top + (self.lung - top) * (1 - (1 - down) ** 2.4) ** 0.54
 
     def inner(self, y: np.ndarray, side: int) -> np.ndarray:
-        """Distance of the lung's mediastinal border on `side` from the middle at heights `y`, both of one shape.
+        """Distance of the lung's mediastinal border from the middle, mm.
 
         Args:
             y: heights in mm, any shape; the result has it too.
@@ -107,20 +107,20 @@ class Anatomy:
         return top - (top - 23 - side * self.shift) * np.sqrt(1 - (1 - down) ** 2)
 
     def diaphragm(self, out: np.ndarray, side: int) -> np.ndarray:
-        """Height of the diaphragm on `side` at distances `out` from the middle, both of one shape.
+        """Height of the diaphragm, mm.
 
         Args:
-            out: distances in mm, any shape; the result has it too.
+            out: distances from the middle in mm, any shape; the result has it too.
             side: -1 or 1.
         """
         across = (out - 0.42 * self.lung) / (0.58 * self.lung)
         return self.dome(side) + np.where(across > 0, self.drop * np.abs(across) ** 2.4, 0.35 * self.drop * across**2)
 
     def air(self, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-        """Length of the ray inside one lung, without heart or lesion, for x (1, W) on this side and y (H, 1).
+        """Length of the ray inside one lung, without heart or lesion, (H, W) mm.
 
         Args:
-            x: columns in mm, (1, W).
+            x: columns on this side in mm, (1, W).
             y: rows in mm, (H, 1).
             side: -1 or 1.
         """
