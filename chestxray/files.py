@@ -74,8 +74,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with contextlib.suppress(StudyError):
+                remove(temporary)
             raise
 
 

@@ -119,11 +119,8 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     side = nih_tables.NIH_SIDE if dataset else None
     jobs = files.in_threads(lambda name: check_image(images[name], name in chosen, side), names, -1, batch=64)
     checked = list(tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None))
-    faults += [
-        Rejection(images[name].name, image.fault, image.remedy)
-        for name, image in zip(names, checked, strict=True)
-        if image.fault
-    ]
+    results = zip(names, checked, strict=True)
+    faults += [Rejection(name, image.fault, image.remedy) for name, image in results if image.fault]
     unlisted = sum(line.value == nih_tables.UNLISTED for line in present.rejected)
     return Report(
         raw=raw,

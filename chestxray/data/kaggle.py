@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chestxray import files
-from chestxray.config import IMAGE_SUFFIXES, StudyError
-from chestxray.data import nih_tables
+from chestxray.config import StudyError
+from chestxray.data import nih_tables, sources
 
 MOUNTS = ("/kaggle/input", "/content/drive/MyDrive", "/content")
 """Where Kaggle and Colab mount data; the variable CHESTXRAY_MOUNTS names other folders, joined as in PATH."""
@@ -68,24 +68,36 @@ class Copy(NamedTuple):
 
 
 def provide(dataset: Published, raw: Path) -> None:
-    """Make `raw` hold a dataset: what is there, a mounted copy used in place, kagglehub's cache, or a download.
+    """Make `raw` hold a dataset: what is there, a mounted copy, kagglehub's cache, or a download.
+
+    A copy is used where it lies and not written: `raw` is a link to it, or a folder of links.
 
     Args:
         dataset: which.
         raw: the folder, made if it is not there.
 
     Raises:
-        StudyError: there is no space, or Kaggle cannot be reached.
+        StudyError: there is no space, Kaggle cannot be reached, or the file system refuses.
     """
-    if not raw.exists():
-        link(find_copy(dataset) or _download(dataset), raw)
+    if raw.exists():
+        return
+    copy = find_copy(dataset) or _download(dataset)
+    files.remove(raw)
+    with files.atomic_path(raw) as temporary:
+        if copy.tables == copy.images:
+            temporary.symlink_to(copy.images.resolve(), target_is_directory=True)
+            return
+        temporary.mkdir()
+        others = [path for path in copy.tables.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
+        for path in [*copy.images.glob("images*"), *others]:
+            (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
 
 
 def find_copy(dataset: Published) -> Copy | None:
     """Find a copy that is mounted here or in kagglehub's cache, whole but for a tenth at most."""
     for folder in _candidates(dataset):
         copy = _copy_in(dataset, folder)
-        if copy is not None and count_images(copy.images) >= _ENOUGH * dataset.images:
+        if copy and sum(1 for _ in sources.image_files(copy.images)) >= _ENOUGH * dataset.images:
             return copy
     return None
 
@@ -95,10 +107,10 @@ def _candidates(dataset: Published) -> Iterator[Path]:
     named = os.environ.get("CHESTXRAY_MOUNTS")
     mounts = MOUNTS if named is None else [place for place in named.split(os.pathsep) if place]
     queue = deque((Path(mount), 0) for mount in mounts)
-    for _ in range(_FOLDERS):
-        if not queue:
-            break
+    looked = 0
+    while queue and looked < _FOLDERS:
         folder, depth = queue.popleft()
+        looked += 1
         try:
             paths = sorted(folder.iterdir())
         except OSError:
@@ -136,40 +148,6 @@ def _copy_in(dataset: Published, folder: Path) -> Copy | None:
     return None
 
 
-def count_images(folder: Path) -> int:
-    """How many image files lie under `folder/images*/`."""
-    found = 0
-    for images in folder.glob("images*"):
-        for _, _, names in os.walk(images, followlinks=True):
-            found += sum(name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".") for name in names)
-    return found
-
-
-def link(copy: Copy, raw: Path) -> None:
-    """Make `raw` stand for a copy that lies elsewhere and is not written: one link, or a folder of links.
-
-    Args:
-        copy: where tables and images lie.
-        raw: the dataset's raw folder; what is there is replaced.
-
-    Raises:
-        StudyError: the file system refuses.
-    """
-    files.make_folder(raw.parent)
-    files.remove(raw)
-    with files.explained(raw):
-        if copy.tables == copy.images:
-            raw.symlink_to(copy.images.resolve(), target_is_directory=True)
-            return
-        temporary = raw.with_name(f".{raw.name}{files.TEMPORARY}{os.getpid()}")
-        files.remove(temporary)
-        temporary.mkdir()
-        others = [path for path in copy.tables.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
-        for path in [*copy.images.glob("images*"), *others]:
-            (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
-        temporary.replace(raw)
-
-
 def _download(dataset: Published) -> Copy:
     """Download a dataset into kagglehub's cache, which resumes by itself.
 
@@ -205,5 +183,4 @@ def folder_on_kaggle(position: int) -> str:
     Args:
         position: of the image among all 112,120 image names in alphabetical order, from 0.
     """
-    number = 1 if position < _FIRST_FOLDER else (position - _FIRST_FOLDER) // _OTHER_FOLDERS + 2
-    return f"images_{number:03d}/images"
+    return f"images_{(position - _FIRST_FOLDER) // _OTHER_FOLDERS + 2:03d}/images"

@@ -268,9 +268,8 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
     Raises:
         StudyError: no image has a row.
     """
-    by_stem: dict[str, str] = {}
-    for name in sorted(images, reverse=True):  # of a.jpg and a.png, the PNG wins
-        by_stem[Path(name).stem] = name
+    # Of a.jpg and a.png, the PNG wins: it comes last.
+    by_stem = {Path(name).stem: name for name in sorted(images)}
 
     def file_of(image: str) -> str | None:
         return image if image in images else by_stem.get(image.rsplit(".", 1)[0])
@@ -282,12 +281,10 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
             "use the table that belongs to them"
         )
     table = entries.table[entries.table["image"].isin(found)].reset_index(drop=True)
-    lines = [  # errors of images that are not here are of no use
-        line
-        for line in entries.rejected
-        if not line.file.lower().endswith(IMAGE_SUFFIXES) or file_of(line.file) is not None
-    ]
-    used = set(found.values()) | {file for line in lines if (file := file_of(line.file)) is not None}
+    rejected = [(line, file_of(line.file)) for line in entries.rejected]
+    # Errors of images that are not here are of no use.
+    lines = [line for line, file in rejected if file or not line.file.lower().endswith(IMAGE_SUFFIXES)]
+    used = {*found.values(), *(file for _, file in rejected)}
     remedy = f"no row in {entries.source.name}: the image is left out; add a row to use it"
     lines += [Rejection(name, UNLISTED, remedy) for name in images if name not in used]
     absent = len(entries.table) - len(table)
@@ -391,6 +388,7 @@ def oddities(raw: Path) -> pd.DataFrame:
     text = _rename(table, path)
     age, years = text["age"].str.upper(), _by_value(text["age"], _years)
     unit, number = age.str.fullmatch(r"\d+[YMD]"), age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
+    repeated = text["image"].duplicated().sum()
     renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
     sexes, views = ~text["sex"].isin(["M", "F", ""]), ~text["view"].isin([*_VIEWS, ""])
     found = [
@@ -401,12 +399,7 @@ def oddities(raw: Path) -> pd.DataFrame:
         (path.name, "ages that are no number", (~number & text["age"].ne("")).sum(), "empty"),
         (path.name, "sexes but M and F", sexes.sum(), "M or F where it can be told, else empty"),
         (path.name, "views but PA and AP", views.sum(), "PA or AP in capitals, else empty"),
-        (
-            path.name,
-            "rows of an image that has another row",
-            text["image"].duplicated().sum(),
-            "one, if they are equal",
-        ),
+        (path.name, "rows of an image that has another row", repeated, "one, if they are equal"),
     ]
     if (boxes := raw / BOXES_NAME).is_file():
         table = _read_csv(boxes)

@@ -9,6 +9,7 @@ import filecmp
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,21 @@ PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
 
 
-def find_images(raw: Path) -> dict[str, Path]:
-    """Find the image files under `raw/images*/`, sorted by name.
+def image_files(raw: Path) -> Iterator[Path]:
+    """The image files under `raw/images*/`, folder by folder, each folder sorted by name.
 
     Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives.
+    """
+    for folder in sorted(raw.glob("images*")):
+        for place, subfolders, names in os.walk(folder, followlinks=True):
+            subfolders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                    yield Path(place, name)
+
+
+def find_images(raw: Path) -> dict[str, Path]:
+    """Find the `image_files` of a folder, sorted by name.
 
     Returns:
         File name → path. A file that lies there twice with the same bytes counts once.
@@ -34,17 +46,10 @@ def find_images(raw: Path) -> dict[str, Path]:
         StudyError: there are none, or one name stands for two different files.
     """
     found: dict[str, Path] = {}
-    folders = sorted(path for path in raw.glob("images*") if path.is_dir())
-    for folder in folders:
-        for place, subfolders, names in os.walk(folder, followlinks=True):
-            subfolders.sort()
-            for name in sorted(names):
-                if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
-                    continue
-                path = Path(place, name)
-                if name in found and not filecmp.cmp(found[name], path, shallow=False):
-                    raise StudyError(f"{path}: differs from {found[name]}, which has the same name; remove one of them")
-                found.setdefault(name, path)
+    for path in image_files(raw):
+        other = found.setdefault(path.name, path)
+        if other is not path and not filecmp.cmp(other, path, shallow=False):
+            raise StudyError(f"{path}: differs from {other}, which has the same name; remove one of them")
     if not found:
         from chestxray.data import nih_tables  # here, because it imports pandas, which the runner waits for otherwise
 
@@ -69,9 +74,7 @@ def unpacked(paths: Paths) -> dict[str, Any] | None:
 def is_unpacked(paths: Paths) -> bool:
     """Whether a dataset was unpacked from an archive and its manifest is still the one that came in it."""
     record = unpacked(paths)
-    if record is None or not paths.manifest.exists():
-        return False
-    return files.digest(paths.manifest) == record["manifest"]
+    return record is not None and paths.manifest.exists() and files.digest(paths.manifest) == record["manifest"]
 
 
 def prepare_raw(source: str, study: Study) -> None:
@@ -94,8 +97,13 @@ def prepare_raw(source: str, study: Study) -> None:
     from chestxray.data import kaggle, nih_tables  # here, because they import pandas, as above
 
     if study.is_phantom:
-        _draw_phantoms(study)
+        from chestxray.data.phantom import anatomy, dataset  # here, because it imports SciPy, as no other source does
+
+        size = min(max(anatomy.SIZES[0], PHANTOM_OVERSIZE * study.profile.image_size), anatomy.SIZES[1])
+        dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
     elif Path(source).is_dir():
+        nih_tables.find_table(Path(source).resolve())  # before anything is written
+        find_images(Path(source).resolve())
         _link_folder(Path(source).resolve(), study.paths.raw)
     elif source in kaggle.DATASETS:
         kaggle.provide(kaggle.DATASETS[source], study.paths.raw)
@@ -103,47 +111,21 @@ def prepare_raw(source: str, study: Study) -> None:
         raise StudyError(
             f"dataset {source!r}: no such folder, and none of this name under 1_Datasets; {nih_tables.LAYOUT}"
         )
-    _check_layout(study.paths.raw)
-
-
-def _check_layout(folder: Path) -> None:
-    """Make sure that a folder has an image table and images.
-
-    Raises:
-        StudyError: it has not.
-    """
-    from chestxray.data import nih_tables
-
-    nih_tables.find_table(folder)
-    find_images(folder)
-
-
-def _draw_phantoms(study: Study) -> None:
-    from chestxray.data.phantom import anatomy, dataset  # here, because it imports SciPy, which no other source needs
-
-    smallest, largest = anatomy.SIZES
-    size = min(max(smallest, PHANTOM_OVERSIZE * study.profile.image_size), largest)
-    dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
+    nih_tables.find_table(study.paths.raw)
+    find_images(study.paths.raw)
 
 
 def _link_folder(folder: Path, raw: Path) -> None:
     """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
-    _check_layout(folder)
     if raw.exists() and raw.samefile(folder):
         return
     if raw.is_symlink() and raw.exists():
         raise StudyError(f"{raw}: holds another folder, {raw.resolve()}; rename {folder.name} or remove {raw.parent}")
     if raw.is_dir() and not raw.is_symlink():
         return  # a copy made earlier
-    files.make_folder(raw.parent)
     files.remove(raw)
-    temporary = raw.with_name(f".{raw.name}{files.TEMPORARY}{os.getpid()}")
-    with files.explained(raw):
+    with files.atomic_path(raw) as temporary:
         try:
-            raw.symlink_to(folder, target_is_directory=True)
+            temporary.symlink_to(folder, target_is_directory=True)
         except OSError:
-            try:
-                shutil.copytree(folder, temporary)
-                temporary.replace(raw)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(folder, temporary)
