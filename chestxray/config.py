@@ -356,18 +356,19 @@ def open_study(dataset: str, profile: str, seed: int, overrides: dict[str, Any] 
     return Study(Paths(dataset_name(dataset)), PROFILES[profile].override(**(overrides or {})), seed)
 
 
-def lazy(package: str, owners: dict[str, str]) -> Callable[[str], Any]:
+def lazy(package: str, modules: dict[str, str]) -> Callable[[str], Any]:
     """A `__getattr__` for a sub-package that offers names of its modules, each imported when it is first used.
 
     Args:
         package: the sub-package's `__name__`.
-        owners: each name offered, and the module that defines it.
+        modules: each module, and the names that it defines and the sub-package offers, parted by spaces.
     """
+    owners = {name: module for module, names in modules.items() for name in names.split()}
 
     def find(name: str) -> Any:
         if name in owners:
             return getattr(importlib.import_module(f"{package}.{owners[name]}"), name)
-        if name in owners.values():
+        if name in modules:
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 

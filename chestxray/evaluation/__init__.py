@@ -7,26 +7,9 @@ from here, as `evaluation.summary`, and the rest from its modules, as `operating
 from chestxray.config import lazy
 
 _OWNERS = {
-    "read_predictions": "predictions",
-    "read_models": "predictions",
-    "prediction_table": "predictions",
-    "balanced": "predictions",
-    "average": "predictions",
-    "one_class": "predictions",
-    "macro_auroc": "metrics",
-    "confusion": "metrics",
-    "roc_points": "metrics",
-    "confident_errors": "metrics",
-    "label_suspects": "metrics",
-    "METRICS": "comparison",
-    "resample": "comparison",
-    "evaluate": "comparison",
-    "summary": "comparison",
-    "per_class": "comparison",
-    "compare_with": "comparison",
-    "compare_all": "comparison",
-    "ranking": "comparison",
-    "beside_published": "comparison",
-    "targets": "localisation",
+    "predictions": "read_predictions read_models prediction_table balanced average one_class",
+    "metrics": "macro_auroc confusion roc_points confident_errors label_suspects",
+    "comparison": "METRICS resample evaluate summary per_class compare_with compare_all ranking beside_published",
+    "localisation": "targets",
 }
 __getattr__ = lazy(__name__, _OWNERS)

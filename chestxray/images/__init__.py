@@ -7,11 +7,8 @@ radiograph. It knows no dataset and no model, and imports neither TensorFlow nor
 from chestxray.config import lazy
 
 _OWNERS = {
-    "Facts": "pixels",
-    "decode": "pixels",
-    "prepare_pixels": "pixels",
-    "Radiograph": "load",
-    "read": "load",
-    "flags": "input_check",
+    "pixels": "Facts decode prepare_pixels",
+    "load": "Radiograph read",
+    "input_check": "flags",
 }
 __getattr__ = lazy(__name__, _OWNERS)

@@ -207,7 +207,8 @@ class Modules:
         """The module that defines what a sub-package hands on under this name by its `_OWNERS`."""
         for node in ast.walk(self._tree(base)) if base in self._files else ():
             if isinstance(node, ast.Assign) and _is_name(node.targets[0], "_OWNERS"):
-                return f"{base}.{ast.literal_eval(node.value).get(name, '')}".lstrip(".")
+                owners = ast.literal_eval(node.value).items()
+                return f"{base}.{next((module for module, names in owners if name in names.split()), '')}".lstrip(".")
         return base
 
 

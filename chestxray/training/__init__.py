@@ -7,17 +7,9 @@ any Keras model; which layers it has is `networks`' business. Notebooks import t
 from chestxray.config import lazy
 
 _OWNERS = {
-    "Recipe": "recipe",
-    "Run": "run",
-    "class_log_odds": "samples",
-    "class_targets": "samples",
-    "describe_run": "run",
-    "load_augmented": "samples",
-    "load_findings": "samples",
-    "load_split": "samples",
-    "multilabel_classes": "samples",
-    "predict_batches": "fitting",
-    "reestimate_batch_norm": "fitting",
-    "start": "run",
+    "recipe": "Recipe",
+    "run": "Run describe_run start",
+    "samples": "class_log_odds class_targets load_augmented load_findings load_split multilabel_classes",
+    "fitting": "predict_batches reestimate_batch_norm",
 }
 __getattr__ = lazy(__name__, _OWNERS)

@@ -380,7 +380,7 @@ def test_code_fingerprint_follows_imports_and_ignores_words(tmp_path):
 
 
 ROOMS = {
-    "data/__init__.py": '_OWNERS = {"read": "tables"}',
+    "data/__init__.py": '_OWNERS = {"tables": "read"}',
     "data/tables.py": "from chestxray.data import units\ndef read(): return units.MM",
     "data/units.py": "MM = 1",
     "data/other.py": "B = 1",

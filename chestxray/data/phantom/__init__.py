@@ -7,13 +7,9 @@
 from chestxray.config import lazy
 
 _OWNERS = {
-    "SIZES": "anatomy",
-    "Box": "radiograph",
-    "Scene": "radiograph",
-    "boxes": "radiograph",
-    "compose": "radiograph",
-    "render": "radiograph",
-    "slot": "patients",
-    "write_dataset": "dataset",
+    "anatomy": "SIZES",
+    "radiograph": "Box Scene boxes compose render",
+    "patients": "slot",
+    "dataset": "write_dataset",
 }
 __getattr__ = lazy(__name__, _OWNERS)
