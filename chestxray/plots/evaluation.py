@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chestxray.plots.style import (
@@ -36,35 +35,19 @@ def confusion_matrices(counts: pd.DataFrame, shares: pd.DataFrame, title: str, n
         title: what is shown; say which split.
         note: the data.
     """
-    figure, axes = canvas(1, 2, 12.5, 5.4)
-    _confusion_matrix(axes[0, 0], counts, "images", "images", fmt="d")
-    _confusion_matrix(
-        axes[0, 1], shares * 100, "per cent of the true class", "% of the true class", fmt=".0f", vmax=100
-    )
+    figure, [[left, right]] = canvas(1, 2, 12.5, 5.4)
+    style = {"annot": True, "annot_kws": {"fontsize": 9}, "cmap": "Blues", "vmin": 0, "square": True, "linewidths": 0.5}
+    style |= {"xticklabels": readable(counts.columns), "yticklabels": readable(counts.index)}
+    bars = ({"label": "images", "shrink": 0.8}, {"label": "% of the true class", "shrink": 0.8})
+    sns.heatmap(counts, ax=left, fmt="d", cbar_kws=bars[0], **style)
+    sns.heatmap(shares * 100, ax=right, fmt=".0f", vmax=100, cbar_kws=bars[1], **style)
+    for axis, name in ((left, "images"), (right, "per cent of the true class")):
+        axis.set_title(name, fontsize="medium")
+        axis.set(xlabel="predicted", ylabel="true")
+        axis.tick_params(axis="y", rotation=0)
+        for text in axis.get_xticklabels():
+            text.set(rotation=40, ha="right", rotation_mode="anchor")
     return titled(figure, title, note)
-
-
-def _confusion_matrix(axis: Axes, values: pd.DataFrame, title: str, label: str, **style: object) -> None:
-    sns.heatmap(
-        values,
-        ax=axis,
-        annot=True,
-        cmap="Blues",
-        vmin=0,
-        square=True,
-        linewidths=0.5,
-        xticklabels=readable(values.columns),
-        yticklabels=readable(values.index),
-        cbar_kws={"label": label, "shrink": 0.8},
-        annot_kws={"fontsize": 9},
-        **style,
-    )
-    axis.set_title(title, fontsize="medium")
-    axis.set(xlabel="predicted", ylabel="true")
-    axis.tick_params(axis="x", rotation=40)
-    axis.tick_params(axis="y", rotation=0)
-    for text in axis.get_xticklabels():
-        text.set(ha="right", rotation_mode="anchor")
 
 
 def roc_curves(points: pd.DataFrame, title: str, note: str = "") -> Figure:
@@ -75,8 +58,7 @@ def roc_curves(points: pd.DataFrame, title: str, note: str = "") -> Figure:
         title: what is shown; say which split.
         note: the data.
     """
-    figure, axes = canvas(1, 1, 6.6, 6.0)
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, 6.6, 6.0)
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance .500")
     for name, curve in points.groupby("class", sort=False):
         style = {"color": CLASS_COLOURS.get(name), "linestyle": DASHES.get(name, "-"), "linewidth": 1.8}
@@ -97,8 +79,7 @@ def forest(table: pd.DataFrame, title: str, note: str = "", chance: float | None
         chance: draw a line at this value.
         label: the name of the axis.
     """
-    figure, axes = canvas(1, 1, 8.6, 1.3 + 0.36 * len(table))
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, 8.6, 1.3 + 0.36 * len(table))
     rows = np.arange(len(table))[::-1]
     if chance is not None:
         axis.axvline(chance, color=GREY, linewidth=0.9, linestyle=":")
@@ -121,21 +102,11 @@ def ranks(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         note: the data.
     """
     shares = table[[name for name in table if name.startswith("place_")]] * 100
-    figure, axes = canvas(1, 1, 8.6, 1.6 + 0.42 * len(table))
-    axis = axes[0, 0]
-    sns.heatmap(
-        shares,
-        ax=axis,
-        annot=shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else ""),
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        linewidths=0.5,
-        xticklabels=range(1, len(shares.columns) + 1),
-        yticklabels=[str(name) for name in table.index],
-        cbar_kws={"label": "% of draws of patients"},
-    )
+    figure, [[axis]] = canvas(1, 1, 8.6, 1.6 + 0.42 * len(table))
+    annot = shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else "")
+    names = {"xticklabels": range(1, len(shares.columns) + 1), "yticklabels": [str(name) for name in table.index]}
+    style = {"cmap": "Blues", "vmin": 0, "vmax": 100, "linewidths": 0.5, **names}
+    sns.heatmap(shares, ax=axis, annot=annot, fmt="", cbar_kws={"label": "% of draws of patients"}, **style)
     axis.set(xlabel="rank among all models", ylabel="")
     axis.tick_params(axis="y", rotation=0)
     return titled(figure, title, note)
@@ -156,22 +127,11 @@ def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "")
         for one, other, sign in ((first, second, 1), (second, first, -1)):
             gaps.loc[one, other] = sign * row["difference"]
             text.loc[one, other] = signed(sign * row["difference"]) + ("*" if row["p_holm"] < 0.05 else "")
-    figure, axes = canvas(1, 1, 9.6, 1.8 + 0.46 * len(names))
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, 9.6, 1.8 + 0.46 * len(names))
     largest = float(np.nanmax(np.abs(gaps.to_numpy()), initial=0.01))
-    sns.heatmap(
-        gaps.astype(float),
-        ax=axis,
-        annot=text,
-        fmt="",
-        cmap="vlag_r",
-        vmin=-largest,
-        vmax=largest,
-        linewidths=0.5,
-        annot_kws={"fontsize": 8},
-        cbar_kws={"label": "row minus column"},
-    )
-    axis.tick_params(axis="both", rotation=0)
+    style = {"cmap": "vlag_r", "vmin": -largest, "vmax": largest, "linewidths": 0.5, "annot_kws": {"fontsize": 8}}
+    sns.heatmap(gaps.astype(float), ax=axis, annot=text, fmt="", cbar_kws={"label": "row minus column"}, **style)
+    axis.tick_params(axis="y", rotation=0)
     for label in axis.get_xticklabels():
         label.set(rotation=35, ha="right", rotation_mode="anchor")
     return titled(figure, title, note, "* differs significantly after Holm's correction (p below .05)")
@@ -186,7 +146,7 @@ def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
         note: the data.
     """
     names = list(dict.fromkeys(points["class"]))
-    figure, axes = panels(len(names), 3.1)
+    figure, axes = panels(readable(names), 3.1, xlabel="predicted probability", ylabel="share that shows it")
     for axis, name in zip(axes.flat, names, strict=False):
         panel = points[points["class"] == name]
         top = 1.08 * max(panel["predicted"].max(), panel["high"].max())
@@ -194,13 +154,7 @@ def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
         for number, (stage, curve) in enumerate(panel.groupby("stage", sort=False)):
             style = {"color": PALETTE[number], "marker": "os^D"[number % 4], "markersize": 4, "linewidth": 1.4}
             axis.errorbar(curve["predicted"], curve["observed"], yerr=reach(curve, "observed"), label=stage, **style)
-        axis.set(xlim=(0, top), ylim=(0, top), title=name.replace("_", " "))
-        axis.title.set_fontsize("medium")
-        sns.despine(ax=axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("share that shows it")
-    for axis in axes[-1]:
-        axis.set_xlabel("predicted probability")
+        axis.set(xlim=(0, top), ylim=(0, top))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes.flat[-1].legend(handles, labels, frameon=False, loc="center")
     return titled(figure, title, note)
@@ -215,7 +169,7 @@ def decision_curves(curves: pd.DataFrame, title: str, note: str = "") -> Figure:
         note: the data.
     """
     names = list(dict.fromkeys(curves["finding"]))
-    figure, axes = canvas(2, 3, 12.0, 6.2)
+    figure, axes = panels(names, 2.8, 3, "probability at which one acts", "net benefit")
     for axis, name in zip(axes.flat, names, strict=False):
         curve = curves[curves["finding"] == name]
         axis.axhline(0, color="0.2", linewidth=1.0, linestyle=":", label="act on none")
@@ -223,13 +177,7 @@ def decision_curves(curves: pd.DataFrame, title: str, note: str = "") -> Figure:
         axis.fill_between(curve["threshold"], curve["low"], curve["high"], color=PALETTE[0], alpha=0.2, linewidth=0)
         axis.plot(curve["threshold"], curve["model"], color=PALETTE[0], linewidth=1.8, label="act on the model")
         top = curve[["model", "all", "high"]].to_numpy().max()
-        axis.set(ylim=(-0.35 * top, 1.1 * top), xlim=(0, curve["threshold"].max()), title=name)
-        axis.title.set_fontsize("medium")
-        sns.despine(ax=axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("net benefit")
-    for axis in axes[-1]:
-        axis.set_xlabel("probability at which one acts")
+        axis.set(ylim=(-0.35 * top, 1.1 * top), xlim=(0, curve["threshold"].max()))
     axes[0, 0].legend(frameon=False, fontsize="small")
     return titled(figure, title, note)
 

@@ -23,8 +23,7 @@ def pointing(
         ours: what the model's mark is called.
     """
     names = list(dict.fromkeys(table.index.get_level_values("finding")))
-    figure, axes = canvas(1, 1, 9.6, 1.5 + 0.5 * len(names))
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, 9.6, 1.5 + 0.5 * len(names))
     kinds = (("pointing", PALETTE[0], "o", ours), ("centre_pointing", PALETTE[7], "s", "image's centre in a box"))
     for shift, (metric, colour, mark, label) in zip((-0.16, 0.16), kinds, strict=True):
         rows = table.xs(metric, level="metric").loc[names]
@@ -52,8 +51,7 @@ def randomisation(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         title: what is shown.
         note: the data.
     """
-    figure, axes = canvas(1, 1, 7.6, 3.6)
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, 7.6, 3.6)
     steps = np.arange(len(table) + 1)
     axis.axhline(0, color=GREY, linewidth=0.9, linestyle=":")
     middle, low, high = ([1.0, *table[name]] for name in ("correlation", "low", "high"))
@@ -80,7 +78,7 @@ def robustness(
         label: the name of the value axis.
     """
     shown = [name for name in names if name in table.index.get_level_values("degradation")]
-    figure, axes = panels(len(shown), 2.9)
+    figure, axes = panels([names[name][0] for name in shown], 2.9, ylabel=label)
     low, high = min(0.45, table["low"].min()), table["high"].max()
     for axis, name in zip(axes.flat, shown, strict=False):
         curve = table.loc[name]
@@ -91,12 +89,9 @@ def robustness(
         for step, (_, entry) in enumerate(curve.iterrows()):
             if step and entry["loss_high"] < 0:
                 axis.plot(step, entry["estimate"], "o", color=PALETTE[3], markersize=8)
-        axis.set(xticks=steps, ylim=(low - 0.02, high + 0.02), title=names[name][0], xlabel=names[name][1])
-        axis.set_xticklabels([f"{strength:g}" for strength in curve.index])
-        axis.title.set_fontsize("medium")
-        axis.xaxis.label.set_fontsize("small")
-        sns.despine(ax=axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(label)
+        axis.set(
+            xticks=steps, ylim=(low - 0.02, high + 0.02), xticklabels=[f"{strength:g}" for strength in curve.index]
+        )
+        axis.set_xlabel(names[name][1], fontsize="small")
     caption = "Filled red: the loss's 95 % interval, paired by patient, lies below zero. Dotted: chance."
     return titled(figure, title, note, caption)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -58,14 +59,11 @@ class NotebookFigure(Figure):
 
 
 def save(figure: NotebookFigure, path: Path) -> Path:
-    """Write a figure as PNG, complete or not at all.
+    """Write a figure as PNG, complete or not at all, and return the path.
 
     Args:
         figure: which.
         path: of the file.
-
-    Returns:
-        The path.
     """
     atomic_write(path, figure._repr_png_())
     return path
@@ -126,38 +124,46 @@ def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     Args:
         rows: of axes.
         columns: of axes.
-        width: of the figure in inches.
-        height: of the figure in inches.
+        width: in inches.
+        height: in inches.
     """
     figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def panels(number: int, row_height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of so many panels, four a row, and its axes, those that are left over empty.
+def panels(
+    titles: Sequence[str], row_height: float, columns: int = 4, xlabel: str = "", ylabel: str = ""
+) -> tuple[Figure, np.ndarray]:
+    """A figure of panels and its axes, those that are left over empty.
 
     Args:
-        number: of panels.
+        titles: one for each panel.
         row_height: in inches.
+        columns: panels a row.
+        xlabel: of the bottom row.
+        ylabel: of the first column.
     """
-    rows = -(-number // 4)
-    figure, axes = canvas(rows, 4, 12.0, row_height * rows + 0.6)
-    for axis in axes.flat[number:]:
-        axis.axis("off")
+    rows = -(-len(titles) // columns)
+    figure, axes = canvas(rows, columns, 12.0, row_height * rows + 0.6)
+    for axis, title in itertools.zip_longest(axes.flat, titles):
+        axis.set_title(title or "", fontsize="medium")
+        axis.axis(title is not None)
+        sns.despine(ax=axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
     return figure, axes
 
 
 def titled(figure: Figure, title: str, note: str, caption: str = "") -> Figure:
-    """Give a figure its title and caption.
+    """Give a figure its title and caption, and return it.
 
     Args:
         figure: which.
         title: what is shown.
         note: the data, in parentheses behind the title.
         caption: small print below.
-
-    Returns:
-        The figure.
     """
     figure.suptitle(f"{title} ({note})" if note else title, fontsize="large")
     if caption:
@@ -209,8 +215,7 @@ def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> 
         note: the data.
         label: the name of the value axis.
     """
-    figure, axes = canvas(1, 1, WIDTH, 1.1 + 0.34 * len(table) + 0.08 * table.size)
-    axis = axes[0, 0]
+    figure, [[axis]] = canvas(1, 1, WIDTH, 1.1 + 0.34 * len(table) + 0.08 * table.size)
     height = 0.8 / len(table.columns)
     for number, name in enumerate(table.columns):
         rows = np.arange(len(table)) - 0.4 + (number + 0.5) * height
