@@ -32,23 +32,15 @@ def findings_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def co_occurrence(marks: pd.DataFrame) -> pd.DataFrame:
-    """Count images that show both findings; the diagonal holds those that show the one.
-
-    Args:
-        marks: as `findings_of` returns it.
-    """
+    """Images that show both findings, counted from `findings_of`; the diagonal holds those that show the one."""
     ones = marks.astype(int)
     return ones.T @ ones
 
 
 def lift(marks: pd.DataFrame) -> pd.DataFrame:
-    """How many times as often two findings occur together as they would if they were independent.
+    """How many times as often two findings occur together as they would if they were independent; 1 is chance.
 
-    Args:
-        marks: as `findings_of` returns it.
-
-    Returns:
-        Observed over expected images of each pair; 1 is chance; empty on the diagonal and for a finding without images.
+    Observed over expected images, from `findings_of`; empty on the diagonal and for a finding without images.
     """
     both = co_occurrence(marks)
     alone = pd.Series(np.diag(both), index=both.index, dtype=float).replace(0, np.nan)
@@ -57,11 +49,7 @@ def lift(marks: pd.DataFrame) -> pd.DataFrame:
 
 
 def binary_effects(
-    marks: pd.DataFrame,
-    exposed: pd.Series,
-    draws: Draws,
-    factor: str,
-    strata: pd.Series | None = None,
+    marks: pd.DataFrame, exposed: pd.Series, draws: Draws, factor: str, strata: pd.Series | None = None
 ) -> pd.DataFrame:
     """Odds ratio and Cramér's V of each finding with a two-valued factor, the intervals resampled by patient.
 
@@ -150,15 +138,14 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, draws: Draws, factor
 
 
 def association(labels: pd.Series, factor: pd.Series, draws: Draws) -> tuple[float, float, float]:
-    """Cramér's V of the class with a factor of any number of values, and its 95 % interval by patients.
+    """Cramér's V of the class with a factor of any number of values, and its 95 % interval by patients, low and high.
+
+    V is never negative, so its interval cannot hold 0: read it as a size, not as a test.
 
     Args:
         labels: class of each image; empty values leave the image out.
         factor: value of each image; empty values leave the image out.
         draws: over the same images.
-
-    Returns:
-        Estimate, low, high. V is never negative, so its interval cannot hold 0: read it as a size, not as a test.
     """
     rows, columns = pd.factorize(labels), pd.factorize(factor)
     known = (rows[0] >= 0) & (columns[0] >= 0)
@@ -173,14 +160,10 @@ def association(labels: pd.Series, factor: pd.Series, draws: Draws) -> tuple[flo
 
 
 def correct(effects: pd.DataFrame) -> pd.DataFrame:
-    """Correct `p` for the number of tests; the rows given are the family.
+    """Correct `p` for the number of tests: all rows given, of `binary_effects` and `ordinal_effects`, are the family.
 
-    Args:
-        effects: rows of `binary_effects` and `ordinal_effects` put together.
-
-    Returns:
-        The same with `p_holm` (Holm, Scand J Stat 1979: the chance of one false claim among all) and `p_bh` (Benjamini
-        and Hochberg, J R Stat Soc B 1995: the share of false claims among those made). Rows without p stay empty.
+    It adds `p_holm` (Holm, Scand J Stat 1979: the chance of one false claim among all) and `p_bh` (Benjamini and
+    Hochberg, J R Stat Soc B 1995: the share of false claims among those made). Rows without p stay empty.
     """
     tested = effects["p"].dropna()
     found = pd.Series(stats.false_discovery_control(tested), index=tested.index) if len(tested) else tested
@@ -192,15 +175,14 @@ def predictability(
 ) -> pd.Series:
     """How well a few plain numbers predict a class, cross-validated by group.
 
+    AUROC of each class against the rest, by extremely randomised trees; .5 means that the numbers predict nothing.
+
     Args:
         features: numbers of each row; empty values are allowed.
         target: class of each row, two or more.
         groups: rows of one group (patient, source image) stay in one fold.
         seed: seeds folds and trees.
         folds: cross-validation folds.
-
-    Returns:
-        AUROC of each class against the rest, by extremely randomised trees; .5 means that the numbers predict nothing.
     """
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import roc_auc_score
@@ -215,14 +197,10 @@ def predictability(
 
 
 def pixel_summary(stack: np.ndarray) -> pd.DataFrame:
-    """Describe each radiograph in plain numbers.
+    """Describe each radiograph of an (N, H, W) uint8 stack in plain numbers, one row each.
 
-    Args:
-        stack: (N, H, W) uint8.
-
-    Returns:
-        N rows: `mean` and `spread` (standard deviation) of the grey levels, `black` and `white` (share of pixels at 0
-        and at 255), `border` (mean of the outermost twentieth of the side) and `border_black` (share of it at 0).
+    `mean` and `spread` (standard deviation) of the grey levels, `black` and `white` (share of pixels at 0 and at 255),
+    `border` (mean of the outermost twentieth of the side) and `border_black` (share of it at 0).
     """
     flat = stack.reshape(len(stack), -1)
     width = max(1, round(stack.shape[1] / 20))

@@ -14,9 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-COVERAGE = 95.0
-"""Per cent of the draws that an interval encloses."""
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -53,14 +50,7 @@ class Draws:
         return Draws(self.codes[images], self.weights)
 
     def totals(self, values: np.ndarray) -> np.ndarray:
-        """Sum of the images' values in every draw.
-
-        Args:
-            values: (n,) or (n, K) numbers or truths.
-
-        Returns:
-            (1 + draws,) or (1 + draws, K); row 0 is the estimate.
-        """
+        """Sum of the images' values, (n,) or (n, K), in every draw: (1 + draws,) or (1 + draws, K), estimate first."""
         values = np.asarray(values, dtype=float)
         flat = values.reshape(len(values), -1)
         number = len(self.weights)
@@ -68,27 +58,21 @@ class Draws:
         return (self.weights.T @ each).reshape(-1, *values.shape[1:])
 
     def counts(self, cells: np.ndarray, size: int) -> np.ndarray:
-        """Images in each cell of a table in every draw; quick where there are many cells.
+        """Images in each cell of a table in every draw, (1 + draws, size); quick where there are many cells.
 
         Args:
             cells: (n,) int, the cell of each image, 0 to size - 1.
             size: cells of the table.
-
-        Returns:
-            (1 + draws, size).
         """
         each = sparse.csr_array((np.ones(len(cells)), (self.codes, cells)), shape=(len(self.weights), size))
         return (each.T @ self.weights).T
 
     def means(self, values: np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
-        """Mean of the images' values in every draw, NaN where a draw has no such image.
+        """Mean of the images' values in every draw, (1 + draws,) or (1 + draws, K), NaN where a draw has no such image.
 
         Args:
             values: (n,) or (n, K).
             of: (n,) or (n, K) bool, the images that count; all if None.
-
-        Returns:
-            (1 + draws,) or (1 + draws, K).
         """
         values = np.asarray(values, dtype=float)
         of = np.ones(len(values), dtype=bool) if of is None else np.asarray(of, dtype=bool)
@@ -111,8 +95,7 @@ def interval(values: np.ndarray, basic: bool = False) -> tuple[float, float, int
     drawn = values[1:][np.isfinite(values[1:])]
     if not len(drawn) or not np.isfinite(values[0]):
         return np.nan, np.nan, len(drawn)
-    tail = (100 - COVERAGE) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail])
+    low, high = np.percentile(drawn, [2.5, 97.5])
     if basic:
         low, high = 2 * values[0] - high, 2 * values[0] - low
     return float(low), float(high), len(drawn)
@@ -122,7 +105,7 @@ def entry(values: np.ndarray, basic: bool = False) -> dict[str, float]:
     """A row of a results table: `estimate`, `low`, `high`, `draws`.
 
     Args:
-        values: as for `interval`.
+        values: (1 + draws,), the estimate first.
         basic: as for `interval`.
     """
     low, high, defined = interval(values, basic)
@@ -130,13 +113,9 @@ def entry(values: np.ndarray, basic: bool = False) -> dict[str, float]:
 
 
 def p_value(values: np.ndarray) -> float:
-    """Two-sided p of the estimate against 0: a Wald test with the draws' standard deviation.
+    """Two-sided p of the estimate against 0, from (1 + draws,) values: a Wald test with the draws' standard deviation.
 
-    Args:
-        values: (1 + draws,), the estimate first.
-
-    Returns:
-        0 to 1; NaN where more than 1 draw in 100 is undefined; 1 where estimate and draws are all 0.
+    NaN where more than 1 draw in 100 is undefined; 1 where estimate and draws are all 0.
     """
     drawn = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or len(drawn) < max(2, 0.99 * (len(values) - 1)):
@@ -148,13 +127,9 @@ def p_value(values: np.ndarray) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction of the p-values of one family of tests (Scand J Stat 1979).
+    """Holm's correction of the (n,) p-values of one family of tests, NaN where nothing was tested (Scand J Stat 1979).
 
-    Args:
-        p: (n,) 0 to 1; NaN where nothing was tested.
-
-    Returns:
-        (n,): rejecting what is below .05 here makes one false claim or more in at most 5 of 100 such families.
+    Rejecting what is below .05 after it makes one false claim or more in at most 5 of 100 such families.
     """
     p = np.asarray(p, dtype=float)
     tested = np.flatnonzero(~np.isnan(p))

@@ -16,16 +16,12 @@ from scipy import optimize, special
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.predictions import checked, one_class, shows
+from chestxray.evaluation.predictions import TINY, checked, classes_and_scores, one_class, shows
 
 BINS = 10
-_TINY = 1e-7
-_HOTTEST = 100.0
 
 
-def _bin_totals(
-    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bin_totals(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int) -> tuple[np.ndarray, ...]:
     """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins).
 
     Bins hold equally many images, fewer bins where scores coincide.
@@ -64,32 +60,26 @@ def reliability(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int =
 def error_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS) -> np.ndarray:
     """Expected calibration error in every draw: the mean gap of a reliability diagram (Naeini et al., AAAI 2015).
 
-    Even a perfect model shows some error on few images, and a draw shows more; give its interval by
-    `bootstrap.interval(…, basic=True)`.
+    (1 + draws,), 0 to 1. Even a perfect model shows some error on few images, and a draw shows more; give its interval
+    by `bootstrap.interval(…, basic=True)`.
 
     Args:
         scores: (n,) probabilities.
         truth: (n,) bool.
         draws: draws over the same images.
         bins: how many, of equally many images.
-
-    Returns:
-        (1 + draws,), 0 to 1.
     """
     images, predicted, positive = _bin_totals(scores, truth, draws, bins)
     return np.abs(predicted - positive).sum(axis=1) / images.sum(axis=1)
 
 
 def brier_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> np.ndarray:
-    """Brier score in every draw: the mean squared error of probabilities (Brier, Mon Weather Rev 1950).
+    """Brier score in every draw, (1 + draws,): the mean squared error of probabilities (Brier, Mon Weather Rev 1950).
 
     Args:
-        scores: (n,) probabilities of one finding, or (n, K) of classes that sum to one.
+        scores: (n,) probabilities of one finding (a score of 0 to 1), or (n, K) of classes that sum to one (0 to 2).
         truth: the same shape, 0 or 1.
         draws: draws over the same images.
-
-    Returns:
-        (1 + draws,), 0 to 1 of a finding, 0 to 2 of classes.
     """
     squares = (np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2
     return draws.means(squares.reshape(len(squares), -1).sum(axis=1))
@@ -146,17 +136,14 @@ def apply_classes(probabilities: np.ndarray, temperature: float, bias: np.ndarra
 def fit_offsets(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, pull: float = 0.01) -> np.ndarray:
     """Bias correction alone: what to add to each class's log-odds so that classes are named as often as they occur.
 
-    An offset moves all radiographs alike: no AUROC changes, only which class is the most probable. The offsets minimise
-    the weighted cross-entropy of the softmax of the log-odds (Alexandari et al., ICML 2020).
+    An offset moves all radiographs alike: no AUROC changes, only which class is the most probable. The (K,) offsets
+    have mean 0 and minimise the weighted cross-entropy of the softmax of the log-odds (Alexandari et al., ICML 2020).
 
     Args:
         logits: (n, K) log-odds of images on which nothing else was fitted.
         labels: (n,) class indices.
         weights: (n,) of the images, sum 1; give every class the same sum for classes that are equally common.
         pull: weight of the squared offsets, which keeps those of rare classes small.
-
-    Returns:
-        (K,) offsets with mean 0.
     """
     rows = range(len(labels))
 
@@ -170,7 +157,7 @@ def fit_offsets(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, pul
 
 def _minimise(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], biases: int) -> tuple[float, np.ndarray]:
     """Temperature and biases of the smallest loss, a function of the temperature's logarithm and the biases."""
-    limits = [(-np.log(_HOTTEST), np.log(_HOTTEST)), *[(-20, 20)] * biases]
+    limits = [(-np.log(100.0), np.log(100.0)), *[(-20, 20)] * biases]
     found = optimize.minimize(loss, np.zeros(1 + biases), jac=True, method="L-BFGS-B", bounds=limits).x
     return float(np.exp(found[0])), found[1:]
 
@@ -193,8 +180,7 @@ def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
         truth = shows(valid, name)
         temperature, bias = fit_finding(valid[name].to_numpy(dtype=float), truth)
         rows[name] = {"temperature": temperature, "bias": bias, "n_images": len(truth), "n_positive": int(truth.sum())}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
-    return table.astype({"n_images": int, "n_positive": int})
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
 def fit_finding(scores: np.ndarray, truth: np.ndarray, bias: bool = True) -> tuple[float, float]:
@@ -247,35 +233,29 @@ def apply_findings(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFr
 
 
 def _log_odds(scores: np.ndarray) -> np.ndarray:
-    return special.logit(np.clip(scores, _TINY, 1 - _TINY))
+    return special.logit(np.clip(scores, TINY, 1 - TINY))
 
 
 def shift(probabilities: np.ndarray, trained: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Prior correction for classes commoner or rarer than in training (Saerens, Latinne & Decaestecker, 2002, eq. 2.4).
 
-    It holds where only the classes' shares differ, not the images of a class.
+    It holds where only the classes' shares differ, not the images of a class. (n, K), each row sums to one.
 
     Args:
         probabilities: (n, K) scores.
         trained: (K,) shares of the classes that the model was trained on.
         there: (K,) shares where it is used.
-
-    Returns:
-        (n, K), each row sums to one.
     """
     moved = one_class(probabilities) * (np.asarray(there, dtype=float) / np.asarray(trained, dtype=float))
     return moved / moved.sum(axis=1, keepdims=True)
 
 
 def estimate_shares(probabilities: np.ndarray, trained: np.ndarray) -> np.ndarray:
-    """The classes' shares among images without any label, by expectation-maximisation (Saerens et al., 2002, eq. 2.9).
+    """(K,) shares, sum 1, of the classes among images without a label, by EM (Saerens et al., 2002, eq. 2.9).
 
     Args:
         probabilities: (n, K) scores of the images in question; the better calibrated, the better the estimate.
         trained: (K,) shares of the classes that the model was trained on.
-
-    Returns:
-        (K,) shares that sum to one.
     """
     shares = np.asarray(trained, dtype=float)
     for _ in range(1000):
@@ -333,7 +313,8 @@ def classes_table(
         Shares: index `class`, columns `training`, `validation`, `estimated` (on test without labels) and `test`.
     """
     valid, test = checked(valid), checked(test)
-    (fitted_on, learned), (scores, truth) = _single(valid), _single(test)
+    learned, fitted_on = classes_and_scores(valid[valid["label"].ne("")])
+    truth, scores = classes_and_scores(test[test["label"].ne("")])
     number = len(CLASSES)
     trained = np.full(number, 1 / number)  # the training set is balanced
     there = np.bincount(learned, minlength=number) / max(1, len(learned))
@@ -359,23 +340,13 @@ def classes_table(
     return bootstrap.table(rows, ["stage", "metric"]), pd.DataFrame(shares, index=pd.Index(CLASSES, name="class"))
 
 
-def _single(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and class indices of the images with a label, (n, 7) and (n,)."""
-    table = table[table["label"].ne("")]
-    labels = pd.Categorical(table["label"], categories=list(CLASSES)).codes.astype(int)
-    return table[list(CLASSES)].to_numpy(dtype=float), labels
-
-
 def reliability_table(stages: dict[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Reliability diagrams of each class over all test images, for several versions of the same predictions.
+    """Reliability diagrams of each class over all test images: columns `class`, `stage`, and those of `reliability`.
 
     Args:
         stages: predictions tables of the same images, such as before and after calibration.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
-
-    Returns:
-        Columns `class`, `stage`, and those of `reliability`.
     """
     parts = []
     for stage, predictions in stages.items():

@@ -19,7 +19,7 @@ from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
-from chestxray.evaluation.predictions import aligned, checked, require_classes, shows, single_label
+from chestxray.evaluation.predictions import aligned, checked, classes_and_scores, require_classes, shows
 
 METRICS: dict[str, str] = {
     "macro_auroc": "Macro AUROC",
@@ -233,14 +233,11 @@ def _check_metrics(metrics: Sequence[str]) -> None:
 
 
 def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """AUROC of each finding on all test images beside `PUBLISHED_AUROC`.
+    """AUROC of each finding on all test images beside `PUBLISHED_AUROC`: a row per model, the six findings and `Mean`.
 
     Args:
         per_class_table: from `per_class`.
         name: how the model is called in the table.
-
-    Returns:
-        One row per model; columns the six findings and `Mean`.
     """
     ours = per_class_table.xs("natural_auroc", level="metric")["estimate"].to_dict()
     ours["Mean"] = float(np.mean(list(ours.values())))
@@ -249,14 +246,12 @@ def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """`Resampled.metrics` and `by_class` of one model; a mean over classes is NaN where any class is undefined."""
-    selected = predictions["selected"].to_numpy()
-    inside = draws.within(selected)
-    truth, guess = single_label(predictions)
-    scores = predictions.loc[selected, list(CLASSES)].to_numpy(dtype=float)
+    inside = draws.within(predictions["selected"].to_numpy())
+    truth, scores = classes_and_scores(predictions[predictions["selected"]])
     number = len(CLASSES)
     single = [rank_draws(truth == k, scores[:, k], inside) for k in range(number)]
     whole = [rank_draws(shows(predictions, name), predictions[name], draws) for name in SIX_FINDINGS]
-    counts = inside.counts(truth * number + guess, number**2).T.reshape(number, number, -1)
+    counts = inside.counts(truth * number + scores.argmax(axis=1), number**2).T.reshape(number, number, -1)
     right = counts[range(number), range(number)]
     of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -8,20 +8,17 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.predictions import checked, one_class, require_classes, single_label
+from chestxray.evaluation.predictions import checked, classes_and_scores, one_class, require_classes
 
 _FLOATS_AT_ONCE = 4_000_000
 
 
 def mean_auroc(y: np.ndarray, scores: np.ndarray) -> float:
-    """Mean one-vs-rest AUROC over the columns in which both 0 and 1 occur; ties count half.
+    """Mean one-vs-rest AUROC, 0 to 1, over the columns in which both 0 and 1 occur; NaN where there is none.
 
     Args:
         y: (N, K) zeros and ones.
-        scores: (N, K) scores, higher for 1; only their order within a column matters.
-
-    Returns:
-        The mean in 0–1, 0.5 for chance; NaN where no column has both values.
+        scores: (N, K) scores, higher for 1; only their order within a column matters, and ties count half.
     """
     usable = [k for k in range(y.shape[1]) if 0 < y[:, k].sum() < len(y)]
     return float(roc_auc_score(y[:, usable], scores[:, usable], average="macro")) if usable else float("nan")
@@ -60,9 +57,9 @@ def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFram
     """
     predictions = checked(predictions)
     require_classes(predictions)
-    truth, guess = single_label(predictions)
+    truth, scores = classes_and_scores(predictions[predictions["selected"]])
     counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
-    np.add.at(counts, (truth, guess), 1)
+    np.add.at(counts, (truth, scores.argmax(axis=1)), 1)
     table = pd.DataFrame(counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted"))
     return table.div(table.sum(axis=1), axis=0) if normalize else table
 
@@ -100,10 +97,7 @@ def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
         StudyError: as `comparison.evaluate`.
     """
     selected, truth, guess, scores = _single_label_scores(predictions)
-    probability = scores[range(len(scores)), guess]
-    table = _with_margin(selected, scores, truth, guess, "predicted")
-    table.insert(4, "probability", probability)
-    return table[truth != guess].sort_values("margin", ascending=False, ignore_index=True)
+    return _disagreements(selected, scores, truth, guess, truth != guess).rename(columns={"other": "predicted"})
 
 
 def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -124,28 +118,30 @@ def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
     thresholds = np.array([scores[truth == k, k].mean() for k in range(len(CLASSES))])
     confident = np.where(scores >= thresholds, scores, -1)
     suggested = confident.argmax(axis=1)
-    table = _with_margin(selected, scores, truth, suggested, "suggested")
     suspect = (confident.max(axis=1) >= 0) & (suggested != truth)
-    return table[suspect].sort_values("margin", ascending=False, ignore_index=True)
+    table = _disagreements(selected, scores, truth, suggested, suspect).rename(columns={"other": "suggested"})
+    return table.drop(columns="probability")
 
 
 def _single_label_scores(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the single-label test, their true and most probable classes, and (n, 7) probabilities that sum to one."""
     predictions = checked(predictions)
     selected = predictions[predictions["selected"]]
-    return selected, *single_label(predictions), one_class(selected[list(CLASSES)].to_numpy(dtype=float))
+    truth, scores = classes_and_scores(selected)
+    return selected, truth, scores.argmax(axis=1), one_class(scores)
 
 
-def _with_margin(
-    selected: pd.DataFrame, scores: np.ndarray, truth: np.ndarray, other: np.ndarray, name: str
+def _disagreements(
+    selected: pd.DataFrame, scores: np.ndarray, truth: np.ndarray, other: np.ndarray, wrong: np.ndarray
 ) -> pd.DataFrame:
-    rows = range(len(scores))
-    named = {name: [CLASSES[k] for k in other], "margin": scores[rows, other] - scores[rows, truth]}
-    return selected[["image", "patient", "label"]].assign(**named)
+    probability = scores[range(len(scores)), other]
+    table = selected[["image", "patient", "label"]].assign(other=[CLASSES[k] for k in other], probability=probability)
+    table["margin"] = probability - scores[range(len(scores)), truth]
+    return table[wrong].sort_values("margin", ascending=False, ignore_index=True)
 
 
 def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision in every draw of patients.
+    """AUROC and average precision in every draw of patients: two (1 + draws,), the estimate first.
 
     Images are sorted once by score, those with the same score form one step, and a draw only weighs them. Of the
     cumulated weights, only those at steps with a positive image enter: there AUROC counts the negatives below, those of
@@ -154,10 +150,7 @@ def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.
     Args:
         truth: (n,) bool.
         scores: (n,) float, high for positive.
-        draws: draws over the same images.
-
-    Returns:
-        Both (1 + draws,), the estimate first; NaN where no positive or no negative was drawn.
+        draws: draws over the same images; the results are NaN where no positive or no negative was drawn.
     """
     truth, scores = np.asarray(truth, dtype=bool), np.asarray(scores, dtype=float)
     columns = draws.weights.shape[1]

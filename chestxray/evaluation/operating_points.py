@@ -112,14 +112,13 @@ def summary(
 ) -> pd.DataFrame:
     """Mean sensitivity and specificity of the six findings for every model, each at its own validation thresholds.
 
+    Index (`model`, `metric`); columns as in `measure`, but for `n_positive`.
+
     Args:
         valid: predictions for validation, by model.
         test: predictions for test of the same models.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
-
-    Returns:
-        Index (`model`, `metric`); columns as in `measure`.
     """
     tables = {name: measure(table, choose(valid[name]), draws, seed).loc["mean"] for name, table in test.items()}
     found = pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
@@ -158,16 +157,13 @@ def net_benefit(
 def decision_curves(
     calibrated: pd.DataFrame, thresholds: Sequence[float], draws: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """`net_benefit` of each of the six findings.
+    """`net_benefit` of each of the six findings: its columns, and `finding` before them.
 
     Args:
         calibrated: predictions for test after `calibration.apply_findings`.
         thresholds: probabilities at which one would act.
         draws: how many times the patients are drawn.
         seed: seeds the draws.
-
-    Returns:
-        Columns `finding` and those of `net_benefit`.
     """
     table = predictions.checked(calibrated)
     drawn = Draws.of(table["patient"], draws, seed)

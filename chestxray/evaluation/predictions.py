@@ -18,13 +18,9 @@ from chestxray.config import CLASSES, MODELS, NIH_FINDINGS, NO_FINDING_NIH, SIX_
 COLUMNS = ("image", "patient", "label", "selected", "balanced_test", "findings", "view", "sex", "age", "follow_up")
 """Columns of the study's own tables, before the seven classes."""
 
-REQUIRED = ("image", "patient", "label", "selected", "findings")
-"""Those that every table must have."""
-
 _BOOLEANS = ("selected", "balanced_test")
-_TINY = 1e-7
-_ROUNDED = 1e-3
-"""How far the probabilities of a softmax may be from summing to one when they were rounded."""
+TINY = 1e-7
+"""Nearest that a probability comes to 0 or 1 before its logarithm or odds are taken."""
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
@@ -107,19 +103,13 @@ def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def one_class(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, given that a radiograph has exactly one of them.
+    """Probabilities of the classes, given that a radiograph has exactly one of them; (n, K) from (n, K) scores, 0 to 1.
 
     Those of a softmax are that already. Where each class has a sigmoid of its own, the probability of one class and no
-    other is in proportion to its odds.
-
-    Args:
-        scores: (n, K) from 0 to 1.
-
-    Returns:
-        (n, K), each row sums to one; the largest stays the largest.
+    other is in proportion to its odds. Each row sums to one; the largest stays the largest.
     """
-    scores = np.clip(np.asarray(scores, dtype=float), _TINY, 1 - _TINY)
-    if np.abs(scores.sum(axis=1) - 1).max(initial=0) > _ROUNDED:
+    scores = np.clip(np.asarray(scores, dtype=float), TINY, 1 - TINY)
+    if np.abs(scores.sum(axis=1) - 1).max(initial=0) > 1e-3:  # more than rounding takes a softmax from 1
         scores = scores / (1 - scores)
     return scores / scores.sum(axis=1, keepdims=True)
 
@@ -144,7 +134,7 @@ def checked(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
     source = _source(predictions)
     again = "run the model's notebook again"
-    for column in (*REQUIRED, *CLASSES):
+    for column in ("image", "patient", "label", "selected", "findings", *CLASSES):
         if column not in predictions:
             raise StudyError(f"{source} has no column {column!r}: {again}")
     if predictions.empty:
@@ -220,21 +210,17 @@ def aligned(table: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
 
 
 def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
-    """Which images show a class, alone or among others.
+    """Which images show a class, alone or among others: (n,) bool.
 
     Args:
         predictions: n rows with `findings`.
         finding: one of `CLASSES`.
-
-    Returns:
-        (n,) bool.
     """
     finding = NO_FINDING_NIH if finding == "No_finding" else finding
     return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
 
 
-def single_label(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """True and most probable class of the single-label test images, class indices, each (n,)."""
-    selected = predictions[predictions["selected"]]
-    truth = pd.Categorical(selected["label"], categories=list(CLASSES)).codes.astype(int)
-    return truth, selected[list(CLASSES)].to_numpy(dtype=float).argmax(axis=1)
+def classes_and_scores(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices, (n,), and probabilities, (n, 7), of rows that have a `label` each."""
+    truth = pd.Categorical(rows["label"], categories=list(CLASSES)).codes.astype(int)
+    return truth, rows[list(CLASSES)].to_numpy(dtype=float)

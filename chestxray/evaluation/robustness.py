@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,16 +82,13 @@ STEPS: list[tuple[str, float]] = [
 
 
 def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np.ndarray:
-    """Degrade radiographs; an image's noise depends on the seed and its position alone.
+    """Degraded radiographs, as `pixels` in shape and type; an image's noise depends on seed and position alone.
 
     Args:
         pixels: (n, H, W) or (n, H, W, 1) uint8.
         name: a key of `DEGRADATIONS`.
         strength: in its unit.
         seed: seeds noise and the direction of rotations.
-
-    Returns:
-        The same shape, uint8.
 
     Raises:
         StudyError: the name is unknown.
@@ -107,15 +104,12 @@ def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np
 
 
 def predict_degraded(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Predictions for radiographs as they are and degraded.
+    """Predictions for radiographs as they are, then degraded in the order of `STEPS`: (1 + steps, n, 7).
 
     Args:
         predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
         pixels: (n, H, W, 1) uint8, the radiographs as they are.
         seed: seeds the degradations.
-
-    Returns:
-        (1 + steps, n, 7): as they are, then in the order of `STEPS`.
     """
     worse = (degrade(pixels, name, strength, seed) for name, strength in STEPS)
     return np.stack([np.asarray(predict(images)) for images in itertools.chain([pixels], worse)])
@@ -145,7 +139,7 @@ def sweep(predicted: np.ndarray, table: pd.DataFrame, draws: int = 2000, seed: i
         return np.mean([metrics.rank_draws(codes == k, scores[:, k], drawn)[0] for k in range(len(CLASSES))], axis=0)
 
     plain = macro(predicted[0])
-    rows: dict[tuple[str, float], Mapping[str, float]] = {}
+    rows: dict[tuple[str, float], dict[str, float]] = {}
     for (name, strength), scores in zip(STEPS, predicted[1:], strict=True):
         rows.setdefault((name, 0.0), _row(plain, plain))
         rows[name, strength] = _row(macro(scores), plain)

@@ -85,20 +85,14 @@ def _measure_column(table: pd.DataFrame, column: str, points: pd.DataFrame, draw
         count = counts[group].get(name, {"positive": np.nan, "enough": bool(shared)})
         comparable = group != reference and counts[reference].get(name, count)["enough"]
         ours, theirs = (_mean(values[one][metric], name, shared) for one in (group, reference))
-        row = (
-            bootstrap.entry(ours)
-            if count["enough"]
-            else {"estimate": np.nan, "low": np.nan, "high": np.nan, "draws": 0}
-        )
+        row = bootstrap.entry(ours if count["enough"] else np.full(2, np.nan))
         row |= {"n_images": int(sizes[group]), "n_patients": patients[group], "n_positive": count["positive"]}
         row |= {"reference": reference, "too_small": not count["enough"]}
         rows[column, group, name, metric] = row | (_gap(ours - theirs) if count["enough"] and comparable else {})
     found = bootstrap.table(rows, ["column", "group", "finding", "metric"])
-    found = found.reindex(columns=[*found.columns.difference(_GAP, sort=False), *_GAP])
+    gap = ["gap", "gap_low", "gap_high", "p"]
+    found = found.reindex(columns=[*found.columns.difference(gap, sort=False), *gap])
     return found.astype({"n_positive": "Int64"})
-
-
-_GAP = ["gap", "gap_low", "gap_high", "p"]
 
 
 def _group_draws(table: pd.DataFrame, points: pd.DataFrame, draws: Draws) -> tuple[dict, dict]:
