@@ -34,10 +34,6 @@ PEER_POINTING: dict[str, float] = {
 """Pointing game of a published repository on the NIH's boxes."""
 
 
-STEPS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the layers, counted from the output, whose weights `randomisation` shuffles; 0 is the last one."""
-
-
 def targets(boxes: pd.DataFrame, predictions: pd.DataFrame, side: int) -> pd.DataFrame:
     """What a model should point at: the boxes of each finding in each image.
 
@@ -67,7 +63,7 @@ def targets(boxes: pd.DataFrame, predictions: pd.DataFrame, side: int) -> pd.Dat
 
 
 def box_mask(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """(height, width) bool: the pixels whose centre lies in one of the boxes, as `targets` gives them.
+    """(height, width) bool: the pixels whose centre lies in one of the boxes.
 
     Args:
         boxes: left, top, right, bottom of each, as shares of the image, 0 to 1.
@@ -94,55 +90,30 @@ def point(heat: np.ndarray) -> tuple[int, int] | None:
     return round(float(rows.mean())), round(float(columns.mean()))
 
 
-def reachable(boxes: Sequence[Sequence[float]], rows: int, columns: int) -> bool:
-    """Whether a map of so many cells can peak in the boxes: enlarged bilinearly, it peaks in the middle of a cell.
-
-    Args:
-        boxes: (left, top, right, bottom) in shares of the side.
-        rows: of the feature map.
-        columns: of the feature map.
-    """
-    return bool(box_mask(boxes, rows, columns).any())
-
-
-def overlap(region: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of two (H, W) bool arrays; 0 where both are empty.
-
-    Args:
-        region: (H, W) bool.
-        mask: (H, W) bool.
-    """
+def _overlap(region: np.ndarray, mask: np.ndarray) -> float:
+    """Intersection over union of two (H, W) bool arrays; 0 where both are empty."""
     union = (region | mask).sum()
     return float((region & mask).sum() / union) if union else 0.0
 
 
-def centred_square(pixels: int, height: int, width: int) -> np.ndarray:
-    """(height, width) bool: a square of about `pixels` pixels in the middle.
-
-    Args:
-        pixels: area of the square.
-        height: of the mask, in pixels.
-        width: of the mask, in pixels.
-    """
+def _centred_square(pixels: int, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: a square of about `pixels` pixels in the middle."""
     half = np.sqrt(pixels) / 2
     rows, columns = np.abs(np.arange(height) + 0.5 - height / 2), np.abs(np.arange(width) + 0.5 - width / 2)
     return (rows[:, None] <= half) & (columns[None] <= half)
 
 
-def hits(
-    maps: np.ndarray, found: pd.DataFrame, cells: tuple[int, int] | None = None, share: float = SHARE
-) -> pd.DataFrame:
+def hits(maps: np.ndarray, found: pd.DataFrame, cells: tuple[int, int] | None = None) -> pd.DataFrame:
     """Score each map against its boxes, beside what an image's centre scores.
 
     Args:
         maps: (n, H, W), one for each row of `found`, for its finding.
         found: rows of `targets`.
         cells: rows and columns of the feature map before it was enlarged; as fine as the maps if None.
-        share: of the map's maximum, from which a pixel counts as pointed out.
 
     Returns:
         `found` with `pointing` (bool: the map's peak lies in a box; Zhang et al., ECCV 2016, without tolerance), `iou`
-        (of the region above `share`), `centre_pointing` and `centre_iou` (of a square of the same area in the middle),
+        (of the region above `SHARE`), `centre_pointing` and `centre_iou` (of a square of the same area in the middle),
         `reachable` (bool: so coarse a map could have pointed into a box) and `flat` (bool: nothing spoke for it).
     """
     height, width = maps.shape[1:]
@@ -150,15 +121,16 @@ def hits(
     for heat, boxes in zip(maps, found["boxes"], strict=True):
         mask = box_mask(boxes, height, width)
         place = point(heat)
-        region = heat >= share * heat.max() if place else np.zeros_like(mask)
-        square = centred_square(int(region.sum()) or mask.sum(), height, width)
+        region = heat >= SHARE * heat.max() if place else np.zeros_like(mask)
+        square = _centred_square(int(region.sum()) or mask.sum(), height, width)
         rows.append(
             {
                 "pointing": bool(place and mask[place]),
-                "iou": overlap(region, mask),
+                "iou": _overlap(region, mask),
                 "centre_pointing": bool(mask[height // 2, width // 2]),
-                "centre_iou": overlap(square, mask),
-                "reachable": reachable(boxes, *(cells or (height, width))),
+                "centre_iou": _overlap(square, mask),
+                # Enlarged bilinearly, a map peaks in the middle of a cell.
+                "reachable": bool(box_mask(boxes, *(cells or (height, width))).any()),
                 "flat": place is None,
             }
         )
@@ -213,18 +185,14 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
     if scored.empty:
         raise StudyError("no lesion box lies in a test image, so heat-maps have nothing to be compared with")
     drawn = Draws.of(scored["patient"], draws, seed)
-    names = [name for name in SIX_FINDINGS if scored["finding"].eq(name).any()]
-    rows, sums = {}, {}
-    for name in (*names, "mean"):
-        inside = scored["finding"].eq(name).to_numpy() if name != "mean" else np.ones(len(scored), dtype=bool)
+    columns = ("pointing", "centre_pointing", "iou", "centre_iou", "reachable")
+    shown = {name: scored["finding"].eq(name).to_numpy() for name in SIX_FINDINGS if name in set(scored["finding"])}
+    means = {name: {column: drawn.means(scored[column], where) for column in columns} for name, where in shown.items()}
+    means["mean"] = {column: sum(values[column] for values in means.values()) / len(shown) for column in columns}
+    rows = {}
+    for name, values in means.items():
+        inside = shown.get(name, np.ones(len(scored), dtype=bool))
         size = {"n_images": int(inside.sum()), "n_patients": scored.loc[inside, "patient"].nunique()}
-        values = {}
-        for column in ("pointing", "centre_pointing", "iou", "centre_iou", "reachable"):
-            if name == "mean":
-                values[column] = sums[column] / len(names)
-            else:
-                values[column] = drawn.means(scored[column], inside)
-                sums[column] = sums.get(column, 0) + values[column]
         for metric in ("pointing", "iou"):
             values[f"{metric}_gain"] = values[metric] - values[f"centre_{metric}"]
         rows |= {(name, metric): bootstrap.entry(drawn_values) | size for metric, drawn_values in values.items()}
@@ -234,7 +202,10 @@ def localisation(scored: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.D
 
 
 def randomisation(
-    networks: Sequence[keras.Model], explain: Callable[[], np.ndarray], steps: Sequence[float] = STEPS, seed: int = 0
+    networks: Sequence[keras.Model],
+    explain: Callable[[], np.ndarray],
+    steps: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Shuffle the weights layer by layer from the output on, and see whether the maps change (Adebayo et al. 2018).
 
@@ -244,7 +215,7 @@ def randomisation(
     Args:
         networks: whose weights are shuffled, such as the members of an ensemble.
         explain: heat-maps (n, H, W) of the same radiographs by these networks, as their weights are when it is called.
-        steps: shares of the layers with weights, rising; at least the last layer is shuffled.
+        steps: shares of the layers with weights, counted from the output, rising; at least the last is shuffled.
         seed: seeds the shuffling.
 
     Returns:
@@ -254,7 +225,7 @@ def randomisation(
     rng = np.random.default_rng(seed)
     original = explain()
     stacks = [[layer for layer in _layers(network) if layer.weights] for network in networks]
-    saved = [[layer.get_weights() for layer in stack] for stack in stacks]
+    saved = [(layer, layer.get_weights()) for stack in stacks for layer in stack]
     left = [len(stack) for stack in stacks]
     rows = []
     try:
@@ -271,9 +242,8 @@ def randomisation(
                 {"share": share, "layers": done, "correlation": float(np.mean(ranks)), "low": low, "high": high}
             )
     finally:
-        for stack, weights in zip(stacks, saved, strict=True):
-            for layer, values in zip(stack, weights, strict=True):
-                layer.set_weights(values)
+        for layer, values in saved:
+            layer.set_weights(values)
     return pd.DataFrame(rows)
 
 

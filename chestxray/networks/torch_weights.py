@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 
-def read_checkpoint(file: BinaryIO) -> Mapping[str, np.ndarray]:
+def read_checkpoint(file: BinaryIO) -> dict[str, np.ndarray]:
     """Read a state dict written by `torch.save` before PyTorch 1.6, without PyTorch and without running its pickle.
 
     The file is five pickles (magic number, protocol version, system, state dict, storage keys), then for each key an
@@ -42,7 +41,7 @@ def read_checkpoint(file: BinaryIO) -> Mapping[str, np.ndarray]:
         storages[key].read(file)
     if not isinstance(state, dict) or not all(isinstance(tensor, _Tensor) for tensor in state.values()):
         raise ValueError("it holds something that is no tensor")
-    return OrderedDict((str(name), tensor.view()) for name, tensor in state.items())
+    return {str(name): tensor.view() for name, tensor in state.items()}
 
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -85,13 +84,6 @@ class _Tensor:
         return np.lib.stride_tricks.as_strided(self.storage.values[self.offset :], self.shape, steps, writeable=False)
 
 
-class _StorageType:
-    """Stands for `torch.FloatStorage` and the like in a pickle; it cannot be called."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = np.dtype(dtype)
-
-
 def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
     """Stands for `torch._utils._rebuild_tensor_v2`."""
     numbers = (offset, *shape, *strides)
@@ -103,8 +95,9 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch", "FloatStorage"): _StorageType("<f4"),
-    ("torch", "LongStorage"): _StorageType("<i8"),
+    # Types as text, which a pickle can't call.
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "LongStorage"): "<i8",
 }
 
 
@@ -122,6 +115,6 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _device, count, view = pid
-        if tag != "storage" or not isinstance(kind, _StorageType) or type(count) is not int or count < 0 or view:
+        if tag != "storage" or kind not in ("<f4", "<i8") or type(count) is not int or count < 0 or view:
             raise ValueError("it holds a storage that cannot be read")
-        return self._storages.setdefault(key, _Storage(kind.dtype, count))
+        return self._storages.setdefault(key, _Storage(np.dtype(kind), count))

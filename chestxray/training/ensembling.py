@@ -18,28 +18,16 @@ import scipy.special
 import tensorflow as tf
 from sklearn.model_selection import StratifiedGroupKFold
 
-from chestxray.config import CLASSES, Study, StudyError
+from chestxray.config import CLASSES, MODELS, Study, StudyError
 from chestxray.evaluation import calibration, predictions
 from chestxray.networks.ensemble import CLIPPED, head
 from chestxray.training import samples
 
-CANDIDATES: tuple[str, ...] = (
-    "dense",
-    "cnn",
-    "feature_extraction",
-    "fine_tuning_3a",
-    "fine_tuning_3b",
-    "fine_tuning_3c",
-    "fine_tuning_3d",
-)
+CANDIDATES = tuple(name for name in MODELS if name != "ensemble")
 
 
-def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
+def rank(study: Study) -> pd.DataFrame:
     """The trained models, best validation macro-AUROC first.
-
-    Args:
-        study: whose models.
-        candidates: folders of models under 4_models/saved.
 
     Returns:
         Columns `model`, `valid_macro_auroc`, `key` (of the fit), one row per candidate.
@@ -48,7 +36,7 @@ def rank(study: Study, candidates: Sequence[str] = CANDIDATES) -> pd.DataFrame:
         StageMissing: a candidate has not been trained.
     """
     rows = []
-    for name in candidates:
+    for name in CANDIDATES:
         path = study.require(study.paths.saved(name) / "run.json", f"stage 4 for {name}")
         run = json.loads(path.read_text())
         rows.append({"model": name, "valid_macro_auroc": run["valid_macro_auroc"], "key": run["key"]})

@@ -93,17 +93,18 @@ def test_hits_by_hand():
     assert scored["flat"].tolist() == [False, True]
     # Four pixels of the peak and one outside, boxes of twenty pixels.
     assert scored["iou"].tolist() == pytest.approx([4 / 21, 0])
+    # Squares of 4 pixels, one of them in a box of 20 pixels, and of 36, 18 of them in a box of 32.
+    assert scored["centre_iou"].tolist() == pytest.approx([1 / 23, 18 / 50])
     assert scored["centre_pointing"].tolist() == [False, True]
     assert scored["reachable"].all()
     # Of four by four cells the last one's middle lies in this box, of two by two none.
     corner = [(0.8, 0.8, 1.0, 1.0)]
-    assert localisation.reachable(corner, 4, 4) and not localisation.reachable(corner, 2, 2)
-    assert localisation.hits(maps, found.assign(boxes=[corner, corner]), (2, 2))["reachable"].tolist() == [False, False]
+    in_corner = found.assign(boxes=[corner, corner])
+    assert [localisation.hits(maps, in_corner, cells)["reachable"].all() for cells in ((4, 4), (2, 2))] == [True, False]
     assert localisation.point(np.ones((4, 4))) is None
     plateau = np.zeros((8, 8))
     plateau[:4, :4] = 1
     assert localisation.point(plateau) == (2, 2)
-    assert localisation.centred_square(16, 8, 8).sum() == 16
 
 
 def test_localisation_counts_findings_alike_and_resamples_patients():
