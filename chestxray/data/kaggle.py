@@ -103,7 +103,7 @@ def find_copy(dataset: Published) -> Copy | None:
 
 
 def _candidates(dataset: Published) -> Iterator[Path]:
-    """Folders that may hold the image table of a dataset: below the mounts, the least deep first; then the cache."""
+    """Folders that may hold the image table: below the mounts, the least deep first; then in the cache, the newest."""
     named = os.environ.get("CHESTXRAY_MOUNTS")
     mounts = MOUNTS if named is None else [place for place in named.split(os.pathsep) if place]
     queue = deque((Path(mount), 0) for mount in mounts)
@@ -120,18 +120,13 @@ def _candidates(dataset: Published) -> Iterator[Path]:
         if depth < _DEPTH:
             below = [path for path in paths if not path.name.startswith((".", "images")) and not path.suffix]
             queue.extend((path, depth + 1) for path in below if path.is_dir())
-    yield from cached(dataset)
+    complete = _cache() / "datasets" / dataset.handle
+    versions = [int(mark.stem) for mark in complete.glob("*.complete") if mark.stem.isdecimal()]
+    yield from (complete / "versions" / str(version) for version in sorted(versions, reverse=True))
 
 
 def _cache() -> Path:
     return Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
-
-
-def cached(dataset: Published) -> list[Path]:
-    """Complete versions of a dataset in kagglehub's cache, the newest first."""
-    folder = _cache() / "datasets" / dataset.handle
-    versions = [int(mark.stem) for mark in folder.glob("*.complete") if mark.stem.isdecimal()]
-    return [folder / "versions" / str(version) for version in sorted(versions, reverse=True)]
 
 
 def _copy_in(dataset: Published, folder: Path) -> Copy | None:

@@ -102,9 +102,10 @@ def prepare_raw(source: str, study: Study) -> None:
         size = min(max(anatomy.SIZES[0], PHANTOM_OVERSIZE * study.profile.image_size), anatomy.SIZES[1])
         dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
     elif Path(source).is_dir():
-        nih_tables.find_table(Path(source).resolve())  # before anything is written
-        find_images(Path(source).resolve())
-        _link_folder(Path(source).resolve(), study.paths.raw)
+        folder = Path(source).resolve()
+        nih_tables.find_table(folder)  # before anything is written
+        find_images(folder)
+        _link_folder(folder, study.paths.raw)
     elif source in kaggle.DATASETS:
         kaggle.provide(kaggle.DATASETS[source], study.paths.raw)
     elif not study.paths.raw.exists():

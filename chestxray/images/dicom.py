@@ -96,33 +96,29 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
     warnings.filterwarnings("ignore", module=r"pydicom|pylibjpeg|libjpeg|openjpeg|rle\b|chestxray\.images\.dicom")
     # The error is raised outside of `except`: pydicom's own may quote the header, and must not be chained to it.
     try:
-        return _decode(data, path)
+        dataset = _read(data, path)
+        shape = _Shape.of(dataset, path)
+        facts = Facts(
+            format="DICOM",
+            view=_listed(dataset, "ViewPosition", VIEWS),
+            body_part=_listed(dataset, "BodyPartExamined", BODY_PARTS),
+            modality=_listed(dataset, "Modality", MODALITIES),
+            raw=_text(dataset, "PresentationIntentType") == "FOR PROCESSING",
+        )
+        stored = _stored(dataset, shape, path)
+        if shape.samples == 3:
+            colour = Image.fromarray(stored)
+            return np.asarray(colour.convert("L")), facts.of_colour(colour)
+        stored = np.ascontiguousarray(stored).view(f"u{stored.dtype.itemsize}")
+        table, grey = _grey_table(dataset, shape, stored), np.empty(stored.shape, dtype=np.uint8)
+        for source, target in zip(_blocks(stored), _blocks(grey), strict=True):
+            target[:] = table[source]
+        return grey, facts
     except StudyError:
         raise
     except Exception:  # on broken data pydicom and the decoders raise errors of many kinds
         pass
     raise StudyError(f"{path}: {len(data):,} bytes, broken DICOM; {_EXPORT}")
-
-
-def _decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
-    dataset = _read(data, path)
-    shape = _Shape.of(dataset, path)
-    facts = Facts(
-        format="DICOM",
-        view=_listed(dataset, "ViewPosition", VIEWS),
-        body_part=_listed(dataset, "BodyPartExamined", BODY_PARTS),
-        modality=_listed(dataset, "Modality", MODALITIES),
-        raw=_text(dataset, "PresentationIntentType") == "FOR PROCESSING",
-    )
-    stored = _stored(dataset, shape, path)
-    if shape.samples == 3:
-        colour = Image.fromarray(stored)
-        return np.asarray(colour.convert("L")), facts.of_colour(colour)
-    stored = np.ascontiguousarray(stored).view(f"u{stored.dtype.itemsize}")
-    table, grey = _grey_table(dataset, shape, stored), np.empty(stored.shape, dtype=np.uint8)
-    for source, target in zip(_blocks(stored), _blocks(grey), strict=True):
-        target[:] = table[source]
-    return grey, facts
 
 
 def _read(data: bytes, path: Path) -> pydicom.FileDataset:

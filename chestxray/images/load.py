@@ -6,8 +6,8 @@ Files are bounded in size before they are read. Datasets hold PNG and JPEG alone
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,8 @@ _HEAD = 132
 """Bytes by which a DICOM file is recognised."""
 
 
-@dataclass(frozen=True)
-class Radiograph:
-    """An image with what its file says of it.
-
-    Attributes:
-        pixels: (height, width) uint8 grey, as large as in the file.
-        facts: see `Facts`.
-    """
+class Radiograph(NamedTuple):
+    """An image, (height, width) uint8 grey as large as in the file, with what its file says of it."""
 
     pixels: np.ndarray
     facts: Facts

@@ -120,15 +120,17 @@ def decode_bytes(
             grey, facts = _grey(image), Facts(image.format or "").of_colour(image)
     except StudyError:
         raise
-    except Image.UnidentifiedImageError as error:
-        accepts = [Image.OPEN[name][1] for name in formats if name in Image.OPEN]
-        if any(accept is not None and accept(data[:16]) for accept in accepts):  # too broken for Pillow to recognise
-            raise _broken(path, data, "its header") from error
-        raise StudyError(f"{path}: begins with {data[:8]!r}, no {known}; replace it or save it as PNG") from error
     except Image.DecompressionBombError as error:
         raise _too_many(path) from error
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-        raise _broken(path, data, error) from error
+        reason: object = error
+        if isinstance(error, Image.UnidentifiedImageError):
+            accepts = [Image.OPEN[name][1] for name in formats if name in Image.OPEN]
+            if not any(accept is not None and accept(data[:16]) for accept in accepts):
+                first = repr(data[:8])
+                raise StudyError(f"{path}: begins with {first}, no {known}; replace it or save it as PNG") from error
+            reason = "its header"  # too broken for Pillow to recognise
+        raise StudyError(f"{path}: {len(data):,} bytes, broken ({reason}); download it again") from error
     if min(grey.size) < SMALLEST_SIDE:
         raise too_small(path, *grey.size)
     return grey, facts
@@ -143,10 +145,6 @@ def too_small(path: Path, width: int, height: int) -> StudyError:
         height: in pixels.
     """
     return StudyError(f"{path}: {width} × {height} px, too small for a radiograph; replace it")
-
-
-def _broken(path: Path, data: bytes, reason: object) -> StudyError:
-    return StudyError(f"{path}: {len(data):,} bytes, broken ({reason}); download it again")
 
 
 def _too_many(path: Path) -> StudyError:

@@ -37,6 +37,10 @@ _SCATTER = 0.28  # scattered quanta for each primary one behind a thick body and
 _SCATTER_BODY = 120.0  # mm of water beyond which thicker tissue adds no more scatter
 _SCATTER_MM = 28.0  # standard deviation of the scattered quanta's spread
 _DETECTOR_MM = 0.45  # standard deviation of the detector's and the focal spot's blur
+_MARKERS = {  # lines of each letter, mm
+    "L": [[(0, 0), (0, 14), (8, 14)]],
+    "R": [[(0, 14), (0, 0), (6, 0), (8.5, 2), (8.5, 5), (6, 7), (0, 7)], [(4.5, 7), (9, 14)]],
+}
 
 
 class Box(NamedTuple):
@@ -324,15 +328,11 @@ def _clavicles(anatomy: Anatomy, water: np.ndarray, x: np.ndarray, y: np.ndarray
     water[part] += anatomy.bone * inside * tube * (13 + 12 * np.minimum(off / half, 1) ** 3)
 
 
-def _supersampling(size: int, least: int = 1) -> int:
-    """Canvas pixels per image pixel and axis, for fine lines: a canvas of 256 pixels or more, averaged afterwards."""
-    return max(-(-256 // size), least)
-
-
 def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
     """Blood vessels of both lungs, (size, size) mm of water: trees that branch and thin out from the hila."""
     rng = random_stream(anatomy.tree[0], VESSELS, anatomy.tree[1])
-    finer = _supersampling(size, 2 if size < 512 else 1)
+    # Fine lines are drawn on a canvas of 256 pixels or more, a multiple of the image's, and averaged afterwards.
+    finer = max(-(-256 // size), 2 if size < 512 else 1)
     canvas = finer * size
     scale = canvas / width
     image = Image.new("F", (canvas, canvas))
@@ -369,7 +369,7 @@ def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
 def _overlay(scene: Scene, size: int) -> np.ndarray:
     """Shoulder blades, heads of the upper arms and the side marker, (size, size) mm of water."""
     anatomy, width = scene.anatomy, scene.width
-    finer = _supersampling(size)
+    finer = -(-256 // size)  # as in `_vessels`
     canvas = finer * size
     scale = canvas / width
     image = Image.new("F", (canvas, canvas))
@@ -396,11 +396,7 @@ def _overlay(scene: Scene, size: int) -> np.ndarray:
     pen = ImageDraw.Draw(lead)
     letter, mx, my = scene.marker
     stroke = max(round(2.4 * scale), 1)
-    if letter == "L":
-        lines = [[(0, 0), (0, 14), (8, 14)]]
-    else:
-        lines = [[(0, 14), (0, 0), (6, 0), (8.5, 2), (8.5, 5), (6, 7), (0, 7)], [(4.5, 7), (9, 14)]]
-    for line in lines:
+    for line in _MARKERS[letter]:
         pen.line(place([(mx + px - 4, my + py) for px, py in line]), fill=170.0, width=stroke)
     total = np.maximum(soft, np.asarray(lead))
     return np.asarray(Image.fromarray(total).reduce(finer))
