@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,10 @@ from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FI
 from chestxray.pipeline.progress import shown
 
 if TYPE_CHECKING:
-    import jinja2
     import pandas as pd
 
 RESULTS = "metrics.csv"
 """What the results notebook writes its table of all models to."""
-
-RESULTS_MARKERS = ("<!-- results:start -->", "<!-- results:end -->")
-"""The lines of the README that the table of results stands between."""
 
 TITLES = {folder: title for folder, (title, _) in MODELS.items()}
 """What each model's folder is called in tables."""
@@ -53,13 +49,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> list[list[str]]:
-    """The short table of results: a heading and one row a model, each figure with its 95 % interval.
-
-    Args:
-        metrics: rows of `read_metrics`.
-        titles: what a model's folder is called in tables; others appear as they are.
-    """
+def results_rows(metrics: list[dict[str, str]]) -> list[list[str]]:
+    """The short table of results from `read_metrics`: a heading and one row a model, with 95 % intervals."""
     cells: dict[str, dict[str, str]] = {}
     for row in metrics:
         if row["metric"] in SHOWN:
@@ -67,7 +58,7 @@ def results_rows(metrics: list[dict[str, str]], titles: Mapping[str, str]) -> li
             cells.setdefault(row["model"], {})[row["metric"]] = "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
     table = [["model", *SHOWN.values()]]
     for model, found in cells.items():
-        table.append([titles.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
+        table.append([TITLES.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
     return table
 
 
@@ -78,7 +69,7 @@ def markdown_table(rows: list[list[str]]) -> str:
 
 
 def fill_results(readme: str, table: str) -> str:
-    """Return the README's text with the table between its markers.
+    """Return the README's text with the table of results between its two markers.
 
     Args:
         readme: text of the README.
@@ -87,10 +78,10 @@ def fill_results(readme: str, table: str) -> str:
     Raises:
         StudyError: a marker is missing.
     """
-    start, end = RESULTS_MARKERS
-    if start not in readme or end not in readme.partition(start)[2]:
-        raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
+    start, end = "<!-- results:start -->", "<!-- results:end -->"
     before, _, rest = readme.partition(start)
+    if end not in rest:
+        raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
     return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
@@ -98,12 +89,7 @@ def reference_table() -> str:
     """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
     if not (REFERENCE / RESULTS).exists():
         return "No reference results are committed yet."
-    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS), TITLES))
-
-
-def reference_documents() -> dict[str, str]:
-    """The model card and the data sheet of the committed reference; none where it is of a run that left no facts."""
-    return render(REFERENCE) if (REFERENCE / "data.json").exists() else {}
+    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS)))
 
 
 def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
@@ -117,7 +103,7 @@ def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
     if metrics.exists():
         note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
         print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
-        print_rows(results_rows(read_metrics(metrics), TITLES))
+        print_rows(results_rows(read_metrics(metrics)))
     if pages:
         print("\nNotebooks, executed:")
     for page in pages:
@@ -149,15 +135,8 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Tables of a results folder that the documents read, and their index columns."""
 
-NEEDED = (
-    "summary.json",
-    "data.json",
-    "metrics.csv",
-    "per_class.csv",
-    "operating_test.csv",
-    "calibration.csv",
-    "groups.csv",
-)
+FACTS = ("summary.json", "data.json")
+NEEDED = (*FACTS, "metrics.csv", "per_class.csv", "operating_test.csv", "calibration.csv", "groups.csv")
 """What a run must have left before a document can be filled."""
 
 
@@ -171,8 +150,6 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
     Returns:
         Plain numbers and texts, ready for JSON.
     """
-    import pandas as pd
-
     from chestxray.evaluation import predictions
 
     ages = manifest["age"].dropna().astype(int)
@@ -190,7 +167,6 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
             "views": {name: int((rows["view"] == name).sum()) for name in ("PA", "AP")},
             "sexes": {name: int((rows["sex"] == name).sum()) for name in ("F", "M")},
         }
-    balanced = manifest.get("balanced_test", pd.Series(False, index=manifest.index))
     return {
         "images": len(manifest),
         "patients": int(manifest["patient"].nunique()),
@@ -201,7 +177,7 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
             "highest": int(ages.max()),
             "unknown": int(manifest["age"].isna().sum()),
         },
-        "balanced_test": int(balanced.sum()),
+        "balanced_test": int(manifest["balanced_test"].sum()),
         "boxes": {name: int((here["finding"] == name).sum()) for name in SIX_FINDINGS},
         "boxed_images": int(here["image"].nunique()),
         "splits": splits,
@@ -224,19 +200,18 @@ def read_results(folder: Path) -> dict[str, Any]:
         for name, index in TABLES.items():
             if (folder / name).is_file():
                 found[Path(name).stem] = pd.read_csv(folder / name).set_index(list(index))
-        for name in ("summary", "data"):
-            found[name] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        for name in FACTS:
+            found[Path(name).stem] = json.loads((folder / name).read_text("utf-8"))
     except (ValueError, KeyError) as error:
         raise StudyError(f"{folder.name}/{name}: cannot be read ({error}); run stage 5 again") from error
     return found
 
 
-def render(folder: Path, runs: Path | None = None) -> dict[str, str]:
+def render(folder: Path) -> dict[str, str]:
     """Fill the model card (Mitchell et al., FAT* 2019) and the data sheet (Gebru et al., CACM 2021).
 
     Args:
-        folder: a results folder.
-        runs: where each model's `run.json` lies in a folder of its name; `folder` if None.
+        folder: a results folder, with each model's `run.json` in a folder of its name.
 
     Returns:
         Text of each of `DOCUMENTS`.
@@ -244,24 +219,19 @@ def render(folder: Path, runs: Path | None = None) -> dict[str, str]:
     Raises:
         StudyError: as `read_results`, or a `run.json` is missing.
     """
-    results = read_results(folder)
-    results["runs"] = {}
-    for name in MODELS:
-        path = (runs or folder) / name / "run.json"
-        if not path.is_file():
-            raise StudyError(f"{name}/run.json is missing beside the results: run stage 4 for {name}")
-        results["runs"][name] = json.loads(path.read_text("utf-8"))
-    page = _templates()
-    return {file: page.get_template(template).render(**results) for file, template in DOCUMENTS.items()}
-
-
-def _templates() -> jinja2.Environment:
-    """Templates with the study's words and number formats; a name that is not there is an error."""
     import jinja2
 
     from chestxray.evaluation.comparison import METRICS
     from chestxray.plots import style
 
+    results = read_results(folder)
+    results["runs"] = {}
+    for name in MODELS:
+        path = folder / name / "run.json"
+        if not path.is_file():
+            raise StudyError(f"{name}/run.json is missing beside the results: run stage 4 for {name}")
+        results["runs"][name] = json.loads(path.read_text("utf-8"))
+    # A name that is not there is an error.
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -278,11 +248,6 @@ def _templates() -> jinja2.Environment:
         "plain": lambda name: str(name).replace("_", " "),
         "softened": lambda runs: [name for name, run in runs.items() if "other_visits" in run.get("parameters", {})],
     }
-    page.globals |= {
-        "CLASSES": CLASSES,
-        "SIX_FINDINGS": SIX_FINDINGS,
-        "METRICS": METRICS,
-        "MODELS": TITLES,
-        "ACKNOWLEDGEMENT": ACKNOWLEDGEMENT,
-    }
-    return page
+    page.globals |= {"CLASSES": CLASSES, "SIX_FINDINGS": SIX_FINDINGS, "METRICS": METRICS, "MODELS": TITLES}
+    page.globals["ACKNOWLEDGEMENT"] = ACKNOWLEDGEMENT
+    return {file: page.get_template(template).render(**results) for file, template in DOCUMENTS.items()}

@@ -27,12 +27,8 @@ if TYPE_CHECKING:
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that every required package has wheels for."""
 
-UV = "uv>=0.9,<1"
 COLAB_KEEPS = ("tensorflow", "keras", "numpy")
 """Colab builds these against its GPUs' drivers; another build would take the GPU away."""
-
-PARTS_USED = {"jupyter": ("ipykernel", "nbconvert")}
-"""What the study needs of a bundle: Colab has these parts, but not the bundle."""
 
 _STAMP = ".chestxray.json"
 """File in the environment that tells whether it is complete, with which extras, for which requirements."""
@@ -65,9 +61,8 @@ def satisfied(requirement: str) -> bool:
         return False
     if wanted.marker is not None and not wanted.marker.evaluate():
         return True
-    parts = PARTS_USED.get(wanted.name)
-    if parts:
-        return all(map(_installed, parts))
+    if wanted.name == "jupyter":  # Colab has the parts that the study needs of this bundle, but not the bundle
+        return all(map(_installed, ("ipykernel", "nbconvert")))
     version = _installed(wanted.name)
     return version is not None and wanted.specifier.contains(version, prereleases=True)
 
@@ -131,15 +126,22 @@ def set_up(environment: Path, extras: Sequence[str], rebuild: bool = True) -> No
     Raises:
         StudyError: Python is too old or too new, has no ensurepip, or the installation failed.
     """
+    import venv
+
     started = time.monotonic()
     check_python()
     stamp = _read_stamp(environment)
     extras = sorted({*stamp.get("extras", []), *extras})
     _say(f"Setting up {environment.name} for the study, once: 2.6 GB on disk. Interrupted? Run it again.")
     try:
-        if rebuild and not _usable(environment, stamp):
-            _create(environment, extras)
-        _write_stamp(environment, extras, complete=False)
+        new = rebuild and not _usable(environment, stamp)
+        if new:
+            if environment.exists():
+                shutil.rmtree(environment)
+            environment.mkdir()
+        _write_stamp(environment, extras, complete=False)  # first of all, so that a broken one is known as ours
+        if new:
+            venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(environment)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StudyError(f"{environment}: {error}; free disk space or rights are missing, then run it again") from error
     _say(f"Installing {len(requirements(extras))} packages and what they need …")
@@ -182,10 +184,9 @@ def install_on_colab(extras: Sequence[str] = ()) -> int:
         StudyError: an extra is unknown.
     """
     wanted = {_parsed(line).name: line for line in missing(extras)}
-    for name in COLAB_KEEPS:
-        if name in wanted:
-            line = wanted.pop(name)
-            _say(f"Colab has {name} {_installed(name)}, the study was made for {line}: trying it as it is.")
+    for name in sorted(wanted.keys() & COLAB_KEEPS):
+        line = wanted.pop(name)
+        _say(f"Colab has {name} {_installed(name)}, the study was made for {line}: trying it as it is.")
     if not wanted:
         _say("Nothing to install.")
         return 0
@@ -200,16 +201,6 @@ def install_on_colab(extras: Sequence[str] = ()) -> int:
 def pins() -> list[str]:
     """Every distribution installed here as `name==version`, for a constraints file of pip."""
     return sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions() if dist.name and dist.version})
-
-
-def _create(environment: Path, extras: Sequence[str]) -> None:
-    import venv
-
-    if environment.exists():
-        shutil.rmtree(environment)
-    environment.mkdir()
-    _write_stamp(environment, extras, complete=False)  # first of all, so that a broken one is known as ours
-    venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(environment)
 
 
 def _usable(environment: Path, stamp: dict) -> bool:
@@ -229,7 +220,7 @@ def _usable(environment: Path, stamp: dict) -> bool:
 
 
 def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> bool:
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9,<1"]
     sync = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
     sync += [f"--extra={extra}" for extra in extras]
     if not sys.stderr.isatty():

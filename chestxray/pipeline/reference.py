@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -24,30 +23,18 @@ LARGEST = 40_000_000
 """Bytes that the committed ensemble may have."""
 
 MODEL_FILES = ("run.json", "history.csv", "predictions_valid.csv", "predictions_test.csv")
-RESULT_SUFFIXES = {".csv", ".json", ".png"}
 
 
-@dataclass(frozen=True)
-class Published:
-    """What was written.
-
-    Attributes:
-        files: how many files.
-        ensemble_bytes: size of the committed ensemble.
-        departure: largest absolute difference of a probability between it and the ensemble as trained, on validation.
-    """
-
-    files: int
-    ensemble_bytes: int
-    departure: float
-
-
-def publish(study: Study, target: Path = REFERENCE) -> Published:
+def publish(study: Study, target: Path = REFERENCE) -> tuple[int, int, float]:
     """Copy a finished run's numbers and figures, and its ensemble with kernels in float16, to the reference.
 
     Args:
         study: the study whose stages 4 and 5 have been run.
         target: the folder to fill; what another run left there is replaced.
+
+    Returns:
+        How many files were written; bytes of the committed ensemble; and the largest absolute difference of a
+        probability between it and the ensemble as trained, on validation.
 
     Raises:
         StageMissing: a model or the results are missing.
@@ -57,14 +44,12 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
         raise StudyError("dataset 'phantom': the reference is of real radiographs; give --dataset a folder of them")
     results = study.paths.results
     study.require(results / "metrics.csv", "stage 5")
-    copies = {path.name: path for path in sorted(results.iterdir()) if path.suffix in RESULT_SUFFIXES}
-    copies = {name: path for name, path in copies.items() if not name.startswith(".")}
+    copies = {path.name: path for path in results.glob("[!.]*") if path.suffix in {".csv", ".json", ".png"}}
     for model in MODELS:
         for name in MODEL_FILES:
             copies[f"{model}/{name}"] = study.require(study.paths.saved(model) / name, f"stage 4 for {model}")
-    whole = keras.models.load_model(
-        study.require(study.paths.saved("ensemble") / "model.keras", "stage 4.4"), compile=False
-    )
+    trained = study.require(study.paths.saved("ensemble") / "model.keras", "stage 4.4")
+    whole = keras.models.load_model(trained, compile=False)
     ensemble = target / "ensemble.keras"
     beside = target.with_name(f".{target.name}.tmp-ensemble.keras")
     try:
@@ -74,7 +59,9 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
             raise StudyError(
                 f"{ensemble.name}: {size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f} MB; join smaller members"
             )
-        departure = _departure(whole, keras.models.load_model(beside, compile=False), study)
+        samples = load_split(study, "valid")
+        small = keras.models.load_model(beside, compile=False)
+        departure = np.abs(run.predict_batches(whole, samples) - run.predict_batches(small, samples)).max()
         if target.exists():
             shutil.rmtree(target)
         for name, source in copies.items():
@@ -83,7 +70,7 @@ def publish(study: Study, target: Path = REFERENCE) -> Published:
         beside.replace(ensemble)
     finally:
         beside.unlink(missing_ok=True)
-    return Published(len(copies) + 1, size, departure)
+    return len(copies) + 1, size, float(departure)
 
 
 def restore(study: Study, source: Path = REFERENCE) -> int:
@@ -130,9 +117,3 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         files.make_folder(target.parent)
         files.atomic_write(target, written[target].read_bytes())
     return len(written) + len(missing)
-
-
-def _departure(whole: keras.Model, small: keras.Model, study: Study) -> float:
-    samples = load_split(study, "valid")
-    scores = [run.predict_batches(model, samples) for model in (whole, small)]
-    return float(np.abs(scores[0] - scores[1]).max())

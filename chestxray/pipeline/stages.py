@@ -17,10 +17,6 @@ MODEL_FILES = ("model.keras", "history.csv", "predictions_valid.csv", "predictio
 """What a model's notebook leaves in the model's folder."""
 
 
-def _none(paths: Paths) -> list[Path]:
-    return []
-
-
 @dataclass(frozen=True)
 class Stage:
     """One step of the study.
@@ -41,8 +37,8 @@ class Stage:
     name: str
     title: str
     notebook: str = ""
-    reads: Files = _none
-    writes: Files = _none
+    reads: Files = lambda paths: []
+    writes: Files = lambda paths: []
     reads_raw: bool = False
     alongside: bool = False
     unpackable: bool = False
@@ -122,22 +118,21 @@ BESIDE: tuple[str, ...] = ("5_results/own_radiographs.ipynb",)
 """Notebooks of no stage, which read the committed reference alone; `chestxray maintain demonstrate` executes them."""
 
 
-def choose(words: Sequence[str], stages: Sequence[Stage] = STAGES) -> list[Stage]:
+def choose(words: Sequence[str]) -> list[Stage]:
     """The stages meant on the command line, in the order of the study.
 
     Args:
         words: numbers (`2.1`; `4` means all of stage 4, `4.3` the four fine-tuned models) or names (`cnn`, `4.cnn`).
             No word means all stages.
-        stages: what there is to choose from.
 
     Raises:
         StudyError: a word means no stage.
     """
     for word in words:
-        if not any(_means(word, stage) for stage in stages):
-            good = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
+        if not any(_means(word, stage) for stage in STAGES):
+            good = ", ".join(f"{stage.number} ({stage.name})" for stage in STAGES)
             raise StudyError(f"stage {word!r} is unknown; there are {good}; and 2, 4 and 4.3 mean all of theirs")
-    return [stage for stage in stages if not words or any(_means(word, stage) for word in words)]
+    return [stage for stage in STAGES if not words or any(_means(word, stage) for word in words)]
 
 
 def _means(word: str, stage: Stage) -> bool:

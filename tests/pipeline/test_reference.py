@@ -35,15 +35,16 @@ def test_it_holds_what_the_run_left(prepared_study, tmp_path):
     target = tmp_path / "reference"
     target.mkdir()
     (target / "old.csv").write_text("of another run")
-    done = reference.publish(prepared_study, target)
+    count, size, departure = reference.publish(prepared_study, target)
     written = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     models_files = {f"{model}/{name}" for model in MODELS for name in reference.MODEL_FILES}
     assert written == {"metrics.csv", "ensemble.keras"} | models_files
-    assert done.files == len(written) and (target / "cnn" / "run.json").read_text() == "cnn run.json"
+    assert (count, size) == (len(written), (target / "ensemble.keras").stat().st_size)
+    assert (target / "cnn" / "run.json").read_text() == "cnn run.json"
     x = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
     loaded = keras.models.load_model(target / "ensemble.keras")
     assert np.allclose(loaded(x, training=False), net(x, training=False), atol=2e-3)
-    assert done.departure < 2e-3
+    assert departure < 2e-3
 
 
 def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):

@@ -1,4 +1,4 @@
-"""Commands: the command line, its words and its exit codes.
+"""Commands: the command line, its words and its exit codes; what does a command's work stands in the other rooms.
 
 Codes: 0 done, 1 something failed and the rest is there, 2 wrong use or nothing done. Heavy packages are imported by the
 command that needs them, so that help and a run with nothing to do start at once.
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     # What TensorFlow says of missing GPUs would stand before the line that a command has to say.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if getattr(chosen, "root", None):
+        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
     return chosen.command(chosen)
 
 

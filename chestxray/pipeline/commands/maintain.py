@@ -5,31 +5,22 @@ from __future__ import annotations
 import argparse
 
 from chestxray.config import PROFILES, REFERENCE, REPOSITORY, open_study
-from chestxray.pipeline.commands.user import Commands, known, without_greetings
+from chestxray.pipeline.commands.user import Commands, add_command, known, without_greetings
 
 
 def add_commands(commands: Commands) -> None:
     """Add `maintain` with its own commands to the command line."""
     top = commands.add_parser("maintain", help="write what is committed: reference, README's table, Colab buttons")
     maintenance = top.add_subparsers(title="commands", metavar="", required=True)
-    stamp = maintenance.add_parser(
-        "stamp", help="write Colab buttons, set-up cells, the README's results table, model card and data sheet"
-    )
-    stamp.set_defaults(command=run_stamp)
-    publish = maintenance.add_parser(
-        "publish", help="copy a finished run's numbers, figures and ensemble to 5_results/reference"
-    )
+    add_command(maintenance, "stamp", run_stamp)
+    publish = add_command(maintenance, "publish", run_publish)
     publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")
     publish.add_argument("--profile", default="cpu", choices=PROFILES, help="the profile of the run (default: cpu)")
-    publish.set_defaults(command=run_publish)
-    demonstrate = maintenance.add_parser(
-        "demonstrate", help="execute the notebook for one's own radiographs with the committed reference, in place"
-    )
-    demonstrate.set_defaults(command=run_demonstrate)
+    add_command(maintenance, "demonstrate", run_demonstrate)
 
 
 def run_stamp(chosen: argparse.Namespace) -> int:
-    """`chestxray maintain stamp`."""
+    """Write Colab buttons, set-up cells, the README's results table, model card and data sheet."""
     from chestxray import files
     from chestxray.pipeline import documents, notebooks
 
@@ -43,7 +34,8 @@ def run_stamp(chosen: argparse.Namespace) -> int:
             print(f"stamped {place}")
     readme = REPOSITORY / "README.md"
     filled = {readme: documents.fill_results(readme.read_text("utf-8"), documents.reference_table())}
-    filled |= {REFERENCE.parent / name: text for name, text in documents.reference_documents().items()}
+    if (REFERENCE / "data.json").exists():  # not in the reference of a run that left no facts
+        filled |= {REFERENCE.parent / name: text for name, text in documents.render(REFERENCE).items()}
     for path, text in filled.items():
         if not path.exists() or path.read_text("utf-8") != text:
             files.atomic_write(path, text.encode())
@@ -52,20 +44,20 @@ def run_stamp(chosen: argparse.Namespace) -> int:
 
 
 def run_publish(chosen: argparse.Namespace) -> int:
-    """`chestxray maintain publish`."""
+    """Copy a finished run's numbers, figures and ensemble to 5_results/reference."""
     with without_greetings():
         from chestxray.pipeline import reference
 
-    done = reference.publish(open_study(known(chosen.dataset), chosen.profile, seed=0))
+    count, size, departure = reference.publish(open_study(known(chosen.dataset), chosen.profile, seed=0))
     print(
-        f"5_results/reference: {done.files} files, the ensemble {done.ensemble_bytes / 1e6:.1f} MB; its probabilities "
-        f"depart by at most {done.departure:.1e} from those as trained"
+        f"5_results/reference: {count} files, the ensemble {size / 1e6:.1f} MB; its probabilities depart by at most "
+        f"{departure:.1e} from those as trained"
     )
     return run_stamp(chosen)
 
 
 def run_demonstrate(chosen: argparse.Namespace) -> int:
-    """`chestxray maintain demonstrate`."""
+    """Execute the notebook for one's own radiographs with the committed reference, in place."""
     from chestxray.pipeline import execution, stages
 
     for name in stages.BESIDE:

@@ -1,7 +1,6 @@
 """Users' commands: run, predict, serve, export, plan, verify, pack, unpack, restore, colab, test.
 
-Each has a function that adds it to the command line, and one that runs it: calls what does the work and prints the
-outcome.
+`add_commands` adds them to the command line; each has a function that calls what does the work and prints the outcome.
 """
 
 from __future__ import annotations
@@ -9,11 +8,12 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import inspect
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,38 @@ from chestxray.config import CLASSES, PROFILES, REPOSITORY, Paths, StudyError, d
 Commands = argparse._SubParsersAction
 """What `add_subparsers` returns."""
 
+Run = Callable[[argparse.Namespace], int]
+
 
 def add_commands(commands: Commands) -> None:
     """Add the users' commands to the command line."""
-    for add in (_add_run, _add_predict, _add_serve, _add_export, _add_plan, _add_verify, _add_archives, _add_restore):
-        add(commands)
+    _add_study(commands)
+    _add_inference(commands)
+    _add_data(commands)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
-    test = commands.add_parser(
-        "test",
-        help="run the tests",
-        description="Run the tests, in two processes; arguments after -- go to pytest (-n 0 for one process).",
-    )
+    test = add_command(commands, "test", run_tests)
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
-    test.set_defaults(command=run_tests)
 
 
-def _add_run(commands: Commands) -> None:
-    run = commands.add_parser("run", help="run the study, or what is stale of it", description="Run what is stale.")
+def add_command(commands: Commands, name: str, run: Run, root: bool = False) -> argparse.ArgumentParser:
+    """Add one command, with the docstring of the function that runs it as its help.
+
+    Args:
+        commands: what it is added to.
+        name: what the user types.
+        run: takes the parsed arguments and returns the exit code.
+        root: whether it has the option `--root`.
+    """
+    words, _, more = inspect.getdoc(run).partition("\n\n")
+    command = commands.add_parser(name, help=words[0].lower() + words[1:].rstrip("."), description=more or words)
+    command.set_defaults(command=run)
+    if root:
+        command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
+    return command
+
+
+def _add_study(commands: Commands) -> None:
+    run = add_command(commands, "run", run_study, root=True)
     run.add_argument(
         "--dataset",
         default="phantom",
@@ -46,160 +61,48 @@ def _add_run(commands: Commands) -> None:
         help="phantom; nih or nih-sample, fetched from Kaggle unless they are here; or a folder in the NIH layout",
     )
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
+    several = {"action": "extend", "nargs": "+", "default": []}
     run.add_argument(
         "--only",
-        action="extend",
-        nargs="+",
-        default=[],
+        **several,
         metavar="STAGE",
         help="numbers: 1, 2.1, 2.2, 3, 4.0, 4.1, 4.2, 4.3a … 4.3d, 4.4, 5; or names: data, trees, eda, cnn, ensemble …",
     )
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     run.add_argument("--in-place", action="store_true", help="write the executed notebooks over the committed ones")
-    run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: 2024)")
-    _add_root(run)
+    run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
     run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2, in the gpu profile 1)")
-    run.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="overrides",
-        help="change parameters of the profile, for example cnn_epochs=3",
-    )
-    run.set_defaults(command=run_study)
+    changes = "change parameters of the profile, for example cnn_epochs=3"
+    run.add_argument("--set", **several, metavar="NAME=VALUE", dest="overrides", help=changes)
+    restore = add_command(commands, "restore", run_restore, root=True)
+    restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
 
 
-def run_study(chosen: argparse.Namespace) -> int:
-    """`chestxray run`."""
-    _set_root(chosen)
-    from chestxray.pipeline import documents, runner, stages
-    from chestxray.pipeline.progress import duration
-
-    started = time.monotonic()
-    _check_seed(chosen.seed)
-    overrides = dict(_override(text) for text in chosen.overrides)
-    study = open_study(known(chosen.dataset), chosen.profile, chosen.seed, overrides)
-    wanted = stages.choose(chosen.only)
-    jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
-    if jobs < 1:
-        raise StudyError(f"--jobs {jobs}: give 1 or more")
-    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
-    if not line.run(wanted, chosen.force):
-        again = "Mend it and run the same command again: it goes on there."
-        print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
-        return 1
-    if chosen.in_place:
-        for path in line.refresh(wanted):
-            print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
-    rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
-    documents.print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
-    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
-    return 0
-
-
-def _add_predict(commands: Commands) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="give probabilities of the seven classes for radiographs",
-        description="Answer for frontal chest radiographs. A study, not a medical device: not for diagnosis.",
-    )
+def _add_inference(commands: Commands) -> None:
+    predict = add_command(commands, "predict", run_predict)
     predict.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM files, or folders of them"
     )
-    predict.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
     predict.add_argument("--out", type=Path, required=True, help="the table to write: CSV or JSON, by its suffix")
     predict.add_argument("--heat-maps", type=Path, metavar="FOLDER", help="write each radiograph under its heat-map")
-    predict.add_argument(
-        "--finding", choices=CLASSES, help="what heat-maps are of (default: each one's most probable finding)"
-    )
+    shown = "what heat-maps are of (default: each one's most probable finding)"
+    predict.add_argument("--finding", choices=CLASSES, help=shown)
     predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    predict.add_argument(
-        "--engine", choices=("onnx", "keras"), help="what runs the model (default: onnx, where it can)"
-    )
-    predict.set_defaults(command=run_predict)
-
-
-def run_predict(chosen: argparse.Namespace) -> int:
-    """`chestxray predict`."""
-    from tqdm import tqdm
-
-    from chestxray.inference import batch, reader
-
-    batch.check(chosen.out, chosen.batch_size, chosen.finding)
-    failed = 0
-
-    def report(error: StudyError) -> None:
-        nonlocal failed
-        failed += 1
-        tqdm.write(str(error), file=sys.stderr)
-
-    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
-        model = reader.load(chosen.model, chosen.engine)
-    answered = batch.predict_files(
-        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
-    )
-    if answered:
-        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
-        return 1 if failed else 0
-    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
-    return 2
-
-
-def _add_serve(commands: Commands) -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="open a web page that answers for a radiograph",
-        description="Serve a page on this machine: upload a radiograph or take a drawn one. Ctrl-C stops it.",
-    )
+    engine = "what runs the model (default: onnx, where it can)"
+    predict.add_argument("--engine", choices=("onnx", "keras"), help=engine)
+    serve = add_command(commands, "serve", run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     serve.add_argument("--share", action="store_true", help="ask Gradio's servers for a public address as well")
-    serve.set_defaults(command=run_serve)
-
-
-def run_serve(chosen: argparse.Namespace) -> int:
-    """`chestxray serve`."""
-    if chosen.port is not None and not 1 <= chosen.port <= 65535:
-        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
-    from chestxray.inference import web
-
-    web.serve(chosen.host, chosen.port, chosen.share)
-    return 0
-
-
-def _add_export(commands: Commands) -> None:
-    export = commands.add_parser(
-        "export",
-        help="write a model as ONNX, for other programs",
-        description="Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven "
-        "probabilities.",
-    )
+    export = add_command(commands, "export", run_export)
     export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
-    export.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
-    export.set_defaults(command=run_export)
+    for command in (predict, export):
+        command.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
 
 
-def run_export(chosen: argparse.Namespace) -> int:
-    """`chestxray export`."""
-    from chestxray.inference import engines
-
-    if chosen.out.is_dir():
-        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
-    with without_greetings():
-        size = engines.export(chosen.out, chosen.model)
-    print(f"{chosen.out}: {size / 1e6:.1f} MB")
-    return 0
-
-
-def _add_plan(commands: Commands) -> None:
+def _add_data(commands: Commands) -> None:
+    plan = add_command(commands, "plan", run_plan)
     size = PROFILES["gpu"]
-    plan = commands.add_parser(
-        "plan",
-        help="show who would be in train, validation and test; needs no images",
-        description="Split and select a table's images as stage 2.1 does, show the counts, and write the manifest.",
-    )
     plan.add_argument("--metadata", type=Path, required=True, metavar="FILE", help="the image table, Data_Entry_2017*")
     plan.add_argument("--train-val", type=Path, metavar="LIST", help="the official list of train and validation images")
     plan.add_argument("--test", type=Path, metavar="LIST", help="the official list of test images")
@@ -225,12 +128,119 @@ def _add_plan(commands: Commands) -> None:
         help="share of train_val held out for validation, 0 to 1 (default: %(default)s, as in the gpu profile)",
     )
     plan.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
-    plan.set_defaults(command=run_plan)
+    verify = add_command(commands, "verify", run_verify, root=True)
+    verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
+    verify.add_argument(
+        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
+    )
+    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
+    pack = add_command(commands, "pack", run_pack, root=True)
+    pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
+    pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
+    unpack = add_command(commands, "unpack", run_unpack, root=True)
+    unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
+
+
+def run_study(chosen: argparse.Namespace) -> int:
+    """Run the study, or what is stale of it."""
+    from chestxray.pipeline import documents, runner, stages
+    from chestxray.pipeline.progress import duration
+
+    started = time.monotonic()
+    _check_seed(chosen.seed)
+    overrides = dict(_override(text) for text in chosen.overrides)
+    study = open_study(known(chosen.dataset), chosen.profile, chosen.seed, overrides)
+    wanted = stages.choose(chosen.only)
+    jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
+    if jobs < 1:
+        raise StudyError(f"--jobs {jobs}: give 1 or more")
+    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
+    if not line.run(wanted, chosen.force):
+        again = "Mend it and run the same command again: it goes on there."
+        print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
+        return 1
+    if chosen.in_place:
+        for path in line.refresh(wanted):
+            print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
+    rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
+    documents.print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
+    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
+    return 0
+
+
+def run_predict(chosen: argparse.Namespace) -> int:
+    """Give probabilities of the seven classes for radiographs.
+
+    Answer for frontal chest radiographs. A study, not a medical device: not for diagnosis.
+    """
+    from tqdm import tqdm
+
+    from chestxray.inference import batch, reader
+
+    batch.check(chosen.out, chosen.batch_size, chosen.finding)
+    failed = 0
+
+    def report(error: StudyError) -> None:
+        nonlocal failed
+        failed += 1
+        tqdm.write(str(error), file=sys.stderr)
+
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+        model = reader.load(chosen.model, chosen.engine)
+    answered = batch.predict_files(
+        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
+    )
+    if answered:
+        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
+        return 1 if failed else 0
+    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
+    return 2
+
+
+def run_serve(chosen: argparse.Namespace) -> int:
+    """Open a web page that answers for a radiograph.
+
+    Serve a page on this machine: upload a radiograph or take a drawn one. Ctrl-C stops it.
+    """
+    if chosen.port is not None and not 1 <= chosen.port <= 65535:
+        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
+    from chestxray.inference import web
+
+    web.serve(chosen.host, chosen.port, chosen.share)
+    return 0
+
+
+def run_export(chosen: argparse.Namespace) -> int:
+    """Write a model as ONNX, for other programs.
+
+    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven probabilities.
+    """
+    from chestxray.inference import engines
+
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
+    with without_greetings():
+        size = engines.export(chosen.out, chosen.model)
+    print(f"{chosen.out}: {size / 1e6:.1f} MB")
+    return 0
 
 
 def run_plan(chosen: argparse.Namespace) -> int:
-    """`chestxray plan`."""
-    _check_plan(chosen)
+    """Show who would be in train, validation and test; needs no images.
+
+    Split and select a table's images as stage 2.1 does, show the counts, and write the manifest.
+    """
+    _check_seed(chosen.seed)
+    if (chosen.train_val is None) != (chosen.test is None):
+        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
+    if not 0 <= chosen.valid_share < 1:
+        raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
+    if chosen.no_finding < 0:
+        raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
+    if not chosen.metadata.is_file():
+        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
     from chestxray import files
     from chestxray.data import nih_tables, splits
     from chestxray.pipeline import documents
@@ -248,38 +258,11 @@ def run_plan(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _check_plan(chosen: argparse.Namespace) -> None:
-    _check_seed(chosen.seed)
-    if (chosen.train_val is None) != (chosen.test is None):
-        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
-    if not 0 <= chosen.valid_share < 1:
-        raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
-    if chosen.no_finding < 0:
-        raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
-    if not chosen.metadata.is_file():
-        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
-    if chosen.out.is_dir():
-        raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
-
-
-def _add_verify(commands: Commands) -> None:
-    verify = commands.add_parser(
-        "verify",
-        help="check a dataset: all there, nothing broken",
-        description="Compare the raw images with their table, and name each that is missing or broken.",
-    )
-    verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
-    verify.add_argument(
-        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
-    )
-    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
-    _add_root(verify)
-    verify.set_defaults(command=run_verify)
-
-
 def run_verify(chosen: argparse.Namespace) -> int:
-    """`chestxray verify`."""
-    _set_root(chosen)
+    """Check a dataset: all there, nothing broken.
+
+    Compare the raw images with their table, and name each that is missing or broken.
+    """
     from chestxray import files
     from chestxray.data import integrity, kaggle, nih_tables
 
@@ -300,28 +283,11 @@ def run_verify(chosen: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
-def _add_archives(commands: Commands) -> None:
-    pack = commands.add_parser(
-        "pack",
-        help="pack a prepared dataset into one file",
-        description="Write what stages 2.2 to 5 need of a prepared dataset to one archive, with checksums.",
-    )
-    pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
-    pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
-    unpack = commands.add_parser(
-        "unpack",
-        help="unpack it on another machine",
-        description="Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.",
-    )
-    unpack.add_argument("archive", type=Path, metavar="FILE", help="an archive that pack wrote")
-    for command, run in ((pack, run_pack), (unpack, run_unpack)):
-        _add_root(command)
-        command.set_defaults(command=run)
-
-
 def run_pack(chosen: argparse.Namespace) -> int:
-    """`chestxray pack`."""
-    _set_root(chosen)
+    """Pack a prepared dataset into one file.
+
+    Write what stages 2.2 to 5 need of a prepared dataset to one archive, with checksums.
+    """
     from chestxray import files
     from chestxray.data import archive
     from chestxray.pipeline.progress import shown
@@ -334,8 +300,10 @@ def run_pack(chosen: argparse.Namespace) -> int:
 
 
 def run_unpack(chosen: argparse.Namespace) -> int:
-    """`chestxray unpack`."""
-    _set_root(chosen)
+    """Unpack it on another machine.
+
+    Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.
+    """
     from chestxray.data import archive
     from chestxray.pipeline.progress import shown
 
@@ -354,21 +322,12 @@ def _contents(done: Any) -> str:
     return f"{done.images:,} radiographs of {done.image_size} px, {augmented}, data fingerprint {done.fingerprint}"
 
 
-def _add_restore(commands: Commands) -> None:
-    restore = commands.add_parser(
-        "restore",
-        help="lay the committed reference out as trained models, to evaluate it again without training",
-        description="Copy 5_results/reference to the places where stage 4 leaves models; then `run --only 5` makes the "
-        "results anew. The dataset has to be prepared as the reference's was (stages 1 and 2).",
-    )
-    restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
-    _add_root(restore)
-    restore.set_defaults(command=run_restore)
-
-
 def run_restore(chosen: argparse.Namespace) -> int:
-    """`chestxray restore`."""
-    _set_root(chosen)
+    """Lay the committed reference out as trained models, to evaluate it again without training.
+
+    Copy 5_results/reference to the places where stage 4 leaves models; then `run --only 5` makes the results anew. The
+    dataset has to be prepared as the reference's was (stages 1 and 2).
+    """
     with without_greetings():
         from chestxray.pipeline import reference
 
@@ -380,21 +339,15 @@ def run_restore(chosen: argparse.Namespace) -> int:
 
 
 def run_tests(chosen: argparse.Namespace) -> int:
-    """`chestxray test`: two processes, each taking one file of tests after the other, unless told otherwise."""
+    """Run the tests.
+
+    Run the tests, in two processes; arguments after -- go to pytest (-n 0 for one process).
+    """
     arguments = [argument for argument in chosen.pytest if argument != "--"]
     # The table of faults is written at the end by the process that saw them all.
     if not any(argument.startswith("-n") for argument in arguments) and "CHESTXRAY_FAULTS" not in os.environ:
         arguments = ["-n", "2", "--dist", "loadfile", *arguments]
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=REPOSITORY, check=False).returncode
-
-
-def _add_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, help="folder for data, models and results (default: the repository)")
-
-
-def _set_root(chosen: argparse.Namespace) -> None:
-    if chosen.root:
-        os.environ["CHESTXRAY_ROOT"] = str(chosen.root.resolve())
 
 
 def _check_seed(seed: int) -> None:
