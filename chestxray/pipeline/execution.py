@@ -18,14 +18,18 @@ from typing import Any
 
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from chestxray import files
 from chestxray.config import REPOSITORY, StudyError
 from chestxray.pipeline import notebooks
 
-Report = Callable[..., None]
-"""Takes the fields of one message to the parent: `event` (`cell` or `failed`) and what belongs to it."""
+Failure = dict[str, Any]
+"""What ended a notebook: its `cell` (from 1; or None), the error's `name` and `value`, the lines of its `traceback`."""
+
+Report = Callable[[int, int], None]
+"""Called when a cell begins, with its number, from 1, and how many there are."""
 
 START_SECONDS = 300
 """A kernel on a busy machine may take this long to answer."""
@@ -33,20 +37,19 @@ START_SECONDS = 300
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path, report: Report) -> bool:
+def execute(source: Path, target: Path, parameters: dict[str, Any], report: Report) -> Failure | None:
     """Execute `source` with these parameters; write `target` and, beside it, the same as HTML.
 
     After a failure nothing is written to `target`: what was executed is saved as `<name>.failed.ipynb` beside it.
 
     Args:
-        source: the notebook as committed; it is not written.
+        source: the notebook as committed, in whose folder its cells run; it is not written.
         target: where the executed notebook goes.
         parameters: names and values for the cell tagged `parameters`.
-        folder: where its cells run.
-        report: called with the fields of each message.
+        report: called when a cell begins.
 
     Returns:
-        Whether all cells ran.
+        What failed; None where all cells ran.
 
     Raises:
         StudyError: `source` is no notebook or has no cell tagged `parameters`; or `target` can't be written.
@@ -57,16 +60,17 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], folder: Path
             cell.outputs, cell.execution_count = [], None
     failed = target.with_suffix(".failed.ipynb")
     files.remove_leftovers(target)
-    failure = _run(notebook, folder, report)
+    failure = _run(notebook, source.parent, report)
     executed = notebooks.normalise(notebook, keep_stderr=True)
     if failure is not None:
         notebooks.write(failed, executed)
-        report(**failure)
-        return False
-    files.atomic_write(target.with_suffix(".html"), as_html(executed, target.stem).encode())
+        return failure
+    title = {"metadata": {"name": target.stem.replace("_", " ")}}
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(executed, resources=title)
+    files.atomic_write(target.with_suffix(".html"), page.encode())
     notebooks.write(target, executed)
     failed.unlink(missing_ok=True)
-    return True
+    return None
 
 
 def refresh(notebook: Path) -> None:
@@ -75,16 +79,10 @@ def refresh(notebook: Path) -> None:
     Raises:
         StudyError: a cell failed, or what it wrote keeps the notebook from being committed; the file is as it was.
     """
-    failures: list[dict[str, Any]] = []
-
-    def report(**message: Any) -> None:
-        if message["event"] == "failed":
-            failures.append(message)
-
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / notebook.name
-        if not execute(notebook, target, {}, notebook.parent, report):
-            failed = failures[-1]
+        failed = execute(notebook, target, {}, lambda cell, cells: None)
+        if failed is not None:
             where = f"{notebook.name}, cell {failed['cell']}"
             raise StudyError(f"{where}: {failed['name']}: {failed['value']}; mend it and run the command again")
         executed, size = notebooks.read(target), target.stat().st_size
@@ -94,14 +92,14 @@ def refresh(notebook: Path) -> None:
     notebooks.write(notebook, executed)
 
 
-def _run(notebook: NotebookNode, folder: Path, report: Report) -> dict[str, Any] | None:
-    """Execute the notebook's cells, which keep their outputs; return the message that tells of a failure."""
+def _run(notebook: NotebookNode, folder: Path, report: Report) -> Failure | None:
+    """Execute the notebook's cells, which keep their outputs."""
     reached = 0
 
     def start(cell: NotebookNode, cell_index: int) -> None:
         nonlocal reached
         reached = cell_index + 1
-        report(event="cell", cell=reached, cells=len(notebook.cells))
+        report(reached, len(notebook.cells))
 
     client = NotebookClient(
         notebook,
@@ -119,44 +117,36 @@ def _run(notebook: NotebookNode, folder: Path, report: Report) -> dict[str, Any]
         outputs = notebook.cells[reached - 1].outputs
         shown = [line for output in outputs if output.output_type == "error" for line in output.traceback]
         lines = _COLOURS.sub("", "\n".join(shown)).split("\n")
-        return {"event": "failed", "cell": reached, "name": error.ename, "value": error.evalue, "traceback": lines}
+        return {"cell": reached, "name": error.ename, "value": error.evalue, "traceback": lines}
     except RuntimeError as error:  # the kernel died, or never started
         value = f"{error} (a kernel that dies without a word ran out of memory: try --jobs 1 or a smaller profile)"
-        return {"event": "failed", "cell": None, "name": type(error).__name__, "value": value, "traceback": []}
+        return {"cell": None, "name": type(error).__name__, "value": value, "traceback": []}
     return None
 
 
-def as_html(notebook: NotebookNode, title: str) -> str:
-    """The notebook as one HTML page.
-
-    Args:
-        notebook: executed.
-        title: the page's, with underscores for spaces.
-    """
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter(template_name="lab").from_notebook_node(
-        notebook, resources={"metadata": {"name": title.replace("_", " ")}}
-    )
-    return body
-
-
 def main(job: str) -> int:
-    """Execute one job, given as JSON; messages go to stdout, whatever else is printed goes to stderr."""
+    """Execute one job: source, target and parameters, as JSON.
+
+    Messages go to stdout, whatever else is printed to stderr. One has the `cell` that begins and the number of `cells`,
+    or what failed.
+    """
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def report(**message: Any) -> None:
+    def send(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=messages, flush=True)
 
-    wanted = json.loads(job)
+    source, target, parameters = json.loads(job)
     try:
-        source, target, folder = (Path(wanted[name]) for name in ("source", "target", "folder"))
-        return 0 if execute(source, target, wanted["parameters"], folder, report) else 1
+        failure = execute(
+            Path(source), Path(target), parameters, lambda cell, cells: send({"cell": cell, "cells": cells})
+        )
     except StudyError as error:
-        report(event="failed", cell=None, name="StudyError", value=str(error), traceback=[])
-        return 1
+        failure = {"cell": None, "name": "StudyError", "value": str(error), "traceback": []}
+    if failure is not None:
+        send(failure)
+    return int(failure is not None)
 
 
 def _end_with_parent() -> None:

@@ -7,7 +7,9 @@ know what a notebook computes, nor run one.
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -27,12 +29,11 @@ LARGEST = 1_500_000
 """Bytes above which GitHub may not render a notebook."""
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-LANGUAGE = {"name": "python"}
 
 COLAB_LINE = "<!-- colab -->"
 SETUP_LINE = "# setup"
 
-_BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\((?P<target>[^)]*)\)")
+_BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\([^)]*\)")
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
 _GREETINGS = re.compile(
     r"^(?:WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ |E\d{4} [\d:.]+ .*failed call to cuInit).*\n?",
@@ -59,14 +60,14 @@ if repository is not None and str(repository) not in sys.path:
     sys.path.insert(0, str(repository))"""
 
 
-def find(repository: Path = REPOSITORY) -> list[Path]:
+def find() -> list[Path]:
     """The study's notebooks, sorted: those in the numbered folders, not what a run wrote beside its results."""
-    return sorted(p for p in repository.glob("[1-5]_*/*.ipynb") if not p.name.startswith("."))
+    return sorted(REPOSITORY.glob("[1-5]_*/[!.]*.ipynb"))
 
 
-def address(repository: Path = REPOSITORY) -> str:
+def address() -> str:
     """Where the repository is published, from pyproject.toml."""
-    project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     return project["urls"]["Repository"].rstrip("/")
 
 
@@ -83,7 +84,7 @@ def read(path: Path) -> NotebookNode:
 
 
 def write(path: Path, notebook: NotebookNode) -> None:
-    """Write a notebook in the form in which git sees the smallest change.
+    """Write a notebook.
 
     Args:
         path: the file; complete or as it was.
@@ -133,16 +134,15 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
     Raises:
         StudyError: the first cell has no place for the button, or no cell is tagged `setup`.
     """
-    notebook = _copy(notebook)
+    notebook = copy.deepcopy(notebook)
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
         raise StudyError(f"{path}: the first cell is no Markdown; it must hold the line {COLAB_LINE} and the title")
-    first = notebook.cells[0]
-    lines = first.source.split("\n")
-    places = [i for i, line in enumerate(lines) if _is_button(line)]
-    if not places:
+    lines = notebook.cells[0].source.split("\n")
+    place = next((i for i, line in enumerate(lines) if _is_button(line)), None)
+    if place is None:
         raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the button in")
-    lines[places[0]] = button(published, path)
-    first.source = "\n".join(lines)
+    lines[place] = button(published, path)
+    notebook.cells[0].source = "\n".join(lines)
     setup = tagged(notebook, "setup") or next((c for c in notebook.cells if c.source.strip() == SETUP_LINE), None)
     if setup is None:
         raise StudyError(f"{path}: no code cell is tagged setup; add one holding the line {SETUP_LINE}")
@@ -153,25 +153,10 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
 
 def without_stamps(notebook: NotebookNode) -> NotebookNode:
     """Return a copy without what `stamp` writes: the line of the button, and the set-up cell."""
-    notebook = _copy(notebook)
+    notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells[:1]:
         cell.source = "\n".join(line for line in cell.source.split("\n") if not _is_button(line))
-    return notebook
-
-
-def with_stamps_of(stamped: NotebookNode, notebook: NotebookNode) -> NotebookNode:
-    """Return a copy of a notebook with the first and the set-up cell of another copy of it.
-
-    Args:
-        stamped: whose two cells are taken.
-        notebook: whose other cells are taken.
-    """
-    notebook = _copy(notebook)
-    pairs = [(notebook.cells[0], stamped.cells[0]), (tagged(notebook, "setup"), tagged(stamped, "setup"))]
-    for cell, model in pairs:
-        if cell is not None and model is not None:
-            cell.source = model.source
     return notebook
 
 
@@ -185,7 +170,7 @@ def set_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> Noteboo
     Raises:
         StudyError: no cell is tagged `parameters`, or it doesn't assign one of the names on a line of its own.
     """
-    notebook = _copy(notebook)
+    notebook = copy.deepcopy(notebook)
     cell = tagged(notebook, "parameters")
     if cell is None:
         raise StudyError("no cell is tagged parameters: tag the one that assigns dataset, profile, seed and overrides")
@@ -193,7 +178,9 @@ def set_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> Noteboo
     for statement in reversed(ast.parse(cell.source).body):
         name = _assigned(statement)
         if name in values:
-            new = f"{name} = {_literal(values[name])}"
+            # A text in double quotes, as ruff formats the sources.
+            value = json.dumps(values[name], ensure_ascii=False) if isinstance(values[name], str) else values[name]
+            new = f"{name} = {value}"
             comment = re.search(r"\s+#[^'\"]*$", lines[statement.end_lineno - 1][statement.end_col_offset :])
             lines[statement.lineno - 1 : statement.end_lineno] = [new + (comment[0] if comment else "")]
     cell.source = "\n".join(lines)
@@ -213,10 +200,8 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     join_streams = CoalesceStreamsPreprocessor()
-    source = _copy(notebook)
-    cells = []
-    count = 0
-    for cell in source.cells:
+    cells, count = [], 0
+    for cell in copy.deepcopy(notebook).cells:
         tags = cell.metadata.get("tags", [])
         fresh = {"cell_type": cell.cell_type, "id": _identifier(cell, cells), "source": cell.source}
         fresh["metadata"] = {"tags": list(tags)} if tags else {}
@@ -224,12 +209,14 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
             if cell.source.strip():
                 count += 1
             fresh["execution_count"] = count if cell.execution_count is not None else None
-            outputs = map(_quieter, cell.outputs)
-            cell.outputs = [o for o in outputs if not _is_stderr(o) or (keep_stderr and o.text)]
+            for output in filter(_is_stderr, cell.outputs):
+                # What TensorFlow's C++ side prints at its start; no setting of its own stops that.
+                output.text = _GREETINGS.sub("", output.text).lstrip("\n")
+            cell.outputs = [o for o in cell.outputs if not _is_stderr(o) or (keep_stderr and o.text)]
             join_streams.preprocess_cell(cell, {}, 0)  # what was printed slowly comes in many pieces
             fresh["outputs"] = [_output(output, fresh["execution_count"]) for output in cell.outputs]
         cells.append(fresh)
-    metadata = {"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
+    metadata = {"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
@@ -248,7 +235,7 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     outputs = [output for cell in code for output in cell.outputs]
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    titles = [line for line in _without_fences(text).split("\n") if line.startswith("# ")]
+    titles = re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     buttons = _BUTTON.findall(notebook.cells[0].source) if notebook.cells else []
     setup = tagged(notebook, "setup")
     problems = {
@@ -260,8 +247,8 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
         or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
         "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook))),
         "no cell is tagged parameters": tagged(notebook, "parameters") is None,
-        f"its Colab button doesn't lead to it; run chestxray maintain stamp ({buttons})": [button(published, path)]
-        != [f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({t})" for t in buttons],
+        f"its Colab button doesn't lead to it; run chestxray maintain stamp ({buttons})": buttons
+        != [button(published, path)],
         "its set-up cell is not the common one; run chestxray maintain stamp": setup is None
         or setup.source != setup_source(published),
         "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
@@ -273,10 +260,6 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
 
 def _is_button(line: str) -> bool:
     return line.strip() == COLAB_LINE or bool(_BUTTON.fullmatch(line.strip()))
-
-
-def _copy(notebook: NotebookNode) -> NotebookNode:
-    return nbformat.reads(nbformat.writes(notebook), as_version=4)
 
 
 def _identifier(cell: NotebookNode, before: list[dict[str, Any]]) -> str:
@@ -292,20 +275,8 @@ def _assigned(statement: ast.stmt) -> str | None:
     return None
 
 
-def _literal(value: Any) -> str:
-    # Double quotes, as ruff formats the sources.
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
-
-
 def _is_stderr(output: NotebookNode) -> bool:
     return output.output_type == "stream" and output.name == "stderr"
-
-
-def _quieter(output: NotebookNode) -> NotebookNode:
-    """Take out of stderr what TensorFlow's C++ side prints at its start; no setting of its own stops that."""
-    if _is_stderr(output):
-        output.text = _GREETINGS.sub("", output.text).lstrip("\n")
-    return output
 
 
 def _output(output: NotebookNode, count: int | None) -> dict[str, Any]:
@@ -317,16 +288,10 @@ def _output(output: NotebookNode, count: int | None) -> dict[str, Any]:
     return fresh
 
 
-def _without_fences(text: str) -> str:
-    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-
-
 def _everything(notebook: NotebookNode) -> str:
     """All text of a notebook, without the pictures' bytes."""
-    parts = []
-    for cell in notebook.cells:
-        parts.append(cell.source)
-        for output in cell.get("outputs", []):
-            parts.append(output.get("text", "") or "\n".join(output.get("traceback", [])))
-            parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
-    return "\n".join(part if isinstance(part, str) else "".join(part) for part in parts)
+    parts = [cell.source for cell in notebook.cells]
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        parts += [output.get("text", ""), *output.get("traceback", [])]
+        parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(parts)

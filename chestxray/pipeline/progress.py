@@ -5,10 +5,9 @@ It knows labels, cells and seconds, and nothing of notebooks or stages. Several 
 
 from __future__ import annotations
 
+import io
 import os
 import threading
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -16,15 +15,6 @@ from tqdm import tqdm
 
 PLAIN_EVERY = 15.0
 """Seconds between two lines about the same notebook where the output is no terminal."""
-
-
-@dataclass
-class _Running:
-    started: float = field(default_factory=time.monotonic)
-    reported: float = field(default_factory=time.monotonic)
-    cell: int = 0
-    cells: int = 0
-    bar: tqdm | None = None
 
 
 class Progress:
@@ -37,7 +27,7 @@ class Progress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._terminal = stream.isatty()
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, tqdm] = {}
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
@@ -50,16 +40,14 @@ class Progress:
         self._ended.set()
         self._clock.join()
         with self._lock:
-            for label in list(self._running):
-                self._close(label)
+            for bar in self._running.values():
+                bar.close()
 
     def say(self, line: str) -> None:
         """Print a line, above the bars."""
         with self._lock:
-            if self._terminal:
-                tqdm.write(line, file=self._stream)
-            else:
-                print(line, file=self._stream, flush=True)
+            tqdm.write(line, file=self._stream)
+            self._stream.flush()
 
     def start(self, label: str, reason: str = "") -> None:
         """A notebook starts.
@@ -68,11 +56,10 @@ class Progress:
             label: what it is called in all that is shown.
             reason: why it must run again; nothing is printed for an empty one.
         """
+        place = self._stream if self._terminal else io.StringIO()
+        form = "{desc}  cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
         with self._lock:
-            running = self._running[label] = _Running()
-            if self._terminal:
-                form = "{desc}  cell {n_fmt}/{total_fmt} |{bar:20}| {elapsed}"
-                running.bar = tqdm(desc=label, total=0, file=self._stream, bar_format=form, leave=False)
+            self._running[label] = tqdm(desc=label, total=0, file=place, bar_format=form, leave=False)
         if reason or not self._terminal:
             self.say(f"{label}: started{f' ({reason})' if reason else ''}")
 
@@ -85,11 +72,9 @@ class Progress:
             cells: how many cells it has.
         """
         with self._lock:
-            running = self._running[label]
-            running.cell, running.cells = cell, cells
-            if running.bar is not None:
-                running.bar.n, running.bar.total = cell, cells
-                running.bar.refresh()
+            bar = self._running[label]
+            bar.n, bar.total = cell, cells
+            bar.refresh()
 
     def end(self, label: str, words: str) -> None:
         """A notebook ended.
@@ -99,26 +84,20 @@ class Progress:
             words: how it ended; the time that it took is added.
         """
         with self._lock:
-            seconds = time.monotonic() - self._running[label].started
-            self._close(label)
+            bar = self._running.pop(label)
+            seconds = bar.format_dict["elapsed"]
+            bar.close()
         self.say(f"{label}: {words} ({duration(seconds)})")
-
-    def _close(self, label: str) -> None:
-        running = self._running.pop(label)
-        if running.bar is not None:
-            running.bar.close()
 
     def _tick(self) -> None:
         """Show the time going by in a cell that takes long."""
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(1.0 if self._terminal else PLAIN_EVERY):
             with self._lock:
-                now = time.monotonic()
-                for label, running in self._running.items():
-                    if running.bar is not None:
-                        running.bar.refresh()
-                    elif running.cells and now - running.reported >= PLAIN_EVERY:
-                        running.reported = now
-                        self.say(f"{label}: cell {running.cell}/{running.cells}, {duration(now - running.started)}")
+                for label, bar in self._running.items():
+                    if self._terminal:
+                        bar.refresh()
+                    elif bar.total:
+                        self.say(f"{label}: cell {bar.n}/{bar.total}, {duration(bar.format_dict['elapsed'])}")
 
 
 def shown(path: Path) -> str:

@@ -35,10 +35,6 @@ def default_jobs(profile: str) -> int:
     return 1 if profile == "gpu" else min(2, os.cpu_count() or 1)
 
 
-class Failure(Exception):
-    """A stage that did not run to its end; the message may have several lines."""
-
-
 @dataclass
 class Pipeline:
     """One run of the study.
@@ -102,13 +98,12 @@ class Pipeline:
         Returns:
             The notebooks written.
         """
-        targets = []
+        targets, published = [], notebooks.address()
         for stage in chosen:
             if stage.notebook:
-                target = self.repository / stage.notebook
-                executed = notebooks.with_stamps_of(notebooks.read(target), notebooks.read(self.rendered(stage)))
-                notebooks.write(target, notebooks.normalise(executed))
-                targets.append(target)
+                executed = notebooks.stamp(notebooks.read(self.rendered(stage)), stage.notebook, published)
+                targets.append(self.repository / stage.notebook)
+                notebooks.write(targets[-1], notebooks.normalise(executed))
         return targets
 
     def unpacked(self, stage: Stage) -> bool:
@@ -162,12 +157,8 @@ class Pipeline:
     def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[str]:
         """The numbers of the chosen stages that write what this one reads; raw data is of stage 1."""
         paths = self.study.paths
-        reads = set(stage.reads(paths))
-        return {
-            other.number
-            for other in chosen
-            if reads & set(other.writes(paths)) or (stage.reads_raw and other.number == "1")
-        }
+        reads = {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
+        return {other.number for other in chosen if reads & set(other.writes(paths))}
 
     def _entry(self, stage: Stage, record: staleness.Record) -> staleness.Entry:
         """What the stage would run with now; for an unpacked one, which isn't compared, nothing."""
@@ -196,10 +187,8 @@ class Pipeline:
         if stage.reads_raw:
             described["raw data"] = staleness.raw_fingerprint(self.study.paths.raw)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
-        return described | {
-            "notebook": staleness.notebook_fingerprint(notebook),
-            "code": self._modules.of_notebook(notebook),
-        }
+        described["notebook"] = staleness.notebook_fingerprint(notebook)
+        return described | {"code": self._modules.of_notebook(notebook)}
 
     def _parameters(self) -> dict[str, Any]:
         study = self.study
@@ -222,7 +211,7 @@ class Pipeline:
                 self._execute_notebook(stage)
             else:
                 sources.prepare_raw(self.source, self.study)
-        except (StudyError, Failure) as error:
+        except StudyError as error:
             if not self._stopped:
                 self.failed.append(stage)
                 self._progress.end(stage.label, "failed")
@@ -235,16 +224,12 @@ class Pipeline:
     def _execute_notebook(self, stage: Stage) -> None:
         source, target = self.repository / stage.notebook, self.rendered(stage)
         for path in stage.reads(self.study.paths):
-            self.study.require(path, f"stage {self._writer(path)}")
-        places = {"source": str(source), "target": str(target), "folder": str(source.parent)}
+            writer = next(other.label for other in self.stages if path in other.writes(self.study.paths))
+            self.study.require(path, f"stage {writer}")
+        job = json.dumps([str(source), str(target), self._parameters()])
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
             worker = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "chestxray.pipeline.execution",
-                    json.dumps(places | {"parameters": self._parameters()}),
-                ],
+                [sys.executable, "-m", "chestxray.pipeline.execution", job],
                 stdin=subprocess.PIPE,  # held open: the worker ends when this process does, even if that is killed
                 stdout=subprocess.PIPE,
                 stderr=noise,
@@ -255,40 +240,31 @@ class Pipeline:
             self._workers.add(worker)
             if self._stopped:
                 worker.kill()
-            failure = self._follow(stage, worker)
+            failure = None
+            for line in worker.stdout:
+                message = json.loads(line)
+                if "cells" in message:
+                    self._progress.cell(stage.label, message["cell"], message["cells"])
+                else:
+                    failure = message
+            worker.stdout.close()
             code = worker.wait()
             self._workers.discard(worker)
             if failure is None and code:
                 noise.seek(0)
-                lines = noise.read().strip().split("\n")[-ERROR_LINES:]
+                lines = noise.read().strip().split("\n")
                 failure = {"cell": None, "name": f"exit code {code}", "value": "", "traceback": lines}
         if failure is not None:
-            raise Failure(self._explain(stage, failure))
-
-    def _follow(self, stage: Stage, worker: subprocess.Popen[str]) -> dict[str, Any] | None:
-        """Show what the worker reports until it ends; return its report of a failure."""
-        failure = None
-        for line in worker.stdout:
-            message = json.loads(line)
-            if message["event"] == "cell":
-                self._progress.cell(stage.label, message["cell"], message["cells"])
-            else:
-                failure = message
-        worker.stdout.close()
-        return failure
+            raise StudyError(self._explain(stage, failure))
 
     def _explain(self, stage: Stage, failure: dict[str, Any]) -> str:
         at = f", cell {failure['cell']}" if failure["cell"] else ""
-        if failure["name"] in (StudyError.__name__, StageMissing.__name__) or not failure["traceback"]:
+        lines = failure["traceback"][-ERROR_LINES:]
+        if failure["name"] in (StudyError.__name__, StageMissing.__name__) or not lines:
             lines = [f"{failure['name']}: {failure['value']}"]
-        else:
-            lines = failure["traceback"][-ERROR_LINES:]
         failed = self.rendered(stage).with_suffix(".failed.ipynb")
         where = [f"What ran is kept in {shown(failed)}"] if failed.exists() else []
         return "\n".join([f"{stage.notebook}{at}:", *(f"    {line}" for line in lines), *where])
-
-    def _writer(self, path: Path) -> str:
-        return next(stage.label for stage in self.stages if path in stage.writes(self.study.paths))
 
     def _environment(self, stage: Stage) -> dict[str, str]:
         search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
@@ -309,15 +285,13 @@ class Pipeline:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep a second run away from this dataset; the system lifts the lock when this process ends, however."""
-        place = files.make_folder(self.study.paths.results) / ".stages.lock"
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        with place.open("w") as lock:
+        with (files.make_folder(self.study.paths.results) / ".stages.lock").open("w") as lock:
             try:
+                import fcntl
+
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows
+                pass
             except BlockingIOError as error:
                 name = self.study.paths.dataset
                 raise StudyError(f"dataset {name!r}: another run works on it; wait for its end, or end it") from error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ class Record:
         self._path = path
         try:
             stages = json.loads(path.read_text("utf-8"))["stages"]
-            whole = all(
-                isinstance(entry[part], dict) for entry in stages.values() for part in ("description", "inputs")
-            )
+            parts = [entry[part] for entry in stages.values() for part in ("description", "inputs")]
+            whole = all(isinstance(part, dict) for part in parts)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             whole = False
         self._stages: dict[str, Entry] = stages if whole else {}
@@ -95,8 +95,7 @@ def _state(path: Path, before: dict[str, Any] | None) -> dict[str, Any]:
     state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if before is not None and state.items() <= before.items():
         return before
-    with path.open("rb") as file:
-        return state | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return state | {"sha256": files.digest(path)}
 
 
 def text_fingerprint(*texts: str) -> str:
@@ -116,7 +115,7 @@ def raw_fingerprint(raw: Path) -> str:
             path = Path(folder, name)
             place = path.relative_to(raw).as_posix()
             if name.endswith((".csv", ".txt")):
-                lines.append(f"{place} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+                lines.append(f"{place} {files.digest(path)}")
             elif not name.startswith("."):
                 status = path.stat()
                 lines.append(f"{place} {status.st_size} {status.st_mtime_ns}")
@@ -181,12 +180,9 @@ class Modules:
 
     def _base(self, node: ast.ImportFrom, importer: str) -> str | None:
         """The module named after `from`; None if it isn't of the package."""
-        if node.level:
-            is_package = self._files.get(importer, Path()).stem == "__init__"
-            parts = importer.split(".")
-            parts = parts[: len(parts) - node.level + is_package]
-            return ".".join([*parts, *filter(None, [node.module])])
-        head, _, rest = (node.module or "").partition(".")
+        is_package = self._files.get(importer, Path()).stem == "__init__"
+        package = f"{PACKAGE}.{importer if is_package else importer.rpartition('.')[0]}".rstrip(".")
+        head, _, rest = resolve_name("." * node.level + (node.module or ""), package).partition(".")
         return rest if head == PACKAGE else None
 
     def _named(self, base: str, alias: ast.alias, tree: ast.Module) -> set[str]:
@@ -225,11 +221,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 def _is_text(statement: ast.stmt) -> bool:
     """A docstring, or the words below an attribute."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
+    match statement:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False
 
 
 def _python(source: str) -> str:

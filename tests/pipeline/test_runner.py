@@ -188,7 +188,7 @@ def test_what_does_not_need_a_failed_stage_runs_all_the_same(place, at_once, mon
 
     def failing(line, stage):
         if stage.number == "2.1":
-            raise runner.Failure("first.ipynb: broken")
+            raise config.StudyError("first.ipynb: broken")
         execute(line, stage)
 
     monkeypatch.setattr(runner.Pipeline, "_execute_notebook", failing)
@@ -269,7 +269,7 @@ def test_stages_that_become_ready_together_run_in_order(place, at_once):
 
 
 def test_in_place_refreshes_what_is_committed(place):
-    published = "https://github.com/a/b"
+    published = notebooks.address()
     before = notebooks.stamp(notebooks.read(place / "first.ipynb"), "first.ipynb", published)
     notebooks.write(place / "first.ipynb", before)
     *_, line = run(place)
