@@ -123,11 +123,9 @@ def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if not tables:
         raise StudyError("no predictions to average: name at least one model")
     first = checked(tables[0])
-    mean = first.copy()
-    mean[list(CLASSES)] = np.mean(
-        [aligned(checked(table), first)[list(CLASSES)].to_numpy() for table in tables], axis=0
-    )
-    return mean
+    scores = [aligned(checked(table), first)[list(CLASSES)].to_numpy() for table in tables]
+    mean = pd.DataFrame(np.mean(scores, axis=0), columns=list(CLASSES))
+    return first.assign(**mean)
 
 
 def checked(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -124,8 +124,8 @@ def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     Args:
         rows: of axes.
         columns: of axes.
-        width: in inches.
-        height: in inches.
+        width: of the figure in inches.
+        height: of the figure in inches.
     """
     figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
