@@ -11,9 +11,6 @@ from typing import TextIO
 from chestxray.config import StudyError
 from chestxray.pipeline import environment
 
-EXTRAS: dict[str, list[str]] = {"test": ["test"], "serve": ["web"]}
-"""The extras of pyproject.toml that a command needs."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, in the repository's own environment where this interpreter lacks packages.
@@ -25,7 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = _Output(sys.stdout)
     try:
         with contextlib.redirect_stdout(output):
-            return _run(arguments)
+            if arguments[:1] == ["colab"]:
+                return environment.install_on_colab(arguments[1:])
+            if arguments and not {"-h", "--help", "--version"} & set(arguments):
+                extras = {"test": ["test"], "serve": ["web"]}  # of pyproject.toml, by the command that needs them
+                environment.ensure(extras.get(arguments[0], []), arguments)
+            from chestxray.pipeline import commands
+
+            return commands.main(arguments)
     except StudyError as error:
         print(f"chestxray: {error}", file=sys.stderr)
         return 2
@@ -34,16 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         output.flush()
-
-
-def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["colab"]:
-        return environment.install_on_colab(arguments[1:])
-    if arguments and not {"-h", "--help", "--version"} & set(arguments):
-        environment.ensure(EXTRAS.get(arguments[0], []), arguments)
-    from chestxray.pipeline import commands
-
-    return commands.main(arguments)
 
 
 class _Output:

@@ -22,22 +22,8 @@ CLASSES = ("Atelectasis", "Effusion", "Infiltration", "Mass", "No_finding", "Nod
 SIX_FINDINGS: tuple[str, ...] = tuple(name for name in CLASSES if name != "No_finding")
 """The classes that are findings: what one-vs-rest AUROC is averaged over beside published figures."""
 
-NIH_FINDINGS: tuple[str, ...] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Effusion",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pleural_Thickening",
-    "Pneumonia",
-    "Pneumothorax",
-)
+_OTHER_FINDINGS = "Cardiomegaly", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia"
+NIH_FINDINGS: tuple[str, ...] = tuple(sorted((*SIX_FINDINGS, *_OTHER_FINDINGS, "Pleural_Thickening", "Pneumonia")))
 """The fourteen findings of ChestX-ray14, spelt as in the NIH table (Wang et al., CVPR 2017)."""
 
 NO_FINDING_NIH = "No Finding"
@@ -76,7 +62,7 @@ class StageMissing(StudyError):
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes and epochs of a run. A notebook's `parameters` cell may override any field.
+    """Sizes and epochs of a run, by default those of `quick`. A notebook's `parameters` cell may override any field.
 
     Attributes:
         name: `quick`, `cpu` or `gpu`.
@@ -93,33 +79,32 @@ class Profile:
         batch_size: images per step.
         dense_epochs, cnn_epochs, ensemble_epochs: epochs of the small models and of the ensemble's head.
         all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
-        fine_tune_epochs: epochs with all layers trainable on the seven classes, after those of all findings; 0 leaves
-            them out.
+        fine_tune_epochs: epochs with all layers trainable on the seven classes, after those of all findings; 0: none.
         learning_rate: peak learning rate of the stages that train a whole backbone.
         ema: momentum of the running mean of a fine-tuned model's weights; its memory, 1 / (1 - ema) steps, has to be
             short beside the steps of a stage.
         mixed_precision: compute in float16 where a GPU is present.
     """
 
-    name: str
-    image_size: int
-    phantom_images: int
-    no_finding: int
-    valid_share: float
-    backbones: tuple[str, str, str, str]
-    member_sizes: tuple[int, int, int, int]
-    feature_backbone: str
-    feature_size: int
-    pooling: str
-    batch_size: int
-    dense_epochs: int
-    cnn_epochs: int
-    ensemble_epochs: int
-    all_findings_epochs: tuple[int, int, int, int]
-    fine_tune_epochs: int
-    learning_rate: float
-    ema: float
-    mixed_precision: bool
+    name: str = "quick"
+    image_size: int = 64
+    phantom_images: int = 900
+    no_finding: int = 300
+    valid_share: float = 0.2
+    backbones: tuple[str, ...] = ("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")
+    member_sizes: tuple[int, int, int, int] = (64, 80, 64, 56)
+    feature_backbone: str = "EfficientNetLite0"
+    feature_size: int = 64
+    pooling: str = "blocks"
+    batch_size: int = 32
+    dense_epochs: int = 5
+    cnn_epochs: int = 5
+    ensemble_epochs: int = 60
+    all_findings_epochs: tuple[int, int, int, int] = (0, 0, 0, 0)
+    fine_tune_epochs: int = 2
+    learning_rate: float = 3e-4
+    ema: float = 0.9
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         if not self.fine_tune_epochs and 0 in self.all_findings_epochs:
@@ -144,28 +129,7 @@ class Profile:
         return dataclasses.replace(self, **changes)
 
 
-_QUICK = Profile(
-    name="quick",
-    image_size=64,
-    phantom_images=900,
-    no_finding=300,
-    valid_share=0.2,
-    backbones=("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2"),
-    member_sizes=(64, 80, 64, 56),
-    feature_backbone="EfficientNetLite0",
-    feature_size=64,
-    pooling="blocks",
-    batch_size=32,
-    dense_epochs=5,
-    cnn_epochs=5,
-    ensemble_epochs=60,
-    all_findings_epochs=(0, 0, 0, 0),
-    fine_tune_epochs=2,
-    learning_rate=3e-4,
-    ema=0.9,
-    mixed_precision=False,
-)
-_CPU = _QUICK.override(
+_CPU = Profile().override(
     name="cpu",
     image_size=128,
     phantom_images=6000,
@@ -200,7 +164,7 @@ _GPU = _CPU.override(
     ema=0.999,
     mixed_precision=True,
 )
-PROFILES = {profile.name: profile for profile in (_QUICK, _CPU, _GPU)}
+PROFILES = {profile.name: profile for profile in (Profile(), _CPU, _GPU)}
 """`quick`: minutes on two cores. `cpu`: nih_9k on two cores, in two hours. `gpu`: the study itself."""
 
 
@@ -266,10 +230,7 @@ class Paths:
 
     def relative(self, path: Path) -> str:
         """`path` as it is shown to a reader: relative to the root, with forward slashes."""
-        try:
-            return path.relative_to(self.root).as_posix()
-        except ValueError:
-            return path.name
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     def require(self, path: Path, stage: str, options: str = "") -> Path:
         """Return `path`, or say which earlier stage writes it.
@@ -314,7 +275,7 @@ class Study:
         return "phantom images" if self.is_phantom else f"{self.paths.dataset} radiographs"
 
     def require(self, path: Path, stage: str) -> Path:
-        """Return `path`, or say which earlier stage writes it, as `Paths.require` does.
+        """`Paths.require`, with the profile in the command that the message names.
 
         Args:
             path: a file or folder of this dataset.

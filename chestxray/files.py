@@ -21,9 +21,6 @@ from chestxray.config import StudyError
 TEMPORARY = ".tmp-"
 """Part of every unfinished file's name, by which leftovers of a killed run differ from results."""
 
-RESERVE = 256 << 20
-"""Bytes of the disk that a write of known size leaves free."""
-
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
@@ -53,11 +50,6 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def _beside(path: Path) -> Path:
-    # The suffix stays last: some libraries choose a format by it.
-    return path.with_name(f".{path.stem}{TEMPORARY}{os.getpid()}{path.suffix}")
-
-
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path to write to, so that a reader of `path` sees the old file or the whole new one, never a part.
@@ -68,7 +60,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
     """
     make_folder(path.parent)
-    temporary = _beside(path)
+    # The suffix stays last: some libraries choose a format by it.
+    temporary = path.with_name(f".{path.stem}{TEMPORARY}{os.getpid()}{path.suffix}")
     with explained(path):
         try:
             yield temporary
@@ -100,8 +93,8 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises:
         StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
     """
-    with atomic_file(path) as file:
-        file.write(data)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -114,13 +107,6 @@ def remove_leftovers(path: Path) -> None:
         remove(leftover)
 
 
-def _same(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second) or filecmp.cmp(first, second, shallow=False)
-    except FileNotFoundError:
-        return False
-
-
 def link(target: Path, place: Path) -> None:
     """Make `place` a hard link to `target`; a copy where the file system has no links.
 
@@ -131,8 +117,9 @@ def link(target: Path, place: Path) -> None:
     Raises:
         StudyError: the disk is full or read-only.
     """
-    if _same(target, place):
-        return
+    with contextlib.suppress(FileNotFoundError):
+        if target.samefile(place) or filecmp.cmp(target, place, shallow=False):
+            return
     with atomic_path(place) as temporary:
         temporary.unlink(missing_ok=True)
         try:
@@ -179,7 +166,7 @@ def keep_only(folder: Path, names: set[str]) -> int:
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:
-    """Make sure of free space before the first byte.
+    """Make sure, before the first byte, of free space and of 256 MiB besides.
 
     Args:
         folder: where the bytes will go; it need not exist yet.
@@ -192,9 +179,9 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed + RESERVE > free:
-        spare = f" beside {gigabytes(RESERVE)} to spare" if needed <= free else ""
+    free, reserve = shutil.disk_usage(place).free, 256 << 20
+    if needed + reserve > free:
+        spare = f" beside {gigabytes(reserve)} to spare" if needed <= free else ""
         raise StudyError(
             f"{folder}: needs {gigabytes(needed)}{spare}, {gigabytes(free)} are free; free space, or {remedy}"
         )
