@@ -198,9 +198,8 @@ def _index(paths: Paths, places: dict[str, Path]) -> _Index:
         StudyError: one is missing or has a name that not every system allows; or an image is not the one that the
             manifest lists.
     """
-    listed = {}
-    for name, path in tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None):
-        listed[name] = hashlib.sha256(_read(path)).hexdigest()
+    bar = tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None)
+    listed = {name: hashlib.sha256(_read(path)).hexdigest() for name, path in bar}
     for image, sha256 in data_manifest.read_manifest(paths)[["image", "sha256"]].itertuples(index=False):
         path = data_manifest.store_path(paths.store, image)
         if listed[f"images/{path.name}"] != sha256:
@@ -212,11 +211,7 @@ def _index(paths: Paths, places: dict[str, Path]) -> _Index:
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file of the dataset.
-
-    Raises:
-        StudyError: it cannot be read.
-    """
+    """The bytes of a file of the dataset, or a StudyError that names the stage to run again."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -229,11 +224,7 @@ def _refused(path: Path, reason: str) -> StudyError:
 
 
 def _read_index(path: Path) -> _Index:
-    """The index of an archive, found to be whole and that of a prepared dataset.
-
-    Raises:
-        StudyError: it cannot be used.
-    """
+    """The index of an archive, found to be whole and that of a prepared dataset; else a StudyError."""
     try:
         with path.open("rb") as file:
             head = file.read(len(INDEX) + 1)
@@ -259,12 +250,7 @@ def _read_index(path: Path) -> _Index:
 
 
 def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file of an archive, found to be as listed.
-
-    Args:
-        path: the archive.
-        index: its index.
-        doing: the word for the progress bar.
+    """Name and bytes of each file of an archive, found to be as listed; `doing` is the word for the progress bar.
 
     Raises:
         StudyError: the archive is damaged, or holds something else than its index lists.
@@ -299,13 +285,9 @@ def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, byte
 
 
 def _clear(folder: Path, listed: set[str], present: set[str], again: bool) -> None:
-    """Remove unexpected files among those of an archive, and the tables about to be replaced: they come last.
+    """Remove from a folder what an archive does not list, and the tables that are not `present`: they come last.
 
-    Args:
-        folder: where the archive is unpacked.
-        listed: names of the archive's files.
-        present: those that are there already.
-        again: the folder is a dataset in use: what lies beside the archive's own folders stays.
+    Where the folder is a dataset in use (`again`), what lies beside the archive's own folders stays.
     """
     for name in (listed - present) & set(TABLES):
         files.remove(folder / name)

@@ -12,6 +12,7 @@ and no validation or test image has them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
@@ -47,8 +48,6 @@ PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETER
 
 _RECIPE = "1"
 """Changes when the same parameters would give other pixels: files of another recipe are made anew."""
-_STAMP = "chestxray"
-"""Key of the PNG text in which a written file carries the digest of its source and its transform."""
 
 
 def draw_parameters(seed: int, flip: bool = False) -> dict[str, float | int]:
@@ -101,7 +100,8 @@ def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
     rows = pd.concat(parts, ignore_index=True)
     stems = rows["image"].map(lambda image: Path(image).stem)
     rows["file"] = rows["label"] + "/" + stems + "_" + rows["copy"].astype(str) + ".png"
-    rows["seed"] = [_file_seed(seed, image, copy) for image, copy in zip(rows["image"], rows["copy"], strict=True)]
+    names = [f"{seed}/{image}/{copy}" for image, copy in zip(rows["image"], rows["copy"], strict=True)]
+    rows["seed"] = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]
     drawn = pd.DataFrame([draw_parameters(file_seed, flip) for file_seed in rows["seed"]])
     return pd.concat([rows, drawn], axis=1)[list(PLAN_COLUMNS)]
 
@@ -113,11 +113,6 @@ def _copies(sources: pd.DataFrame, files: int, seed: Sequence[int]) -> pd.DataFr
     uses[np.random.default_rng(seed).permutation(len(sources))[:extra]] += 1
     rows = sources[["image", "patient"]].loc[sources.index.repeat(uses)].reset_index(drop=True)
     return rows.assign(copy=rows.groupby("image").cumcount())
-
-
-def _file_seed(seed: int, image: str, copy: int) -> int:
-    """Seed one file by its name, so that no other file, and no order of work, changes its transform."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{image}/{copy}".encode()).digest()[:4], "big")
 
 
 def transform(
@@ -209,27 +204,19 @@ def _write_one(train: Path, target: Path, row: dict) -> bool:
         data = source.read_bytes()
         done = " ".join(f"{name}={float(value):.4f}" for name, value in parameters.items())
         digest = hashlib.sha256(data + f"{_RECIPE} {done}".encode()).hexdigest()
-        if _stamp_of(path) == digest:
-            return False
+        with contextlib.suppress(OSError):
+            if digest.encode() in path.read_bytes()[:256]:  # the text is the first chunk after a PNG's header
+                return False
         pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
     except (OSError, SyntaxError) as error:
         fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read as an image"
         remedy = "run 2_preprocessing/1_Creating_train_test_directories again"
         raise StudyError(f"train/{row['label']}/{source.name} {fault}; {remedy}") from None
     text = PngImagePlugin.PngInfo()
-    text.add_text(_STAMP, digest)
+    text.add_text("chestxray", digest)
     with files.atomic_file(path) as file:
         Image.fromarray(transform(pixels, **parameters)).save(file, "PNG", pnginfo=text)
     return True
-
-
-def _stamp_of(path: Path) -> str | None:
-    """Return the digest that a written file carries, None when it is absent or not ours."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get(_STAMP)
-    except (OSError, SyntaxError):
-        return None
 
 
 def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:

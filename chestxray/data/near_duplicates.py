@@ -177,16 +177,6 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.divide(products, spread, out=np.zeros_like(spread), where=spread > 1e-3).max())
 
 
-def _all_alike(paths: Sequence[Path], positions: pd.DataFrame) -> pd.Series:
-    """The likeness of each pair of positions in `paths`, on the index of `positions`."""
-    details = functools.lru_cache(maxsize=1024)(lambda place: detail(decode(paths[place])))
-    ordered = positions.sort_values(["first", "second"])  # so that few images are decoded twice
-    pairs = zip(ordered["first"], ordered["second"], strict=True)
-    bar = tqdm(pairs, total=len(ordered), desc="Comparing pairs", unit="pair", disable=None)
-    alike = [likeness(details(first), details(second)) for first, second in bar]
-    return pd.Series(alike, ordered.index, dtype=float).reindex(positions.index)
-
-
 def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     """Compare every prepared radiograph with those of other patients, and write `near_duplicates.csv`.
 
@@ -203,7 +193,11 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     strict = study.profile.image_size < _SIDE or study.is_phantom
     most_bits, threshold = (STRICT_DISTANCE, STRICT_LIKENESS) if strict else (DISTANCE, LIKENESS)
     positions, close = close_pairs(perceptual_hashes(paths, workers), patients, most_bits)
-    alike = _all_alike(paths, positions)
+    positions = positions.sort_values(["first", "second"], ignore_index=True)  # so that few images are decoded twice
+    details = functools.lru_cache(maxsize=1024)(lambda place: detail(decode(paths[place])))
+    both = positions[["first", "second"]].itertuples(index=False)
+    bar = tqdm(both, "Comparing pairs", len(positions), unit="pair", disable=None)
+    alike = np.array([likeness(details(first), details(second)) for first, second in bar])
     rows = manifest[["image", "patient", "split"]]
     first, second = (rows.iloc[positions[side]].reset_index(drop=True) for side in ("first", "second"))
     pairs = first.join(second.add_prefix("other_")).assign(
@@ -214,18 +208,14 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     return Check(pairs, len(manifest), most_bits, threshold, close)
 
 
-def by_distance(found: Check, step: int = 10) -> pd.DataFrame:
+def by_distance(found: Check) -> pd.DataFrame:
     """Pairs by Hamming distance of their hashes.
 
-    Args:
-        found: as `check` returns.
-        step: bits of a range.
-
     Returns:
-        Index: ranges of bits. Columns: `in two splits` and `in one split`, each with all `pairs` and
+        Index: ranges of ten bits. Columns: `in two splits` and `in one split`, each with all `pairs` and
         `near-duplicates`.
     """
-    edges = [-1, *range(step, found.most_bits + 1, step)]
+    edges = [-1, *range(10, found.most_bits + 1, 10)]
     names = [f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)]
     pairs = found.pairs
     crossing = pairs["split"].ne(pairs["other_split"])

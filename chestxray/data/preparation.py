@@ -11,9 +11,10 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files
@@ -27,16 +28,6 @@ from chestxray.images.pixels import decode_bytes, square
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 _NOTE = "Prepared"
-_COMPRESSION = 3
-"""zlib level: half the time of Pillow's 6 for files an eighth larger."""
-
-
-def _encode(image: Image.Image, note: str) -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text(_NOTE, note)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info, compress_level=_COMPRESSION)
-    return buffer.getvalue()
 
 
 def _store_one(image: str, source: Path, target: Path, size: int) -> tuple[str | Rejection, bool]:
@@ -44,18 +35,25 @@ def _store_one(image: str, source: Path, target: Path, size: int) -> tuple[str |
     try:
         # What a prepared PNG records of how it was made: enough to know whether it is up to date.
         note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
-        present = _still_right(target, source, note)
-        # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-        data = present or _encode(square(decode_bytes(source.read_bytes(), source)[0], size), note)
+        data = _still_right(target, source, note)
+        made = data is None
+        if made:
+            buffer, info = io.BytesIO(), PngImagePlugin.PngInfo()
+            info.add_text(_NOTE, note)
+            # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
+            prepared = square(decode_bytes(source.read_bytes(), source)[0], size)
+            # zlib's level 3 takes half the time of Pillow's 6 for files an eighth larger.
+            prepared.save(buffer, "PNG", pnginfo=info, compress_level=3)
+            data = buffer.getvalue()
     except OSError as error:
         remedy = "the image is left out; check the path and its permissions"
         return Rejection(image, f"cannot be read ({error.strerror})", remedy), False
     except StudyError as error:  # one line: file: value; remedy
         value, _, remedy = str(error).partition(": ")[2].rpartition("; ")
         return Rejection(image, value, f"the image is left out; {remedy}"), False
-    if present is None:
+    if made:
         atomic_write(target, data)  # a full disk is no fault of this image: it ends the run
-    return hashlib.sha256(data).hexdigest(), present is None
+    return hashlib.sha256(data).hexdigest(), made
 
 
 def _still_right(target: Path, source: Path, note: str) -> bytes | None:
@@ -100,36 +98,29 @@ def store_images(
     return pd.Series(good, name="sha256", dtype="str"), rejected, sum(made for _, made in outcomes)
 
 
-def link_trees(paths: Paths, manifest: pd.DataFrame) -> int:
+def link_trees(paths: Paths, manifest: pd.DataFrame) -> None:
     """Make the class folders of train, valid and test hold links to the selected images, and nothing else.
 
     Args:
         paths: where the dataset lies.
         manifest: as `read_manifest` gives.
 
-    Returns:
-        How many entries that belonged to none of them were removed.
-
     Raises:
         StudyError: the disk is full or read-only.
     """
     chosen = manifest[manifest["selected"]]
-    removed = 0
     for split in SPLITS:
-        tree = paths.tree(split)
-        removed += files.keep_only(tree, set(CLASSES))
+        files.keep_only(paths.tree(split), set(CLASSES))
         for label in CLASSES:
-            folder = files.make_folder(tree / label)
+            folder = files.make_folder(paths.tree(split) / label)
             images = chosen.loc[chosen["split"].eq(split) & chosen["label"].eq(label), "image"]
             targets = [store_path(paths.store, image) for image in images]
-            removed += files.keep_only(folder, {target.name for target in targets})
+            files.keep_only(folder, {target.name for target in targets})
             for target in targets:
                 files.link(target, folder / target.name)
-    return removed
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What stage 2.1 is going to make, known before any pixel is read.
 
     Attributes:
@@ -145,8 +136,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Preparation:
+class Preparation(NamedTuple):
     """What stage 2.1 has made.
 
     Attributes:
@@ -171,8 +161,7 @@ def make_plan(study: Study) -> Plan:
     """
     raw = study.require(study.paths.raw, "stage 1")
     entries = nih_tables.read_entries(raw)
-    present = nih_tables.match_images(entries, sources.find_images(raw))
-    present, twins = _one_stem_each(present)
+    present = _one_stem_each(nih_tables.match_images(entries, sources.find_images(raw)))
     lists = nih_tables.read_lists(raw)
     profile = study.profile
     table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
@@ -186,17 +175,18 @@ def make_plan(study: Study) -> Plan:
         remedy = f"fewer than {splits.FEWEST_PATIENTS}: its numbers mean little; add images of more patients"
         thin.append(Rejection(entries.source.name, f"class {label}: {patients} patients", remedy))
         notes.append(f"{label}: {patients} patients; {remedy}.")
-    return Plan(table, present.paths, (*present.rejected, *twins, *thin), tuple(notes))
+    return Plan(table, present.paths, (*present.rejected, *thin), tuple(notes))
 
 
-def _one_stem_each(present: nih_tables.Present) -> tuple[nih_tables.Present, list[Rejection]]:
+def _one_stem_each(present: nih_tables.Present) -> nih_tables.Present:
     """Leave out images that would be stored under the name of another (`a.jpg` beside `a.png`)."""
     stem = present.table["image"].str.rsplit(".", n=1).str[0]
     twins = present.table.loc[stem.duplicated(), "image"]
     remedy = "the image is left out: another has this name with another suffix; rename one of them"
-    lines = [Rejection(image, "name used twice", remedy) for image in twins]
+    rejected = (*present.rejected, *(Rejection(image, "name used twice", remedy) for image in twins))
     table = present.table.drop(index=twins.index).reset_index(drop=True)
-    return dataclasses.replace(present, table=table, paths={i: present.paths[i] for i in table["image"]}), lines
+    paths = {image: present.paths[image] for image in table["image"]}
+    return dataclasses.replace(present, table=table, paths=paths, rejected=rejected)
 
 
 def prepare(study: Study, workers: int | None = None) -> Preparation:

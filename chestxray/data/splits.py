@@ -125,22 +125,17 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
             f"the image table: images of {patients} patients; add images, at least {FEWEST_PATIENTS} are needed"
         )
     if uses_lists(table, lists):
-        test_patients = _listed_test_patients(table, lists)
+        train_val, test_patients = (set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists)
+        if both := train_val & test_patients:
+            raise StudyError(
+                f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
+                "move all of a patient's images to one list"
+            )
     else:
         test_patients = hold_out(table, TEST_SHARE, seed)
     test = table["patient"].isin(test_patients)
     valid = table["patient"].isin(hold_out(table[~test], valid_share, seed + 1))
     return pd.Series(np.select([test, valid], ["test", "valid"], "train"), index=table.index, name="split")
-
-
-def _listed_test_patients(table: pd.DataFrame, lists: Lists) -> set[str]:
-    train_val, test = (set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists)
-    if both := train_val & test:
-        raise StudyError(
-            f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
-            "move all of a patient's images to one list"
-        )
-    return test
 
 
 def select(table: pd.DataFrame, no_finding: int, seed: int) -> pd.Series:
@@ -159,12 +154,14 @@ def select(table: pd.DataFrame, no_finding: int, seed: int) -> pd.Series:
     """
     chosen = table["label"].ne("")
     healthy = table.loc[table["label"].eq("No_finding"), ["image", "patient", "split"]]
-    if len(healthy) <= no_finding:
-        return chosen.rename("selected")
-    healthy = _in_rounds(healthy, np.random.default_rng([seed, 2]))
-    quota = _in_proportion(healthy["split"].value_counts(), no_finding)
-    place = healthy.groupby("split").cumcount()
-    chosen[healthy.index[place >= healthy["split"].map(quota)]] = False
+    if len(healthy) > no_finding:
+        healthy = _in_rounds(healthy, np.random.default_rng([seed, 2]))
+        exact = healthy["split"].value_counts().sort_index() * no_finding / len(healthy)
+        quota = np.floor(exact).astype(int)
+        # Largest remainders give whole numbers that add up to `no_finding`.
+        largest = (exact - quota).sort_values(ascending=False, kind="stable").index[: no_finding - quota.sum()]
+        quota[largest] += 1
+        chosen[healthy.index[healthy.groupby("split").cumcount() >= healthy["split"].map(quota)]] = False
     return chosen.rename("selected")
 
 
@@ -201,15 +198,6 @@ def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
         drawn = _in_rounds(single.loc[single["label"].eq(label), ["image", "patient"]], random)
         balanced[drawn.index[:size]] = True
     return pd.DataFrame({"natural_test": tested, "balanced_test": balanced})
-
-
-def _in_proportion(counts: pd.Series, total: int) -> pd.Series:
-    """Divide `total` in proportion to `counts` into whole numbers (largest remainders)."""
-    exact = counts.sort_index() * total / counts.sum()
-    whole = np.floor(exact).astype(int)
-    largest = (exact - whole).sort_values(ascending=False, kind="stable").index[: total - whole.sum()]
-    whole[largest] += 1
-    return whole
 
 
 def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_finding: int, seed: int) -> pd.DataFrame:
@@ -267,17 +255,6 @@ def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.
     table = rows.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
     table.loc["Total"] = [len(everything), everything["patient"].nunique()]
     return table
-
-
-def single_labels(planned: pd.DataFrame) -> pd.DataFrame:
-    """Images with exactly one of the seven labels, selected or not, and their patients.
-
-    Returns:
-        Index: the classes and `Total`. Columns: (`train_val` | `test`, `images` | `patients`).
-    """
-    single = planned[planned["label"].ne("")]
-    is_test = single["split"].eq("test")
-    return pd.concat({"train_val": _by_class(single[~is_test]), "test": _by_class(single[is_test])}, axis=1)
 
 
 def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
@@ -347,6 +324,9 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
 
 def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Title → table to print: single-label images, the selection, validation's departures, and both tests."""
+    single = planned[planned["label"].ne("")]
+    is_test = single["split"].eq("test")
+    sides = pd.concat({"train_val": _by_class(single[~is_test]), "test": _by_class(single[is_test])}, axis=1)
     apart = departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
     for column, form in {"share": "{:.2%}", "departure": "{:+.2f}", "images_off": "{:+.1f}"}.items():
         apart[column] = apart[column].map(form.format)
@@ -355,7 +335,7 @@ def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
         return table.set_axis([" ".join(names) for names in table.columns], axis=1).rename_axis("class").reset_index()
 
     return {
-        "Images with one of the seven labels": flat(single_labels(planned)),
+        "Images with one of the seven labels": flat(sides),
         "Selected images": selection(planned),
         "Validation's share of train_val, and how far it departs (percentage points, images)": apart,
         "Images of both tests; of all test images (natural) each counts for each finding": flat(test_counts(planned)),
