@@ -220,10 +220,10 @@ def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]
     drop, lines = [], []
     for image, group in text[text["image"].duplicated(keep=False)].groupby("image", sort=False):
         equal = group.duplicated().iloc[1:].all()
-        drop += group.index[1:].tolist() if equal else group.index.tolist()
-        remedy = "the rows are equal: one is kept; remove the others"
-        if not equal:
-            remedy = "the rows contradict each other: the image is left out; keep the right one"
+        drop += group.index[int(equal) :].tolist()
+        remedy = "the rows contradict each other: the image is left out; keep the right one"
+        if equal:
+            remedy = "the rows are equal: one is kept; remove the others"
         lines.append(Rejection(image, f"{COLUMNS['image'][0]} in {len(group)} rows", remedy))
     return text.drop(index=drop), lines
 

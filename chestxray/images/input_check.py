@@ -123,10 +123,10 @@ class Check:
         return "does not look like a frontal chest radiograph"
 
 
-@functools.lru_cache(maxsize=2)
-def committed(path: Path | None = None) -> Check:
+@functools.cache
+def committed() -> Check:
     """The committed check; raises as `Check.load`."""
-    return Check.load(path or FOLDER / WEIGHTS)
+    return Check.load(FOLDER / WEIGHTS)
 
 
 def reduced(image: np.ndarray) -> np.ndarray:

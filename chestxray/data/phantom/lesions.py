@@ -233,10 +233,14 @@ class Infiltration(Spread):
         total = np.minimum(total, 1.2)
         total[total < 0.12] = 0
         centre = self.patches[:, :2].mean(axis=0)
-        step = 160 / (len(self.grain) - 1)
-        rows = ((field.y[:, 0] - centre[1]) / step + len(self.grain) / 2).clip(0, len(self.grain) - 1.001)
-        columns = ((field.x[0] - centre[0]) / step + len(self.grain) / 2).clip(0, len(self.grain) - 1.001)
-        return total * _bilinear(self.grain, rows, columns)
+        cells = len(self.grain)
+        step = 160 / (cells - 1)
+        rows = ((field.y[:, 0] - centre[1]) / step + cells / 2).clip(0, cells - 1.001)
+        columns = ((field.x[0] - centre[0]) / step + cells / 2).clip(0, cells - 1.001)
+        r, c = rows.astype(int), columns.astype(int)
+        fr, fc = (rows - r)[:, None], columns - c
+        upper, lower = (self.grain[row][:, c] * (1 - fc) + self.grain[row][:, c + 1] * fc for row in (r, r + 1))
+        return total * (upper * (1 - fr) + lower * fr)  # bilinear
 
     def apply(self, field: Field) -> None:
         field.extra += self.strength * self.share(field) * field.lung
@@ -273,15 +277,6 @@ class Atelectasis(Spread):
 
     def apply(self, field: Field) -> None:
         field.extra += self.strength * self.share(field) * field.lung
-
-
-def _bilinear(grid: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Read `grid` at fractional `rows` (H,) and `columns` (W,), giving (H, W)."""
-    r, c = rows.astype(int), columns.astype(int)
-    fr, fc = (rows - r)[:, None], (columns - c)[None, :]
-    upper = grid[r][:, c] * (1 - fc) + grid[r][:, c + 1] * fc
-    lower = grid[r + 1][:, c] * (1 - fc) + grid[r + 1][:, c + 1] * fc
-    return upper * (1 - fr) + lower * fr
 
 
 def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float, rng: np.random.Generator) -> tuple:
