@@ -29,7 +29,6 @@ from chestxray.inference.interpretation import DECIMALS
 from chestxray.inference.reader import BATCH, Reader
 
 FORMATS = (".csv", ".json")
-"""Suffixes of what `predict_files` writes."""
 
 
 def predict_files(
@@ -62,7 +61,7 @@ def predict_files(
             or heat-maps are asked of a model that has none.
     """
     check(out, batch_size, finding)
-    report = report or _print
+    report = report or (lambda error: tqdm.write(str(error), file=sys.stderr))
     found = list(find_files(paths, report))
     pictures = None if heat_maps is None else _Pictures(heat_maps, reader, finding)
     with tqdm(total=len(found), unit="image", desc="predict", disable=None) as bar:
@@ -115,12 +114,16 @@ def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> I
         paths: files or folders.
         report: called with one error for every folder that has no image, or cannot be searched.
     """
+
+    def unreadable(error: OSError) -> None:
+        report(StudyError(f"{error.filename}: cannot be searched ({error.strerror}); check its permissions"))
+
     for given in paths:
         if not given.is_dir():
             yield given
             continue
         empty = True
-        for place, folders, names in os.walk(given, onerror=lambda error: report(_unreadable(error))):
+        for place, folders, names in os.walk(given, onerror=unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 if not name.startswith(".") and load.is_predictable(Path(place, name)):
@@ -156,9 +159,7 @@ class _Document:
         file.write(
             f'{{"warning": {json.dumps(plain_words.WARNING)},\n"operating_points": {json.dumps(points)},\n"images": ['
         )
-        self._file = file
-        self._heat_maps = heat_maps
-        self._comma = ""
+        self._file, self._heat_maps, self._comma = file, heat_maps, ""
 
     def add(self, name: str, answer: Answer, picture: str) -> None:
         entry: dict[str, Any] = {"image": name}
@@ -179,8 +180,7 @@ class _Pictures:
 
     def __init__(self, folder: Path, reader: Reader, finding: str | None) -> None:
         self._folder = files.make_folder(folder)
-        self._reader = reader
-        self._finding = finding
+        self._reader, self._finding = reader, finding
         self._taken: set[str] = set()
 
     def add(self, name: str, answer: Answer) -> str:
@@ -202,11 +202,3 @@ class _Pictures:
             name = f"{stem}_{number}_{finding}.png"
         self._taken.add(name.casefold())
         return name
-
-
-def _unreadable(error: OSError) -> StudyError:
-    return StudyError(f"{error.filename}: cannot be searched ({error.strerror}); check its permissions")
-
-
-def _print(error: StudyError) -> None:
-    tqdm.write(str(error), file=sys.stderr)

@@ -25,10 +25,6 @@ from chestxray.networks import class_activation
 if TYPE_CHECKING:
     import keras
 
-
-REFERENCE_MODEL = "ensemble.keras"
-"""The file of the default model, in `config.REFERENCE`."""
-
 ENGINES = ("onnx", "keras")
 
 CACHE_VARIABLE = "CHESTXRAY_CACHE"
@@ -36,9 +32,6 @@ CACHE_VARIABLE = "CHESTXRAY_CACHE"
 
 CACHED = 4
 """Converted graphs that stay in the cache; the oldest leave first."""
-
-_CONVERTER = ("onnx_graph.py", "ensemble.py", "class_activation.py")
-"""What makes a graph of a model, in `networks`."""
 
 
 class Scores(NamedTuple):
@@ -121,7 +114,7 @@ def reference_model() -> Path:
     Raises:
         StudyError: it is missing.
     """
-    path = config.REFERENCE / REFERENCE_MODEL
+    path = config.REFERENCE / "ensemble.keras"
     if not path.is_file():
         place = "/".join(path.parts[-3:])
         raise StudyError(f"{place}: the reference model is missing; restore it from the repository, or give a model")
@@ -144,7 +137,10 @@ def start(path: Path, engine: str | None = None) -> Engine:
     if engine == "keras":
         return KerasEngine(load_keras(path))
     with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
-        return OnnxEngine(_cached(path))
+        cached = _cached(path)
+        if engine is None and not cached.stat().st_size:  # `convert` has failed before
+            return KerasEngine(load_keras(path))
+        return OnnxEngine(cached)
     try:
         graph = _converted(path)
     except StudyError:
@@ -162,7 +158,7 @@ def start(path: Path, engine: str | None = None) -> Engine:
 def _cached(path: Path) -> Path:
     """Where the converted graph of a model lies: named by what the model is, and by what converts it."""
     digest = hashlib.sha256(path.read_bytes())
-    for module in _CONVERTER:
+    for module in ("onnx_graph.py", "ensemble.py", "class_activation.py"):
         digest.update(Path(__file__).parents[1].joinpath("networks", module).read_bytes())
     folder = os.environ.get(CACHE_VARIABLE)
     if not folder:
@@ -213,6 +209,8 @@ def convert(model: keras.Model, source: Path | str = "model") -> bytes:
     try:
         return onnx_graph.convert(ensemble.answering(model)).SerializeToString()
     except onnx_graph.UnknownLayer as error:
+        with contextlib.suppress(StudyError, OSError):  # an empty graph, so that `start` doesn't try again
+            files.atomic_write(_cached(Path(source)), b"")
         raise StudyError(f"{source}: {error}") from error
 
 

@@ -16,17 +16,8 @@ import numpy as np
 from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 
-CALIBRATION, OPERATING_POINTS = "calibration_fit.csv", "operating_points.csv"
-"""The tables of a reference that hold what was fitted and chosen on validation."""
-
-VALIDATION = "predictions_valid.csv"
-"""A model's predictions for validation, beside its `model.keras`."""
-
 DECIMALS = 6
 """Of a score in tables: thresholds were chosen among scores so rounded."""
-
-_TINY = 1e-7
-_FITTED = ("temperature", "bias")
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Interpretation:
         scores = np.asarray(scores, dtype=np.float64)
         if not self.calibrated:
             return scores
-        clipped = np.clip(scores, _TINY, 1 - _TINY)
+        clipped = np.clip(scores, 1e-7, 1 - 1e-7)
         log_odds = np.log(clipped) - np.log1p(-clipped)
         scaled = np.clip(log_odds / self.temperatures + self.biases, -500, 500)
         return 1 / (1 + np.exp(-scaled))
@@ -93,7 +84,7 @@ def of_reference() -> Interpretation:
     Raises:
         StudyError: a table is damaged.
     """
-    fitted, points = config.REFERENCE / CALIBRATION, config.REFERENCE / OPERATING_POINTS
+    fitted, points = config.REFERENCE / "calibration_fit.csv", config.REFERENCE / "operating_points.csv"
     if not fitted.is_file() or not points.is_file():
         return uncalibrated()
     return _from_tables(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
@@ -105,7 +96,7 @@ def of_model(path: Path) -> Interpretation:
     Raises:
         StudyError: the predictions are damaged, or of radiographs of which none shows one of the findings.
     """
-    table = path.parent / VALIDATION
+    table = path.parent / "predictions_valid.csv"
     if not table.is_file():
         return uncalibrated()
     # pandas and SciPy take a second to import, and the reference needs neither.
@@ -119,20 +110,19 @@ def of_model(path: Path) -> Interpretation:
 def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: Path) -> Interpretation:
     """An interpretation from rows of temperatures and biases by class, and of operating points by finding."""
     try:
-        temperatures, biases = (np.array([float(fitted[name][key]) for name in CLASSES]) for key in _FITTED)
+        keys = ("temperature", "bias")
+        temperatures, biases = (np.array([float(fitted[name][key]) for name in CLASSES]) for key in keys)
         if not (np.isfinite(biases).all() and np.isfinite(temperatures).all() and (temperatures > 0).all()):
             raise ValueError("a temperature that is not above 0")
         thresholds = {name: float(points[name]["threshold"]) for name in SIX_FINDINGS}
-        scale = Interpretation(temperatures, biases, {})
-        lines = scale.probabilities(np.array([thresholds.get(name, 0.5) for name in CLASSES]))
+        scores = np.array([thresholds.get(name, 0.5) for name in CLASSES])
+        lines = Interpretation(temperatures, biases, {}).probabilities(scores)
         made = {
             name: OperatingPoint(
-                threshold=thresholds[name],
-                probability=float(lines[CLASSES.index(name)]),
-                sensitivity=float(points[name]["sensitivity"]),
-                specificity=float(points[name]["specificity"]),
-                n_images=int(float(points[name]["n_images"])),
-                n_positive=int(float(points[name]["n_positive"])),
+                thresholds[name],
+                float(lines[CLASSES.index(name)]),
+                *(float(points[name][key]) for key in ("sensitivity", "specificity")),
+                *(int(float(points[name][key])) for key in ("n_images", "n_positive")),
             )
             for name in SIX_FINDINGS
         }
@@ -142,11 +132,7 @@ def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], s
 
 
 def _rows(path: Path, key: str, names: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """The rows of a small table by one of its columns.
-
-    Raises:
-        StudyError: a name has no row.
-    """
+    """The rows of a small table by one of its columns; a `StudyError` where a name has no row."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = {row.get(key, ""): row for row in csv.DictReader(file)}
     for name in names:

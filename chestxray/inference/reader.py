@@ -173,27 +173,24 @@ class Reader:
     ) -> Iterator[tuple[str, Prepared]]:
         """Radiographs in order, read by threads that are a few ahead, so that few wait in memory."""
         workers = os.cpu_count() or 1
+        named = iter(sources)
         waiting: deque[tuple[str, Future[Prepared]]] = deque()
-
-        def first() -> Iterator[tuple[str, Prepared]]:
-            name, future = waiting.popleft()
-            try:
-                prepared = future.result()
-            except StudyError as error:
-                if report is None:
-                    raise
-                report(error)
-            else:
-                yield name, prepared
-
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for name, source in sources:
-                    waiting.append((name, pool.submit(self.prepare, source, keep)))
-                    if len(waiting) > 2 * workers:
-                        yield from first()
-                while waiting:
-                    yield from first()
+                while True:
+                    for name, source in itertools.islice(named, 2 * workers + 1 - len(waiting)):
+                        waiting.append((name, pool.submit(self.prepare, source, keep)))
+                    if not waiting:
+                        return
+                    name, future = waiting.popleft()
+                    try:
+                        prepared = future.result()
+                    except StudyError as error:
+                        if report is None:
+                            raise
+                        report(error)
+                    else:
+                        yield name, prepared
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -33,10 +33,6 @@ STAY = 120
 """Seconds within which an upload is deleted, answered or not."""
 SWEEP = 10
 """Seconds between two searches for uploads to delete."""
-WAITING = 200
-"""Requests that may wait; more are turned away."""
-SESSIONS = 64
-"""Visitors whose last radiograph stays in memory for more heat-maps; the longest unused one goes first."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -148,7 +144,8 @@ def _launch_options(gradio: Any, folder: Path) -> dict[str, Any]:
         "head": f"<style>\n{(TEMPLATES / 'page.css').read_text('utf-8')}</style>",
         "footer_links": [],
         "max_file_size": LARGEST_UPLOAD,
-        "state_session_capacity": SESSIONS,
+        # Visitors whose radiograph stays in memory for more heat-maps; the longest unused one goes first.
+        "state_session_capacity": 64,
         "app_kwargs": {"middleware": [Middleware(BaseHTTPMiddleware, dispatch=guard)]},
         "prevent_thread_lock": True,
         "quiet": True,
@@ -178,7 +175,7 @@ def build(gradio: Any, page: Page) -> Any:
             gradio.Markdown(model_card(), elem_id="card")
         _connect(gradio, page, parts)
         blocks.load(None, None, None, js=_ANNOUNCE)
-    return blocks.queue(max_size=WAITING, api_open=False)
+    return blocks.queue(max_size=200, api_open=False)  # more requests are turned away
 
 
 def _controls(gradio: Any) -> SimpleNamespace:

@@ -16,9 +16,6 @@ from keras import layers
 from chestxray.config import CLASSES, StudyError
 from chestxray.networks import class_activation
 
-BORDER = 1 / 32
-"""Share of each side of a radiograph that the enlarged view leaves out."""
-
 CLIPPED = (1e-6, 1 - 1e-6)
 """Range to which probabilities are clipped before their log-odds are taken."""
 
@@ -79,9 +76,8 @@ def join(
         member.name = f"member_{number}"
         member.trainable = False
         answers = [member(view) for view in views]
-        if len(answers) > 1:
-            answers = [layers.Average(dtype="float32", name=f"member_{number}_all_looks")(answers)]
-        outputs += answers
+        averaged = layers.Average(dtype="float32", name=f"member_{number}_all_looks")
+        outputs += [averaged(answers)] if len(answers) > 1 else answers
     if fitted_head is None:
         joined = layers.Average(dtype="float32", name="mean")(outputs)
     else:
@@ -122,14 +118,20 @@ def answering(model: keras.Model) -> keras.Model:
     views = tta_views(pixels, mirrored, enlarged)
     # One call answers for all views of a batch.
     stacked = keras.ops.concatenate(views, axis=0) if len(views) > 1 else pixels
+
+    def split(outputs: keras.KerasTensor) -> list[keras.KerasTensor]:
+        return keras.ops.split(outputs, len(views), axis=0) if len(views) > 1 else [outputs]
+
     own, maps = [], []
     for network in networks:
         try:
             answers, coarse = class_activation.with_class_maps(network)(stacked)
-            maps.append(_map_views(coarse, len(views), mirrored))
+            straight, *others = split(coarse)
+            flipped = [keras.ops.flip(others[0], axis=2)] if mirrored else []
+            maps.append(keras.ops.stack([straight, *flipped], axis=1))
         except StudyError:
             answers = network(stacked)
-        own.append(layers.Average(dtype="float32")(_parts(answers, len(views))) if len(views) > 1 else answers)
+        own.append(layers.Average(dtype="float32")(split(answers)) if len(views) > 1 else answers)
     outputs = {"probabilities": own[0], "members": keras.ops.stack(own, axis=1)}
     if tail is not None:
         each = [tail([answer] * len(own)) for answer in own]
@@ -137,16 +139,6 @@ def answering(model: keras.Model) -> keras.Model:
     if len(maps) == len(networks):
         outputs |= {f"class_maps_{number}": member for number, member in enumerate(maps, start=1)}
     return keras.Model(pixels, outputs, name="answering")
-
-
-def _parts(stacked: keras.KerasTensor, number: int) -> list[keras.KerasTensor]:
-    return keras.ops.split(stacked, number, axis=0)
-
-
-def _map_views(maps: keras.KerasTensor, number: int, mirrored: bool) -> keras.KerasTensor:
-    """Class maps (N, views, h, w, 7) of those of all views, (number × N, h, w, 7), with mirror images flipped back."""
-    straight, *others = _parts(maps, number) if number > 1 else [maps]
-    return keras.ops.stack([straight, keras.ops.flip(others[0], axis=2)] if mirrored else [straight], axis=1)
 
 
 def view_by_view(member: keras.Model) -> keras.Model:
@@ -178,13 +170,13 @@ def tta_views(pixels: keras.KerasTensor, mirrored: bool, enlarged: bool) -> list
 
 
 def enlarge(radiographs: keras.KerasTensor) -> keras.KerasTensor:
-    """Radiographs (N, side, side, 1) without their outer `BORDER`, resized to the size they had.
+    """Radiographs (N, side, side, 1) without the outer 1/32 of each side, resized to the size they had.
 
     A prediction depends a little on where shadows lie on the grid of the network's strides; the mean over two sizes
     depends on it less (multi-scale testing; Simonyan & Zisserman, ICLR 2015).
     """
     side = radiographs.shape[1]
-    centre = layers.Cropping2D(max(1, round(side * BORDER)), dtype="float32", name="centre")(radiographs)
+    centre = layers.Cropping2D(max(1, round(side / 32)), dtype="float32", name="centre")(radiographs)
     return layers.Resizing(side, side, dtype="float32", name="enlarged")(centre)
 
 

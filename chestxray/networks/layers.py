@@ -55,9 +55,8 @@ class BatchNormalization(layers.BatchNormalization):
         return tf.cast(x, self.compute_dtype)
 
     def _can_fuse(self, inputs: Any) -> bool:
-        last = self.axis in (-1, 3)
-        renorm = getattr(self, "renorm", False)
-        return len(inputs.shape) == 4 and last and self.scale and self.center and not self.synchronized and not renorm
+        special = self.synchronized or getattr(self, "renorm", False)
+        return len(inputs.shape) == 4 and self.axis in (-1, 3) and self.scale and self.center and not special
 
 
 @tf.custom_gradient

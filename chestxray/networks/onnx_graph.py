@@ -38,7 +38,7 @@ def convert(model: keras.Model) -> onnx.ModelProto:
         A graph with the input `radiograph` and the model's outputs, by the same names and of the same shapes, float32.
 
     Raises:
-        UnknownLayer: see there.
+        UnknownLayer: a layer, or a setting of one, has no conversion.
     """
     graph, side = _Graph(), model.input_shape[1]
     # Of one channel only the axes' names change, not the order of the pixels.
@@ -46,9 +46,10 @@ def convert(model: keras.Model) -> onnx.ModelProto:
     written = keras.tree.pack_sequence_as(model.output, _walk(graph, model, [image]))
     given = []
     for name, tensor in model.output.items():
-        graph.nodes.append(
-            helper.make_node("Identity", [_as_in_keras(graph, written[name], tensor)], [name], name=name)
-        )
+        value, rank = written[name], len(tensor.shape)
+        if rank >= 4:  # the channels behind the image's axes again
+            value = graph.add("Transpose", [value], perm=[*range(rank - 3), rank - 2, rank - 1, rank - 3])
+        graph.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         given.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *tensor.shape[1:]]))
     taken = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["N", side, side, 1])
     constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
@@ -138,11 +139,7 @@ def _write(graph: _Graph, call: _Call) -> list[str]:
 
 
 def _expect(call: _Call, **settings: Any) -> None:
-    """Raise unless these settings of a layer are so, as far as it has them.
-
-    Raises:
-        UnknownLayer: a setting is another.
-    """
+    """Raise `UnknownLayer` unless these settings of a layer are so, as far as it has them."""
     layer = call.layer
     for name, expected in settings.items():
         found = getattr(layer, name, expected)
@@ -151,20 +148,7 @@ def _expect(call: _Call, **settings: Any) -> None:
             raise UnknownLayer(f"layer {layer.name} ({kind}) has {name} {found}; only {expected} is converted")
 
 
-def _as_in_keras(graph: _Graph, name: str, tensor: keras.KerasTensor) -> str:
-    """A value with its channels behind the image's axes again."""
-    rank = len(tensor.shape)
-    if rank < 4:
-        return name
-    return graph.add("Transpose", [name], perm=[*range(rank - 3), rank - 2, rank - 1, rank - 3])
-
-
 # --- The layers -----------------------------------------------------------------------------------------------------
-
-
-def _same(graph: _Graph, call: _Call) -> str:
-    """Layers that do nothing in prediction."""
-    return call.name
 
 
 _ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
@@ -186,16 +170,8 @@ def _activated(graph: _Graph, layer: Any, name: str, rank: int) -> str:
     return graph.add(_ACTIVATIONS[kind], [name])
 
 
-def _activation(graph: _Graph, call: _Call) -> str:
-    return _activated(graph, call.layer, call.name, call.rank)
-
-
 def _clipped(graph: _Graph, name: str, low: float | None, high: float | None) -> str:
     return graph.add("Clip", [name, *("" if end is None else graph.constant(end) for end in (low, high))])
-
-
-def _clip(graph: _Graph, call: _Call) -> str:
-    return _clipped(graph, call.name, call.layer.x_min, call.layer.x_max)
 
 
 def _relu(graph: _Graph, call: _Call) -> str:
@@ -225,7 +201,6 @@ def _normalisation(graph: _Graph, call: _Call) -> str:
 
 
 _PADDING = {"same": "SAME_UPPER", "valid": "VALID"}
-"""TensorFlow's rules of padding in ONNX's words."""
 
 
 def _convolution(graph: _Graph, call: _Call) -> str:
@@ -241,7 +216,7 @@ def _convolution(graph: _Graph, call: _Call) -> str:
     inputs = [call.name, graph.constant(kernel)]
     if layer.use_bias:
         inputs.append(graph.constant(layer.bias))
-    sides = {"kernel_shape": list(kernel.shape[2:]), "strides": list(np.broadcast_to(layer.strides, 2).tolist())}
+    sides = {"kernel_shape": list(kernel.shape[2:]), "strides": np.broadcast_to(layer.strides, 2).tolist()}
     made = graph.add("Conv", inputs, group=groups, auto_pad=_PADDING[layer.padding], **sides)
     return _activated(graph, layer, made, call.rank)
 
@@ -292,19 +267,11 @@ def _stack(graph: _Graph, call: _Call) -> str:
     return graph.add("Concat", [graph.add("Unsqueeze", [name, second]) for name in call.names], axis=1)
 
 
-def _average(graph: _Graph, call: _Call) -> str:
-    return graph.add("Mean", call.names)
-
-
 def _flip(graph: _Graph, call: _Call) -> str:
     """Left and right of images exchanged."""
     _expect(call, axis=2)
     backwards = graph.constant(np.arange(call.shapes[0][2])[::-1], np.int64)
     return graph.add("Gather", [call.name, backwards], axis=3)
-
-
-def _log(graph: _Graph, call: _Call) -> str:
-    return graph.add("Log", [call.name])
 
 
 _ARITHMETIC = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "TrueDivide": "Div", "Divide": "Div"}
@@ -338,24 +305,26 @@ def _cropping(graph: _Graph, call: _Call) -> str:
     return graph.add("Slice", [call.name, *(graph.constant(numbers, np.int64) for numbers in limits)])
 
 
+_IDLE = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness")
 _LAYERS: dict[str, Callable[[_Graph, _Call], str | list[str]]] = {
-    **dict.fromkeys(("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom"), _same),
-    **dict.fromkeys(("RandomContrast", "RandomBrightness", "GaussianNoise", "Dropout", "SpatialDropout2D"), _same),
+    # Layers that do nothing in prediction.
+    **dict.fromkeys(
+        (*_IDLE, "GaussianNoise", "Dropout", "SpatialDropout2D", "Identity"), lambda graph, call: call.name
+    ),
     **dict.fromkeys(_ARITHMETIC, _arithmetic),
     **dict.fromkeys(("Conv2D", "DepthwiseConv2D"), _convolution),
     **dict.fromkeys(("AveragePooling2D", "MaxPooling2D"), _pooling),
-    "Activation": _activation,
-    "Average": _average,
+    "Activation": lambda graph, call: _activated(graph, call.layer, call.name, call.rank),
+    "Average": lambda graph, call: graph.add("Mean", call.names),
     "BatchNormalization": _normalisation,
-    "Clip": _clip,
+    "Clip": lambda graph, call: _clipped(graph, call.name, call.layer.x_min, call.layer.x_max),
     "Concatenate": _concatenation,
     "Cropping2D": _cropping,
     "Dense": _dense,
     "Flatten": _flatten,
     "Flip": _flip,
     "GlobalAveragePooling2D": _global_average,
-    "Identity": _same,
-    "Log": _log,
+    "Log": lambda graph, call: graph.add("Log", [call.name]),
     "ReLU": _relu,
     "Rescaling": _rescaling,
     "Resizing": _resizing,

@@ -6,7 +6,6 @@ Every model takes raw 8-bit grey pixels, (N, H, W, 1) in 0–255, and gives seve
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,11 +151,10 @@ class Transfer:
                 spots serve photographs and radiographs alike (Raghu et al., Transfusion, NeurIPS 2019).
         """
         self.backbone.trainable = trainable
-        count = 0
-        if frozen:
-            count = len(list(itertools.takewhile(lambda layer: _block(layer) <= frozen, self.backbone.layers)))
-        for position, layer in enumerate(self.backbone.layers):
-            layer.trainable = trainable and position >= count
+        early = trainable and frozen > 0
+        for layer in self.backbone.layers:
+            early = early and _block(layer) <= frozen
+            layer.trainable = trainable and not early
 
 
 def _block(layer: keras.Layer) -> int:

@@ -167,14 +167,17 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     assert engines.start(path).scores(radiographs()).probabilities.shape == (5, 7)
 
 
-def test_layers_without_conversion_are_left_to_keras(tmp_path):
+def test_layers_without_conversion_are_left_to_keras(tmp_path, monkeypatch):
     image = layers.Input((SIDE, SIDE, 1))
     x = layers.UpSampling2D(2)(layers.Conv2D(3, 3)(image))
     path = tmp_path / "model.keras"
     keras.Model(image, layers.Dense(7, activation="sigmoid")(layers.GlobalMaxPooling2D()(x))).save(path)
+    assert engines.start(path).name == "keras"
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_graph, "convert", lambda model: pytest.fail("tried again"))
+        engine = engines.start(path)
     with pytest.raises(StudyError, match=r"model\.keras: layer .* is a UpSampling2D, which has no conv"):
         engines.start(path, "onnx")
-    engine = engines.start(path)
     assert engine.name == "keras" and engine.scores(radiographs()).members.shape == (5, 1, 7)
     with pytest.raises(StudyError, match="no heat-map"):
         engine.heat_maps(radiographs(), 0)
