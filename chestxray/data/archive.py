@@ -154,7 +154,12 @@ def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
     needed = path.stat().st_size - sum(there[name].stat().st_size for name in present)
     if len(present) < len(index.files):
         files.require_space(paths.data, needed, "set CHESTXRAY_ROOT or --root to another disk")
-    _clear(here.data, set(index.files), present, again)
+    for name in index.files.keys() & set(TABLES) - present:  # written anew below, after the rest
+        files.remove(here.data / name)
+    if not again:  # in a dataset in use, what lies beside the archive's own folders stays
+        files.keep_only(here.data, {name.partition("/")[0] for name in index.files})
+    for parent in {name.rpartition("/")[0] for name in index.files} - {""}:
+        files.keep_only(here.data / parent, {Path(name).name for name in index.files if name.startswith(f"{parent}/")})
     for name, data in _contents(path, index, "Unpacking"):
         if name not in present:
             files.atomic_write(here.data / name, data)
@@ -282,16 +287,3 @@ def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, byte
                 raise _refused(path, f"{damaged} at its end")
     except _BROKEN as error:
         raise _refused(path, f"{damaged} ({error or type(error).__name__})") from error
-
-
-def _clear(folder: Path, listed: set[str], present: set[str], again: bool) -> None:
-    """Remove from a folder what an archive does not list, and the tables that are not `present`: they come last.
-
-    Where the folder is a dataset in use (`again`), what lies beside the archive's own folders stays.
-    """
-    for name in (listed - present) & set(TABLES):
-        files.remove(folder / name)
-    if not again:
-        files.keep_only(folder, {name.partition("/")[0] for name in listed})
-    for parent in {name.rpartition("/")[0] for name in listed} - {""}:
-        files.keep_only(folder / parent, {Path(name).name for name in listed if name.startswith(f"{parent}/")})

@@ -63,7 +63,6 @@ def raw_side(paths: Paths) -> int:
     Raises:
         StudyError: there is no raw radiograph and no archive, or it cannot be read.
     """
-    record = sources.unpacked(paths)
-    if record is not None:
+    if (record := sources.unpacked(paths)) is not None:
         return record["raw_side"]
     return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,8 +49,7 @@ _SIDE, _BLUR, _MARGIN, _SHIFT = 128, 2.0, 8, 3
 _TILE = 4096
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """What the check has found.
 
     Attributes:

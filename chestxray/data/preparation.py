@@ -163,8 +163,7 @@ def make_plan(study: Study) -> Plan:
     entries = nih_tables.read_entries(raw)
     present = _one_stem_each(nih_tables.match_images(entries, sources.find_images(raw)))
     lists = nih_tables.read_lists(raw)
-    profile = study.profile
-    table = splits.plan(present.table, lists, profile.valid_share, profile.no_finding, study.seed)
+    table = splits.plan(present.table, lists, study.profile.valid_share, study.profile.no_finding, study.seed)
     listed = splits.uses_lists(table, lists)
     notes = [
         f"{entries.source.name}: {entries.rows:,} rows; images of {len(table):,} are here, of {present.absent:,} not.",

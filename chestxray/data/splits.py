@@ -309,17 +309,16 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
         lists: the official lists that `plan` was given.
     """
     table = entries.table
-    lines = [
+    read = (
         f"{entries.source.name}: {entries.rows:,} rows, {len(table):,} images of {table['patient'].nunique():,} "
         f"patients, {len(entries.rejected):,} things left out or emptied"
-    ]
+    )
+    given = "No lists given: test is held out here, by patient"
     if lists:
         rest = int((~table["image"].isin(lists[0] | lists[1])).sum())
-        lines.append(f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither")
-    else:
-        lines.append("No lists given: test is held out here, by patient")
+        given = f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither"
     crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
-    return [*lines, f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"]
+    return [read, given, f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"]
 
 
 def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
