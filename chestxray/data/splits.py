@@ -260,16 +260,16 @@ def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.
 def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     """Images and patients of both tests, by class.
 
-    Among all test images (`natural`) an image counts for each of its findings, so the rows do not add up to the total.
+    Among all test images (`all`) an image counts for each of its findings, so the rows do not add up to the total.
 
     Returns:
-        Index: the classes and `Total`. Columns: (`natural` | `balanced`, `images` | `patients`).
+        Index: the classes and `Total`. Columns: (`all` | `balanced`, `images` | `patients`).
     """
     tested = planned[planned["natural_test"]]
     findings = tested["findings"].str.split("|").explode().map(LABELS)
     each_finding = tested.loc[findings.index].assign(label=findings)
     balanced = _by_class(planned[planned["balanced_test"]])
-    return pd.concat({"natural": _by_class(each_finding, tested), "balanced": balanced}, axis=1)
+    return pd.concat({"all": _by_class(each_finding, tested), "balanced": balanced}, axis=1)
 
 
 def departures(planned: pd.DataFrame) -> pd.DataFrame:
@@ -337,5 +337,5 @@ def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "Images with one of the seven labels": flat(sides),
         "Selected images": selection(planned),
         "Validation's share of train_val, and how far it departs (percentage points, images)": apart,
-        "Images of both tests; of all test images (natural) each counts for each finding": flat(test_counts(planned)),
+        "All test images, each counted for each of its findings, and the balanced test": flat(test_counts(planned)),
     }

@@ -178,11 +178,11 @@ def test_both_tests_are_counted():
     test = planned[planned["split"].eq("test")]
     for label in CLASSES:
         shows = test[[names[label] in text.split("|") for text in test["findings"]]]
-        assert counts.loc[label, "natural"].tolist() == [len(shows), shows["patient"].nunique()]
+        assert counts.loc[label, "all"].tolist() == [len(shows), shows["patient"].nunique()]
         balanced = test[test["balanced_test"] & test["label"].eq(label)]
         assert counts.loc[label, "balanced"].tolist() == [len(balanced), balanced["patient"].nunique()]
-    assert counts.loc["Total", ("natural", "images")] == len(test)
-    assert counts.loc["Total", ("natural", "patients")] == test["patient"].nunique()
+    assert counts.loc["Total", ("all", "images")] == len(test)
+    assert counts.loc["Total", ("all", "patients")] == test["patient"].nunique()
     assert counts.loc["Total", ("balanced", "images")] == planned["balanced_test"].sum()
 
 

@@ -266,8 +266,8 @@ def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study
         single.loc["No_finding", "train_val images"]
         == (everyone["label"].eq("No_finding") & everyone["split"].ne("test")).sum()
     )
-    tests = printed_table(said, "Images of both tests").set_index("class")
-    assert tests.loc["Total", "natural images"] == 15
+    tests = printed_table(said, "All test images, each counted").set_index("class")
+    assert tests.loc["Total", "all images"] == 15
     assert tests.loc["Total", "balanced images"] == manifest["balanced_test"].sum()
     departures = printed_table(said, "Validation's share")
     assert set(departures["class"]) == set(CLASSES) and set(departures["view"]) <= {"both", "PA", "AP"}
