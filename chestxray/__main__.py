@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = _Output(sys.stdout)
     try:
         with contextlib.redirect_stdout(output):
-            if arguments[:1] == ["colab"]:
+            if arguments[:1] == ["colab"] and not {"-h", "--help"} & set(arguments):
                 return environment.install_on_colab(arguments[1:])
             if arguments and not {"-h", "--help", "--version"} & set(arguments):
                 extras = {"test": ["test"], "serve": ["web"]}  # of pyproject.toml, by the command that needs them

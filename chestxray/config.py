@@ -120,12 +120,21 @@ class Profile:
             **changes: new values by field name.
 
         Raises:
-            StudyError: a name is no field of a profile, or a fine-tuned model would train nothing.
+            StudyError: a name is no field of a profile, a value is of another kind or negative, or a fine-tuned
+                model would train nothing.
         """
         known = sorted(one.name for one in dataclasses.fields(self))
         for name in changes:
             if name not in known:
                 raise StudyError(f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(known)}")
+            now, new = getattr(self, name), changes[name]
+            kinds = {float: (int, float), tuple: (tuple, list)}.get(type(now), type(now))
+            if (
+                not isinstance(new, kinds)
+                or isinstance(new, bool) != isinstance(now, bool)
+                or (isinstance(new, int | float) and new < 0)
+            ):
+                raise StudyError(f"{name}={new!r}: give a value such as {now!r}")
         return dataclasses.replace(self, **changes)
 
 

@@ -1,7 +1,10 @@
 """Evaluation: predictions tables, metrics with intervals, comparisons, calibration, operating points, subgroups.
 
-Everything is computed from predictions tables, and every interval resamples patients. Notebooks take what they share
-from here, as `evaluation.summary`, and the rest from its modules, as `operating_points.choose`.
+`predictions` reads the tables; `metrics` computes AUROC and its values in resampled patients; `bootstrap` draws the
+patients and makes intervals and p-values of such values; `comparison` joins them to the tables of results.
+`calibration`, `operating_points`, `subgroups`, `robustness`, `localisation` and `associations` each answer one more
+question in the same way. Notebooks take what they share from here, as `evaluation.summary`, and the rest from its
+modules, as `operating_points.choose`.
 """
 
 from chestxray.config import lazy

@@ -1,6 +1,6 @@
 """Radiographs as grey pixels: files of any kind are decoded, checked and brought to one square shape.
 
-The room owns the formats, what is refused, the bounds on memory, and the check that an image is a frontal chest
+It owns the formats, what is refused, the bounds on memory, and the check that an image is a frontal chest
 radiograph. It knows no dataset and no model, and imports neither TensorFlow nor pandas.
 """
 

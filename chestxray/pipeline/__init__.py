@@ -2,5 +2,5 @@
 
 It owns the command line, the order and staleness of the stages, the processes that execute notebooks, the form in
 which notebooks are committed, and what is made of a run's results: tables, model card, data sheet and reference. It
-computes no result itself: notebooks and the rooms below do.
+computes no result itself: notebooks and the other sub-packages do.
 """

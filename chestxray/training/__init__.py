@@ -1,6 +1,6 @@
 """Training: samples and batches, recipes, fits that resume where they stopped, and the choice of an ensemble.
 
-The room owns how prepared radiographs reach a model, how it is fitted, and the model folder that a fit leaves. It takes
+It owns how prepared radiographs reach a model, how it is fitted, and the model folder that a fit leaves. It takes
 any Keras model; which layers it has is `networks`' business. Notebooks import the names below from here.
 """
 

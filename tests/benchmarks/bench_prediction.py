@@ -1,6 +1,6 @@
 """How fast answers come, as ratios of one run, with memory and the agreement of the engines.
 
-Run it as `python tests/benchmarks/bench_prediction.py FOLDER`, with a folder of radiographs. It prints a table: start
+Run it as `python -m tests.benchmarks.bench_prediction FOLDER`, with a folder of radiographs. It prints a table: start
 to first answer, images a second against Keras's `predict` one image at a time, peak memory at 100 and 1,000 files, and
 the largest difference of a probability between Keras and ONNX. Other work on the machine moves the times, so
 each is the best of several; the ratios are what counts.

@@ -16,6 +16,7 @@ from keras import layers
 
 from chestxray import config
 from chestxray.config import CLASSES, StudyError
+from chestxray.data import augmentation
 from chestxray.images import pixels
 from chestxray.inference import engines
 from chestxray.networks import ensemble, onnx_graph, transfer
@@ -226,3 +227,8 @@ def test_an_answer_imports_neither_tensorflow_nor_tables(tmp_path):
             cwd=config.REPOSITORY,
         )
         assert (done.stdout, done.stderr) == ("onnx 7 []\n", "")
+
+
+def test_every_augmentation_layer_is_known_to_the_converter():
+    """One that isn't would cost a trained model its ONNX graph."""
+    assert {type(layer).__name__ for layer in augmentation.layers(1.0, 0, flip=True)} <= set(onnx_graph._LAYERS)

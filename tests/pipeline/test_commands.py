@@ -176,8 +176,8 @@ def test_failed_run_has_exit_code_1(monkeypatch, tmp_path, capsys):
     [
         ([], {}, ["-n", "2", "--dist", "loadfile"]),
         (["--", "-k", "dicom"], {}, ["-n", "2", "--dist", "loadfile", "-k", "dicom"]),
-        (["--", "-n0", "tests/test_cli.py"], {}, ["-n0", "tests/test_cli.py"]),
-        (["--", "tests/test_cli.py"], {"CHESTXRAY_FAULTS": "faults.md"}, ["tests/test_cli.py"]),
+        (["--", "-n0", "tests/test_files.py"], {}, ["-n0", "tests/test_files.py"]),
+        (["--", "tests/test_files.py"], {"CHESTXRAY_FAULTS": "faults.md"}, ["tests/test_files.py"]),
     ],
 )
 def test_test_hands_its_arguments_to_pytest_in_two_processes_unless_told_otherwise(

@@ -1,4 +1,4 @@
-"""Commands: the command line, its words and its exit codes; what does a command's work stands in the other rooms.
+"""Commands: the command line, its words and its exit codes; a command's work is done by the other sub-packages.
 
 Codes: 0 done, 1 something failed and the rest is there, 2 wrong use or nothing done. Heavy packages are imported by the
 command that needs them, so that help and a run with nothing to do start at once.
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     top.set_defaults(command=None)
-    commands = top.add_subparsers(title="commands", metavar="")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     user.add_commands(commands)
     maintain.add_commands(commands)
     return top

@@ -11,7 +11,7 @@ from chestxray.pipeline.commands.user import Commands, add_command, known, witho
 def add_commands(commands: Commands) -> None:
     """Add `maintain` with its own commands to the command line."""
     top = commands.add_parser("maintain", help="write what is committed: reference, README's table, Colab buttons")
-    maintenance = top.add_subparsers(title="commands", metavar="", required=True)
+    maintenance = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_command(maintenance, "stamp", run_stamp)
     publish = add_command(maintenance, "publish", run_publish)
     publish.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the run; not phantom")

@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
     _add_data(commands)
     commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
     test = add_command(commands, "test", run_tests)
-    test.add_argument("pytest", nargs="*", metavar="ARGUMENT")
+    test.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="passed to pytest, after --")
 
 
 def add_command(commands: Commands, name: str, run: Run, root: bool = False) -> argparse.ArgumentParser:
@@ -238,7 +238,8 @@ def run_plan(chosen: argparse.Namespace) -> int:
     if chosen.no_finding < 0:
         raise StudyError(f"--no-finding {chosen.no_finding}: give 0 or more")
     if not chosen.metadata.is_file():
-        raise StudyError(f"{chosen.metadata}: no such file; give the image table, such as Data_Entry_2017_v2020.csv")
+        what = "is a folder" if chosen.metadata.is_dir() else "no such file"
+        raise StudyError(f"{chosen.metadata}: {what}; give the image table, such as Data_Entry_2017_v2020.csv")
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
     from chestxray import files
