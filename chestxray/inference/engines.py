@@ -7,6 +7,7 @@ Keras; a model is converted in a process of its own, since TensorFlow takes a gi
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import os
@@ -47,7 +48,7 @@ class Scores(NamedTuple):
     members: np.ndarray
 
 
-class Engine:
+class Engine(abc.ABC):
     """A model that is ready to answer. Several threads may use it at once.
 
     Attributes:
@@ -58,9 +59,9 @@ class Engine:
     name: str
     side: int
 
+    @abc.abstractmethod
     def _run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs of `ensemble.answering` for (N, side, side, 1) float32."""
-        raise NotImplementedError
 
     def scores(self, pixels: np.ndarray) -> Scores:
         """Predictions for (N, side, side) uint8."""
