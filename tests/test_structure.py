@@ -98,4 +98,4 @@ def test_a_wheel_has_every_room_its_templates_and_no_tests(tmp_path):
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     there = {path.relative_to(source).as_posix() for path in (source / "chestxray").rglob("*") if path.is_file()}
     assert shipped == there
-    assert {"chestxray/pipeline/commands/user.py", "chestxray/inference/templates/answer.html.j2"} <= shipped
+    assert {"chestxray/pipeline/commands/study.py", "chestxray/inference/templates/answer.html.j2"} <= shipped

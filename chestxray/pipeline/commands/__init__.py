@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from chestxray import __version__
-from chestxray.pipeline.commands import maintain, user
+from chestxray.pipeline.commands import data, inference, maintain, study
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,6 +42,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     top.set_defaults(command=None)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    user.add_commands(commands)
-    maintain.add_commands(commands)
+    for part in (study, inference, data, maintain):
+        part.add_commands(commands)
     return top

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from chestxray.config import PROFILES, REFERENCE, REPOSITORY, open_study
-from chestxray.pipeline.commands.user import Commands, add_command, known, without_greetings
+from chestxray.pipeline.commands.command import Commands, add_command, known, without_greetings
 
 
 def add_commands(commands: Commands) -> None:

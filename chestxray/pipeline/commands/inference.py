@@ -1,0 +1,91 @@
+"""Commands for one's own radiographs: predict, serve, export."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+from chestxray.config import CLASSES, StudyError
+from chestxray.pipeline.commands.command import Commands, add_command, without_greetings
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands that need a model to the command line."""
+    predict = add_command(commands, "predict", run_predict)
+    predict.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM files, or folders of them"
+    )
+    predict.add_argument("--out", type=Path, required=True, help="the table to write: CSV or JSON, by its suffix")
+    predict.add_argument("--heat-maps", type=Path, metavar="FOLDER", help="write each radiograph under its heat-map")
+    shown = "what heat-maps are of (default: each one's most probable finding)"
+    predict.add_argument("--finding", choices=CLASSES, help=shown)
+    predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    engine = "what runs the model (default: onnx, where it can)"
+    predict.add_argument("--engine", choices=("onnx", "keras"), help=engine)
+    serve = add_command(commands, "serve", run_serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    serve.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    serve.add_argument("--share", action="store_true", help="ask Gradio's servers for a public address as well")
+    export = add_command(commands, "export", run_export)
+    export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
+    for command in (predict, export):
+        command.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
+
+
+def run_predict(chosen: argparse.Namespace) -> int:
+    """Give probabilities of the seven classes for radiographs.
+
+    Answer for frontal chest radiographs. A study, not a medical device: not for diagnosis.
+    """
+    from tqdm import tqdm
+
+    from chestxray.inference import batch, reader
+
+    batch.check(chosen.out, chosen.batch_size, chosen.finding)
+    failed = 0
+
+    def report(error: StudyError) -> None:
+        nonlocal failed
+        failed += 1
+        tqdm.write(str(error), file=sys.stderr)
+
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+        model = reader.load(chosen.model, chosen.engine)
+    answered = batch.predict_files(
+        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
+    )
+    if answered:
+        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
+        return 1 if failed else 0
+    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
+    return 2
+
+
+def run_serve(chosen: argparse.Namespace) -> int:
+    """Open a web page that answers for a radiograph.
+
+    Serve a page on this machine: upload a radiograph or take a drawn one. Ctrl-C stops it.
+    """
+    if chosen.port is not None and not 1 <= chosen.port <= 65535:
+        raise StudyError(f"--port {chosen.port}: give a number from 1 to 65535")
+    from chestxray.inference import web
+
+    web.serve(chosen.host, chosen.port, chosen.share)
+    return 0
+
+
+def run_export(chosen: argparse.Namespace) -> int:
+    """Write a model as ONNX, for other programs.
+
+    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven probabilities.
+    """
+    from chestxray.inference import engines
+
+    if chosen.out.is_dir():
+        raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
+    with without_greetings():
+        size = engines.export(chosen.out, chosen.model)
+    print(f"{chosen.out}: {size / 1e6:.1f} MB")
+    return 0
