@@ -15,7 +15,7 @@ from chestxray.data import sources
 from chestxray.data.nih_tables import TABLE_COLUMNS
 from chestxray.images.pixels import decode
 
-_BOOLEANS = ("selected", "natural_test", "balanced_test")
+_BOOLEANS = ("selected", "balanced_test")
 MANIFEST_COLUMNS = (*TABLE_COLUMNS, "split", *_BOOLEANS, "sha256")
 
 

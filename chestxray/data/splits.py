@@ -174,20 +174,19 @@ def _in_rounds(images: pd.DataFrame, random: np.random.Generator) -> pd.DataFram
     return images.assign(round=images.groupby("patient").cumcount(), turn=turn).sort_values(["round", "turn"])
 
 
-def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Choose the images of the two tests, both of the test split's patients.
+def balanced_test(planned: pd.DataFrame, seed: int) -> pd.Series:
+    """Choose the images of the balanced test among the test split's.
 
-    `natural_test` is all test images, with any labels, as in published figures. The balanced test has the same number
-    of single-label images of each class, `BALANCED_TEST` as in the published study, or as many as the rarest class has;
-    where few No_finding are selected that class may be No_finding, and without any image of some class the test is
-    empty. A class is drawn over patients in rounds, as `select` draws No_finding.
+    It has the same number of single-label images of each class, `BALANCED_TEST` as in the published study, or as many
+    as the rarest class has; where few No_finding are selected that class may be No_finding, and without any image of
+    some class the test is empty. A class is drawn over patients in rounds, as `select` draws No_finding.
 
     Args:
         planned: the image table with `split` and `selected`.
         seed: seeds the draw, which does not depend on the order of the rows.
 
     Returns:
-        The columns `natural_test` and `balanced_test`, bool, on the table's index.
+        True for its images, on the table's index.
     """
     tested = planned["split"].eq("test")
     single = planned[tested & planned["selected"]]
@@ -197,11 +196,11 @@ def test_sets(planned: pd.DataFrame, seed: int) -> pd.DataFrame:
         random = np.random.default_rng([seed, 3, number])
         drawn = _in_rounds(single.loc[single["label"].eq(label), ["image", "patient"]], random)
         balanced[drawn.index[:size]] = True
-    return pd.DataFrame({"natural_test": tested, "balanced_test": balanced})
+    return balanced
 
 
 def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_finding: int, seed: int) -> pd.DataFrame:
-    """Decide every image's split, and whether it is selected and in either test.
+    """Decide every image's split, and whether it is selected and in the balanced test.
 
     Args:
         table: the image table, one row per image.
@@ -211,14 +210,14 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
         seed: seeds every draw.
 
     Returns:
-        `table` with the columns `split`, `selected`, `natural_test` and `balanced_test`.
+        `table` with the columns `split`, `selected` and `balanced_test`.
 
     Raises:
         StudyError: as `assign`.
     """
     planned = table.assign(split=assign(table, lists, valid_share, seed))
     planned["selected"] = select(planned, no_finding, seed)
-    return planned.join(test_sets(planned, seed))
+    return planned.assign(balanced_test=balanced_test(planned, seed))
 
 
 def selection(planned: pd.DataFrame) -> pd.DataFrame:
@@ -265,7 +264,7 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Index: the classes and `Total`. Columns: (`all` | `balanced`, `images` | `patients`).
     """
-    tested = planned[planned["natural_test"]]
+    tested = planned[planned["split"].eq("test")]
     findings = tested["findings"].str.split("|").explode().map(LABELS)
     each_finding = tested.loc[findings.index].assign(label=findings)
     balanced = _by_class(planned[planned["balanced_test"]])

@@ -1,8 +1,8 @@
 """Comparison of models: every metric of several models, by class, in pairs and ranked, with intervals.
 
-Metrics are taken over the single-label test images, or, where their name says `natural` or `six_finding`, over all test
-images. Intervals resample patients, by the same draws for all models. A draw that leaves a metric undefined, since it
-has no image of some class, is left out of its interval; the column `draws` counts the rest. The seven probabilities
+Metrics are taken over the single-label test images, or, where their name says `all_images` or `six_finding`, over all
+test images. Intervals resample patients, by the same draws for all models. A draw that leaves a metric undefined, since
+it has no image of some class, is left out of its interval; the column `draws` counts the rest. The seven probabilities
 need not sum to one: the predicted class is that of the largest.
 """
 
@@ -109,8 +109,8 @@ def per_class(models: Resampled, model: str = "ensemble") -> pd.DataFrame:
 
     `auroc` and `average_precision` (one class against the rest), `sensitivity`, `precision` and `f1` (of the most
     probable class; precision is 0 where a class is never predicted) are over the single-label test images.
-    `natural_auroc` and `natural_average_precision` are over all test images: those with the finding, alone or among
-    others, against the rest. They exist for the six findings only.
+    `all_images_auroc` and `all_images_average_precision` are over all test images: those with the finding, alone or
+    among others, against the rest. They exist for the six findings only.
 
     Args:
         models: from `resample`.
@@ -125,7 +125,7 @@ def per_class(models: Resampled, model: str = "ensemble") -> pd.DataFrame:
     for name in CLASSES:
         rows, positive = {}, {}
         for metric, values in by_class.items():
-            whole = metric.startswith("natural_")
+            whole = metric.startswith("all_images_")
             classes = SIX_FINDINGS if whole else CLASSES
             if name in classes:
                 rows[metric] = values[classes.index(name)]
@@ -239,7 +239,7 @@ def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
         per_class_table: from `per_class`.
         name: how the model is called in the table.
     """
-    ours = per_class_table.xs("natural_auroc", level="metric")["estimate"].to_dict()
+    ours = per_class_table.xs("all_images_auroc", level="metric")["estimate"].to_dict()
     ours["Mean"] = float(np.mean(list(ours.values())))
     return pd.DataFrame({**PUBLISHED_AUROC, name: ours}).T[list(_PUBLISHED_COLUMNS)]
 
@@ -262,8 +262,8 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
             "sensitivity": right / of_truth,
             "precision": np.where(of_guess > 0, right / of_guess, 0) * defined,
             "f1": 2 * right / (of_truth + of_guess) * defined,
-            "natural_auroc": np.stack([area for area, _ in whole]),
-            "natural_average_precision": np.stack([precision for _, precision in whole]),
+            "all_images_auroc": np.stack([area for area, _ in whole]),
+            "all_images_average_precision": np.stack([precision for _, precision in whole]),
         }
         accuracy = right.sum(axis=0) / of_truth.sum(axis=0)
     means = {metric: values.mean(axis=0) for metric, values in by_class.items()}
@@ -273,7 +273,7 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
         "balanced_accuracy": means["sensitivity"],
         "macro_f1": means["f1"],
         "accuracy": accuracy,
-        "six_finding_auroc": means["natural_auroc"],
+        "six_finding_auroc": means["all_images_auroc"],
     }
     return metrics, by_class
 
@@ -282,7 +282,7 @@ def _interval_table(rows: Mapping[str, np.ndarray], predictions: pd.DataFrame) -
     """Estimate and interval of each metric, with the number of its images and patients."""
     records = {}
     for metric, values in rows.items():
-        whole = metric.startswith("natural_") or metric == "six_finding_auroc"
+        whole = metric.startswith("all_images_") or metric == "six_finding_auroc"
         images = predictions if whole else predictions[predictions["selected"]]
         size = {"n_images": len(images), "n_patients": images["patient"].nunique()}
         records[metric] = bootstrap.entry(values) | size

@@ -163,7 +163,7 @@ def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
             "images": len(rows),
             "patients": int(rows["patient"].nunique()),
             "selected": {name: int((chosen["label"] == name).sum()) for name in CLASSES},
-            "natural": {name: int(predictions.shows(rows, name).sum()) for name in CLASSES},
+            "any_label": {name: int(predictions.shows(rows, name).sum()) for name in CLASSES},
             "views": {name: int((rows["view"] == name).sum()) for name in ("PA", "AP")},
             "sexes": {name: int((rows["sex"] == name).sum()) for name in ("F", "M")},
         }

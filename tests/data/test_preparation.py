@@ -286,7 +286,6 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
     assert len(manifest) == 60 and manifest["image"].is_monotonic_increasing and set(manifest["split"]) == set(SPLITS)
     assert manifest.groupby("patient")["split"].nunique().max() == 1
     pd.testing.assert_frame_equal(manifest, done.manifest, check_dtype=False)
-    assert manifest["natural_test"].equals(manifest["split"].eq("test").rename("natural_test"))
     assert manifest["balanced_test"].dtype == bool and manifest["balanced_test"].sum() % len(CLASSES) == 0
     for row in manifest.itertuples():
         stored = store_path(paths.store, row.image)
@@ -307,8 +306,8 @@ def test_stage_2_1_writes_store_trees_and_manifest(tiny_study):
 
 def test_a_manifest_without_a_column_is_one_line(prepared_study):
     path = prepared_study.paths.manifest
-    pd.read_csv(path, dtype=str).drop(columns=["natural_test", "balanced_test"]).to_csv(path, index=False)
-    with pytest.raises(StudyError, match=r"manifest\.csv: lacks the column 'natural_test'; run stage 2.1 again"):
+    pd.read_csv(path, dtype=str).drop(columns=["balanced_test"]).to_csv(path, index=False)
+    with pytest.raises(StudyError, match=r"manifest\.csv: lacks the column 'balanced_test'; run stage 2.1 again"):
         read_manifest(prepared_study.paths)
 
 

@@ -143,7 +143,6 @@ def test_selection_keeps_all_where_there_are_fewer():
 
 def test_the_balanced_test_is_the_same_of_each_class_over_patients():
     planned = splits.plan(made_table(2000), None, 0.2, 1500, 0)
-    assert planned["natural_test"].equals(planned["split"].eq("test").rename("natural_test"))
     balanced = planned[planned["balanced_test"]]
     single = planned[planned["split"].eq("test") & planned["selected"]]
     available = single["label"].value_counts()
@@ -154,7 +153,7 @@ def test_the_balanced_test_is_the_same_of_each_class_over_patients():
     for label, part in balanced.groupby("label"):
         patients = single.loc[single["label"].eq(label), "patient"].nunique()
         assert part["patient"].nunique() == min(len(part), patients)
-    assert not balanced.index.equals(planned.index[splits.test_sets(planned, 1)["balanced_test"]])
+    assert not balanced.index.equals(planned.index[splits.balanced_test(planned, 1)])
 
 
 def test_the_balanced_test_is_no_larger_than_it_should_be_nor_than_its_rarest_class(monkeypatch):
@@ -167,7 +166,7 @@ def test_the_balanced_test_is_no_larger_than_it_should_be_nor_than_its_rarest_cl
     selected = few[few["split"].eq("test") & few["selected"]]["label"].value_counts()
     assert few["balanced_test"].sum() == 7 * selected["No_finding"] == 7 * selected.min() > 0
     none = splits.plan(table[table["label"].ne("Nodule")], None, 0.2, 100, 0)
-    assert not none["balanced_test"].any() and none["natural_test"].any()
+    assert not none["balanced_test"].any()
 
 
 def test_both_tests_are_counted():
@@ -214,7 +213,7 @@ def test_the_whole_table_gives_the_published_counts_and_the_studys_selection(nih
     assert crossing(planned, planned["split"]) == 0
     assert planned["selected"].sum() == 28_755
     balanced = planned.loc[planned["balanced_test"], "label"].value_counts()
-    assert balanced.to_dict() == dict.fromkeys(CLASSES, 290) and planned["natural_test"].sum() == 25_596
+    assert balanced.to_dict() == dict.fromkeys(CLASSES, 290) and planned["split"].eq("test").sum() == 25_596
     departures = splits.departures(planned)
     assert departures["departure"].abs().max() < 0.2, "percentage points"
 

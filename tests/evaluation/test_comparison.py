@@ -68,7 +68,7 @@ def test_interval_equals_a_slow_bootstrap_of_repeated_rows(decimals):
 def test_interval_of_independent_images_has_the_width_of_delong():
     table = predictions_table(images=700, skill=1.0, seed=3)
     table["patient"] = table["image"]
-    found = per_class(table, draws=2000).loc[("Effusion", "natural_auroc")]
+    found = per_class(table, draws=2000).loc[("Effusion", "all_images_auroc")]
     shown = table["findings"].str.contains("Effusion").to_numpy()
     above = table["Effusion"].to_numpy()[shown][:, None] > table["Effusion"].to_numpy()[~shown][None, :]
     error = np.sqrt(above.mean(axis=1).var(ddof=1) / shown.sum() + above.mean(axis=0).var(ddof=1) / (~shown).sum())
@@ -133,18 +133,18 @@ def test_hand_count():
     assert classes["Mass", "auroc"] == pytest.approx((5 + 0.5 * 2) / 7)
 
 
-def test_natural_metrics_count_images_with_several_findings():
+def test_metrics_of_all_images_count_images_with_several_findings():
     table = predictions_table()
     found = per_class(table, draws=20)
     shown = table["findings"].str.split("|").map(lambda names: "Mass" in names)
-    assert found.loc[("Mass", "natural_auroc"), "n_images"] == len(table)
-    assert found.loc[("Mass", "natural_auroc"), "n_positive"] == shown.sum()
+    assert found.loc[("Mass", "all_images_auroc"), "n_images"] == len(table)
+    assert found.loc[("Mass", "all_images_auroc"), "n_positive"] == shown.sum()
     assert found.loc[("Mass", "auroc"), "n_images"] == table["selected"].sum()
     assert found.loc[("Mass", "auroc"), "n_positive"] == (table["label"] == "Mass").sum()
-    assert found.loc[("Mass", "natural_average_precision"), "estimate"] == pytest.approx(
+    assert found.loc[("Mass", "all_images_average_precision"), "estimate"] == pytest.approx(
         sk.average_precision_score(shown, table["Mass"]), abs=1e-12
     )
-    assert ("No_finding", "natural_auroc") not in found.index
+    assert ("No_finding", "all_images_auroc") not in found.index
     single = table[table["selected"]]
     guess = np.array(CLASSES)[single[list(CLASSES)].to_numpy().argmax(axis=1)]
     for metric, score in {"sensitivity": sk.recall_score, "precision": sk.precision_score, "f1": sk.f1_score}.items():

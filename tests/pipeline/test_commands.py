@@ -332,7 +332,7 @@ def test_plan_on_the_whole_table(nih, tmp_path, capsys):
     table = pd.read_csv(out, dtype={"patient": str}, keep_default_na=False)
     assert len(table) == 112_120 and table["selected"].sum() > 28_000
     assert table.loc[table["balanced_test"], "label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 290)
-    assert table["natural_test"].sum() == 25_596
+    assert table["split"].eq("test").sum() == 25_596
 
 
 @pytest.mark.parametrize("lists", [True, False], ids=["lists", "no lists"])

@@ -45,7 +45,7 @@ def results(tmp_path_factory):
     boxes = pd.DataFrame({"image": [test["image"][0], "absent.png"], "finding": ["Mass", "Mass"]})
     sizes = {"images": 123, "patients": 45}
     summary = {"dataset": "nih_sample", "profile": "cpu", "seed": 1, "draws": 10}
-    summary |= {"single_label_test": sizes, "natural_test": {"images": 678, "patients": 90}}
+    summary |= {"single_label_test": sizes, "all_test_images": {"images": 678, "patients": 90}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "data.json").write_text(json.dumps(documents.data_facts(manifest, boxes)))
     for name in MODELS:
@@ -99,7 +99,7 @@ def test_facts_are_counted(results):
     test = predictions_table(seed=2)
     assert facts["splits"]["test"]["images"] == len(test)
     assert facts["splits"]["test"]["selected"]["Mass"] == (test["label"] == "Mass").sum()
-    assert facts["splits"]["test"]["natural"]["No_finding"] == (test["findings"] == "No Finding").sum()
+    assert facts["splits"]["test"]["any_label"]["No_finding"] == (test["findings"] == "No Finding").sum()
     assert facts["boxed_images"] == 1
     assert facts["balanced_test"] == 70
 
