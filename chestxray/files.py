@@ -165,6 +165,39 @@ def keep_only(folder: Path, names: set[str]) -> int:
     return len(unexpected)
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """All that lies below a folder, links followed, each folder once, its files by name before its subfolders.
+
+    Yields:
+        Each path with `file`, `folder`, or what else is there: a link to nothing, a pipe, a folder that is closed.
+    """
+    seen, waiting = set(), [folder]
+    while waiting:
+        place, folders = waiting.pop(), []
+        try:
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above or beside
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            yield place, f"cannot be searched ({error.strerror})"
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            try:
+                kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "is a pipe, socket or device"
+                if kind not in ("file", "folder") and not path.exists():
+                    kind = "is a link to nothing"
+            except OSError as error:
+                kind = f"cannot be read ({error.strerror})"
+            yield path, kind
+            if kind == "folder":
+                folders.append(path)
+        waiting += reversed(folders)
+
+
 def require_space(folder: Path, needed: int, remedy: str) -> None:
     """Make sure, before the first byte, of free space and of 256 MiB besides.
 

@@ -22,6 +22,7 @@ from chestxray.config import StudyError
 from chestxray.data import kaggle, nih_tables, sources
 from chestxray.data.kaggle import Published
 from chestxray.data.nih_tables import Rejection
+from chestxray.images import pixels
 from chestxray.images.pixels import MOST_PIXELS, decode
 
 SAMPLE = 200
@@ -51,6 +52,7 @@ class Report:
         unusable: rows and values of the table that stage 2.1 leaves out, as the NIH's own table has some.
         decoded: images decoded.
         faults: what is wrong; `file` is a name.
+        notes: what a reader should know besides.
         whole: whether the dataset has to be whole.
     """
 
@@ -65,6 +67,7 @@ class Report:
     unusable: int
     decoded: int
     faults: tuple[Rejection, ...]
+    notes: tuple[str, ...]
     whole: bool
 
     def lines(self) -> list[str]:
@@ -78,6 +81,7 @@ class Report:
             f"{self.table}: {self.listed:,} images listed, {len(self.absent):,} of them not here{part}; "
             f"{self.unlisted:,} images here without a row",
             f"decoded: {self.decoded:,}" + ("" if self.decoded == self.images else "; all with --verify full"),
+            *self.notes,
         ]
         if self.unusable:
             lines.insert(2, f"{self.unusable:,} rows or values of the table that stage 2.1 leaves out")
@@ -110,7 +114,7 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     present = nih_tables.match_images(entries, images)
     listed = set(entries.table["image"])
     absent = tuple(sorted(listed - set(present.paths)))
-    faults = _list_faults(raw, listed, dataset)
+    faults = [*_list_faults(raw, listed, dataset), *sources.unusable_files(raw)]
     if dataset:
         faults += _absences(dataset, entries, absent)
     names = list(images)
@@ -134,6 +138,7 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
         unusable=len(present.rejected) - unlisted,
         decoded=len(chosen),
         faults=tuple(sorted(set(faults))),
+        notes=pixels.greys(images.values()).notes,
         whole=dataset is not None,
     )
 

@@ -23,25 +23,26 @@ from chestxray.data import nih_tables, sources, splits
 from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
 from chestxray.data.nih_tables import Rejection
 from chestxray.files import atomic_write, in_threads
-from chestxray.images.pixels import decode_bytes, square
+from chestxray.images import pixels
 
 _RECIPE = "1"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 _NOTE = "Prepared"
 
 
-def _store_one(image: str, source: Path, target: Path, size: int) -> tuple[str | Rejection, bool]:
+def _store_one(image: str, source: Path, target: Path, size: int, bits: int | None) -> tuple[str | Rejection, bool]:
     """Prepare one image: the SHA-256 of its PNG, or why it cannot be read; and whether it was made just now."""
     try:
         # What a prepared PNG records of how it was made: enough to know whether it is up to date.
-        note = f"recipe {_RECIPE}, {size} px, from {source.stat().st_size} bytes"
+        depth = "" if bits in (None, pixels.DEPTHS[-1]) else f"{bits} bits, "
+        note = f"recipe {_RECIPE}, {size} px, {depth}from {source.stat().st_size} bytes"
         data = _still_right(target, source, note)
         made = data is None
         if made:
             buffer, info = io.BytesIO(), PngImagePlugin.PngInfo()
             info.add_text(_NOTE, note)
             # Pillow's images all the way: going through arrays would copy each radiograph twice under Python's lock.
-            prepared = square(decode_bytes(source.read_bytes(), source)[0], size)
+            prepared = pixels.square(pixels.decode_bytes(pixels.read_bytes(source), source, bits=bits)[0], size)
             # zlib's level 3 takes half the time of Pillow's 6 for files an eighth larger.
             prepared.save(buffer, "PNG", pnginfo=info, compress_level=3)
             data = buffer.getvalue()
@@ -69,7 +70,7 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
 
 
 def store_images(
-    paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None
+    paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None, greys: pixels.Greys | None = None
 ) -> tuple[pd.Series, list[Rejection], int]:
     """Prepare every readable image into the store, on all cores; what is there and still right is not made again.
 
@@ -81,6 +82,7 @@ def store_images(
         store: the folder; files in it that belong to none of the images are removed.
         size: side of the prepared images in pixels.
         workers: threads; as many as cores where None.
+        greys: how files of 16 bits are read; each by its own largest value if None.
 
     Returns:
         sha256 of each prepared PNG on the image names; the unreadable images; how many were made just now.
@@ -89,7 +91,8 @@ def store_images(
         StudyError: the disk is full or read-only.
     """
     files.make_folder(store)
-    jobs = [(image, source, store_path(store, image), size) for image, source in sorted(paths.items())]
+    depths = dict.fromkeys(greys.files, greys.bits) if greys else {}
+    jobs = [(name, path, store_path(store, name), size, depths.get(path)) for name, path in sorted(paths.items())]
     stored = in_threads(lambda job: _store_one(*job), jobs, workers or -1, batch=8)
     outcomes = list(tqdm(stored, "Preparing radiographs", len(jobs), unit="image", disable=None))
     rejected = [outcome for outcome, _ in outcomes if isinstance(outcome, Rejection)]
@@ -174,7 +177,11 @@ def make_plan(study: Study) -> Plan:
         remedy = f"fewer than {splits.FEWEST_PATIENTS}: its numbers mean little; add images of more patients"
         thin.append(Rejection(entries.source.name, f"class {label}: {patients} patients", remedy))
         notes.append(f"{label}: {patients} patients; {remedy}.")
-    return Plan(table, present.paths, (*present.rejected, *thin), tuple(notes))
+    unusable = sources.unusable_files(raw)
+    if unusable:
+        first = f"{unusable[0].file}: {unusable[0].value}"
+        notes.append(f"{len(unusable):,} of what lies where images do is no file, such as {first}; left out.")
+    return Plan(table, present.paths, (*present.rejected, *thin, *unusable), tuple(notes))
 
 
 def _one_stem_each(present: nih_tables.Present) -> nih_tables.Present:
@@ -207,7 +214,8 @@ def prepare(study: Study, workers: int | None = None) -> Preparation:
     files.remove(paths.manifest)
     for table in (paths.manifest, paths.rejected):
         files.remove_leftovers(table)
-    hashes, unreadable, made = store_images(plan.paths, paths.store, study.profile.image_size, workers)
+    greys = pixels.greys(plan.paths.values())
+    hashes, unreadable, made = store_images(plan.paths, paths.store, study.profile.image_size, workers, greys)
     if hashes.empty:
         raise StudyError(
             f"{paths.raw}: none of the {len(plan.paths)} images can be read, e.g. {unreadable[0].file}: "
@@ -223,4 +231,4 @@ def prepare(study: Study, workers: int | None = None) -> Preparation:
     rejected = nih_tables.rejections_frame([*plan.rejected, *unreadable])
     atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
     atomic_write(paths.manifest, after)
-    return Preparation(manifest, rejected, plan.notes, made)
+    return Preparation(manifest, rejected, (*plan.notes, *greys.notes), made)

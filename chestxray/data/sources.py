@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chestxray import files
 from chestxray.config import IMAGE_SUFFIXES, Paths, Study, StudyError
+
+if TYPE_CHECKING:
+    from chestxray.data.nih_tables import Rejection
 
 UNPACKED = "unpacked.json"
 """What `archive.unpack` leaves beside the files: a dataset that has this has raw tables, but no raw images."""
@@ -28,12 +30,28 @@ def image_files(raw: Path) -> Iterator[Path]:
 
     Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives.
     """
-    for folder in sorted(raw.glob("images*")):
-        for place, subfolders, names in os.walk(folder, followlinks=True):
-            subfolders.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                    yield Path(place, name)
+    return (path for path, kind in _listing(raw) if kind == "file")
+
+
+def _listing(raw: Path) -> Iterator[tuple[Path, str]]:
+    """Image files, folders that are named as such, and whatever is neither file nor folder, as `files.walk` does."""
+    for folder in sorted(path for path in raw.glob("images*") if not path.is_file()):
+        for path, kind in files.walk(folder):
+            wanted = path.name.lower().endswith(IMAGE_SUFFIXES) or kind not in ("file", "folder")
+            if wanted and not path.name.startswith("."):
+                yield path, kind
+
+
+def unusable_files(raw: Path) -> list[Rejection]:
+    """What lies where images do and is no file: links to nothing, pipes, folders named as an image or that are closed.
+
+    Whether a file can be decoded isn't looked at.
+    """
+    from chestxray.data.nih_tables import Rejection  # here, because it imports pandas, which the runner waits for
+
+    remedy = "it is left out; mend or remove it"
+    others = ((path, "is a folder" if kind == "folder" else kind) for path, kind in _listing(raw) if kind != "file")
+    return [Rejection(path.name, value, remedy) for path, value in others]
 
 
 def find_images(raw: Path) -> dict[str, Path]:
@@ -48,13 +66,22 @@ def find_images(raw: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in image_files(raw):
         other = found.setdefault(path.name, path)
-        if other is not path and not filecmp.cmp(other, path, shallow=False):
+        if other is not path and not _same(other, path):
             raise StudyError(f"{path}: differs from {other}, which has the same name; remove one of them")
     if not found:
         from chestxray.data import nih_tables  # here, because it imports pandas, which the runner waits for otherwise
 
-        raise StudyError(f"{raw}: no image there; {nih_tables.LAYOUT}")
+        others = "".join(f" ({other.file}: {other.value})" for other in unusable_files(raw)[:1])
+        raise StudyError(f"{raw}: no image there{others}; {nih_tables.LAYOUT}")
     return dict(sorted(found.items()))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes; where one cannot be read, decoding the first tells."""
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return True
 
 
 def unpacked(paths: Paths) -> dict[str, Any] | None:
@@ -129,4 +156,4 @@ def _link_folder(folder: Path, raw: Path) -> None:
         try:
             temporary.symlink_to(folder, target_is_directory=True)
         except OSError:
-            shutil.copytree(folder, temporary)
+            shutil.copytree(folder, temporary, ignore_dangling_symlinks=True)

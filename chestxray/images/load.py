@@ -49,10 +49,14 @@ def is_predictable(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Radiograph:
+def read(path: Path, bits: int | None = None) -> Radiograph:
     """Read a radiograph of a user: PNG, JPEG, TIFF (one page of 8 or 16 bits) or DICOM (one frame), by its content.
 
     Grey values are as `pixels.decode` and `dicom.decode` give them.
+
+    Args:
+        path: the file.
+        bits: as for `pixels.decode`; DICOM has its own.
 
     Raises:
         StudyError: the file cannot be read, is larger than `pixels.MOST_BYTES` or has more pixels than
@@ -63,7 +67,7 @@ def read(path: Path) -> Radiograph:
         from chestxray.images import dicom  # pydicom takes a tenth of a second to import
 
         return Radiograph(*dicom.decode(data, path))
-    image, facts = pixels.decode_bytes(data, path, ("PNG", "JPEG", "TIFF"), "PNG, JPEG, TIFF or DICOM")
+    image, facts = pixels.decode_bytes(data, path, ("PNG", "JPEG", "TIFF"), "PNG, JPEG, TIFF or DICOM", bits)
     return Radiograph(np.asarray(image), facts)
 
 

@@ -1,6 +1,7 @@
 """Pixels: image files decoded to 8-bit grey, padded to a square and resized.
 
-Only what Pillow reads is decoded here: PNG and JPEG, which datasets hold, and TIFF for `load`.
+Only what Pillow reads is decoded here: PNG and JPEG, which datasets hold, and TIFF for `load`. Greys of 10, 12 or 14
+bits come stored in 16: files of 16 bits are read by the range that they use.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
+from tqdm import tqdm
 
 from chestxray.config import StudyError
+from chestxray.files import in_threads
 
 SMALLEST_SIDE = 16
 """An image with a shorter side, in pixels, is no radiograph."""
@@ -27,6 +32,9 @@ MOST_PIXELS = 89_478_485
 
 MOST_BYTES = 400_000_000
 """Larger files are refused: twice `MOST_PIXELS` of 16 bits."""
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that the greys of a 16-bit file may use; the smallest that holds its largest value is taken."""
 
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 
@@ -66,11 +74,15 @@ class Facts:
         return dataclasses.replace(self, colour=float(np.mean(small.max(axis=2) - small.min(axis=2))))
 
 
-def decode(path: Path) -> np.ndarray:
+def decode(path: Path, bits: int | None = None) -> np.ndarray:
     """Read a PNG or JPEG radiograph as 8-bit grey.
 
-    16-bit values are scaled by 255/65535, colour and palettes go to luma (ITU-R 601), transparent pixels are black,
-    and a JPEG's orientation tag is obeyed.
+    16-bit values are scaled by 255/(2^bits - 1), colour and palettes go to luma (ITU-R 601), transparent pixels are
+    black, and a JPEG's orientation tag is obeyed.
+
+    Args:
+        path: the file.
+        bits: one of `DEPTHS`, by which a 16-bit file is read, as a dataset's all are; by its own largest value if None.
 
     Returns:
         (height, width) uint8.
@@ -78,16 +90,64 @@ def decode(path: Path) -> np.ndarray:
     Raises:
         StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
     """
-    return np.asarray(decode_bytes(read_bytes(path), path)[0])
+    return np.asarray(decode_bytes(read_bytes(path), path, bits=bits)[0])
+
+
+def used_bits(largest: int) -> int:
+    """The smallest of `DEPTHS` that holds a value from 0 to 65,535."""
+    return next(bits for bits in DEPTHS if largest < 1 << bits)
+
+
+def largest_value(path: Path) -> int | None:
+    """The largest value of a 16-bit grey file; None for every other file, and for one that cannot be read."""
+    try:
+        if path.is_file():
+            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+                _check_header(image, path)
+                return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    except Exception:  # `decode` says what it is
+        pass
+    return None
+
+
+class Greys(NamedTuple):
+    """How the 16-bit files of a dataset are read.
+
+    Attributes:
+        bits: one of `DEPTHS`; None where no file has 16 bits.
+        files: the files of 16 bits.
+        notes: what a reader should know of it: one line, or none.
+    """
+
+    bits: int | None
+    files: frozenset[Path]
+    notes: tuple[str, ...]
+
+
+def greys(paths: Iterable[Path]) -> Greys:
+    """Find the 16-bit files of a dataset, and the bits that they use: one for all, so that a dark one stays dark."""
+    paths = list(paths)
+    values = in_threads(largest_value, paths, -1, batch=64)
+    counted = tqdm(values, "Looking for 16-bit files", len(paths), unit="image", disable=None, delay=2)
+    found = {path: value for path, value in zip(paths, counted, strict=True) if value is not None}
+    if not found:
+        return Greys(None, frozenset(), ())
+    largest = max(found.values())
+    bits = used_bits(largest)
+    note = f"16-bit files hold {bits}-bit greys (largest value {largest:,} in {len(found):,} files): read as such."
+    return Greys(bits, frozenset(found), (note,))
 
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
-        StudyError: it cannot be read, or has more than `MOST_BYTES`.
+        StudyError: it cannot be read, is no file, or has more than `MOST_BYTES`.
     """
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait until somebody writes to it
+            raise StudyError(f"{path}: is a pipe, socket or device; give an image file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
@@ -98,7 +158,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_bytes(
-    data: bytes, path: Path, formats: Sequence[str] = ("PNG", "JPEG"), known: str = "PNG or JPEG"
+    data: bytes,
+    path: Path,
+    formats: Sequence[str] = ("PNG", "JPEG"),
+    known: str = "PNG or JPEG",
+    bits: int | None = None,
 ) -> tuple[Image.Image, Facts]:
     """Decode the bytes of `path` to a grey image of mode `L` with facts; grey values as `decode` says.
 
@@ -107,6 +171,7 @@ def decode_bytes(
         path: named in errors.
         formats: Pillow's names of those that are taken.
         known: the formats as errors name them.
+        bits: as for `decode`.
 
     Raises:
         StudyError: the file is empty, of none of these formats, broken off, of several pages, or too large or small.
@@ -117,7 +182,7 @@ def decode_bytes(
         with Image.open(io.BytesIO(data), formats=formats) as image:
             _check_header(image, path)
             image.load()
-            grey, facts = _grey(image), Facts(image.format or "").of_colour(image)
+            grey, facts = _grey(image, bits), Facts(image.format or "").of_colour(image)
     except StudyError:
         raise
     except Image.DecompressionBombError as error:
@@ -179,16 +244,18 @@ def _tag(image: Image.Image, tag: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _grey(image: Image.Image, bits: int | None = None) -> Image.Image:
     if image.format == "JPEG":
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; 257 = 65535 / 255
+    if image.mode.startswith("I"):  # 16-bit grey
         deep = np.asarray(image).astype(np.int32)
-        np.clip(deep, 0, 65535, out=deep)
+        top = (1 << (bits or used_bits(int(deep.max())))) - 1
+        np.clip(deep, 0, top, out=deep)
         if image.format == "TIFF" and _tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-            np.subtract(65535, deep, out=deep)  # white is 0; Pillow inverts 8 bits, but not 16
-        deep += 128
-        deep //= 257
+            np.subtract(top, deep, out=deep)  # white is 0; Pillow inverts 8 bits, but not 16
+        deep *= 255
+        deep += top // 2
+        deep //= top
         return Image.fromarray(deep.astype(np.uint8))
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         layers = image.convert("RGBA")

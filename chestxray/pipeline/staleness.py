@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from importlib.util import resolve_name
 from pathlib import Path
@@ -109,16 +108,18 @@ def text_fingerprint(*texts: str) -> str:
 def raw_fingerprint(raw: Path) -> str:
     """Of a folder of raw data: the tables by content; images, too many to read, by name, size and time of change."""
     lines = []
-    for folder, subfolders, names in os.walk(raw, followlinks=True):
-        subfolders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
-            place = path.relative_to(raw).as_posix()
-            if name.endswith((".csv", ".txt")):
+    for path, kind in files.walk(raw):
+        place = path.relative_to(raw).as_posix()
+        try:
+            if kind != "file":
+                lines.append(f"{place} {kind}")
+            elif path.suffix in (".csv", ".txt"):
                 lines.append(f"{place} {files.digest(path)}")
-            elif not name.startswith("."):
+            elif not path.name.startswith("."):
                 status = path.stat()
                 lines.append(f"{place} {status.st_size} {status.st_mtime_ns}")
+        except OSError as error:
+            lines.append(f"{place} {error.strerror}")
     return text_fingerprint(*lines)
 
 

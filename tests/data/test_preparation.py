@@ -20,10 +20,11 @@ from PIL import Image
 
 from chestxray import files
 from chestxray.config import CLASSES, SPLITS, Paths, StageMissing, StudyError
-from chestxray.data import preparation, sources
+from chestxray.data import integrity, preparation, sources
 from chestxray.data.manifest import MANIFEST_COLUMNS, read_manifest, store_path
 from chestxray.images import pixels
 from chestxray.images.pixels import decode, prepare_pixels
+from chestxray.pipeline.staleness import raw_fingerprint
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -142,6 +143,38 @@ def test_a_true_16_bit_radiograph_keeps_its_range(tmp_path):
     deep = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
     Image.fromarray(deep).save(tmp_path / "a.png")
     assert np.abs(decode(tmp_path / "a.png") - deep / 65535 * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_greys_of_fewer_bits_are_read_by_the_range_that_they_use(tmp_path, bits):
+    eight = np.arange(256, dtype=np.uint8).repeat(4).reshape(32, 32)
+    Image.fromarray(np.rint(eight / 255 * (2**bits - 1)).astype(np.uint16)).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png"), eight)
+    assert pixels.largest_value(tmp_path / "a.png") == 2**bits - 1
+    assert np.array_equal(decode(tmp_path / "a.png", 16), np.rint(eight / 255 * (2**bits - 1) / 257))
+
+
+def test_a_dataset_has_one_depth_and_what_it_changes_is_made_anew(tiny_raw, study_of):
+    def save(name: str, bits: int, index: int, brightest: int) -> np.ndarray:
+        eight = np.minimum(tiny_pixels(index), brightest)
+        Image.fromarray(np.rint(eight / 255 * (2**bits - 1)).astype(np.uint16)).save(tiny_raw / "images" / name)
+        return prepare_pixels(eight, 32).astype(int)
+
+    names = [row[0] for row in tiny_rows()]
+    dark, bright = save(names[0], 12, 0, 50), save(names[1], 12, 1, 255)  # the dark one alone would use 10 bits
+    study = study_of(tiny_raw)
+    stored = [store_path(study.paths.store, name) for name in names[:2]]
+    before = preparation.prepare(study)
+    assert before.notes[-1] == "16-bit files hold 12-bit greys (largest value 3,212 in 2 files): read as such."
+    for path, wanted in zip(stored, (dark, bright), strict=True):
+        assert np.abs(np.asarray(Image.open(path)) - wanted).max() <= 1
+    assert preparation.prepare(study).made == 0
+    save(names[2], 16, 2, 255)
+    after = preparation.prepare(study)
+    assert after.made == 3 and "16-bit greys (largest value" in after.notes[-1]
+    assert np.abs(np.asarray(Image.open(stored[1])) - bright / 16).max() < 1.5
+    same = before.manifest["sha256"].eq(after.manifest["sha256"])
+    assert same.tolist() == [False] * 3 + [True] * 57
 
 
 def test_transparent_pixels_are_black_and_a_turned_jpeg_stands_upright(tmp_path):
@@ -409,6 +442,44 @@ def test_one_bad_run_of_everything_keeps_the_good_rest(tiny_raw, study_of):
     table = done.manifest.set_index("image")
     assert pd.isna(table.loc[names[6], "age"]) and table.loc[names[7], "sex"] == ""
     assert fingerprint(study.paths.data) == fingerprint(preparation.prepare(study) and study.paths.data)
+
+
+def no_files(images: Path) -> dict[str, str]:
+    """Put what is no image file in the place of images; return name → what is said of each."""
+    said = {}
+    for name, value in (
+        ("00000001_000.png", "is a link to nothing"),
+        ("00000001_001.png", "cannot be read (Too many levels of symbolic links)"),
+        ("00000001_002.png", "is a folder"),
+        ("00000002_000.png", "is a folder"),
+        ("00000002_001.png", "is a pipe, socket or device"),
+    ):
+        said[name] = value
+        (images / name).unlink()
+    nothing, loop, folder, link, pipe = said
+    (images / nothing).symlink_to("nowhere")
+    (images / loop).symlink_to(loop)
+    (images / folder).mkdir()
+    (images / link).symlink_to(images, target_is_directory=True)
+    os.mkfifo(images / pipe)
+    return said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_what_is_no_file_is_named_left_out_and_counted(tiny_raw, study_of):
+    said = no_files(tiny_raw / "images")
+    study = study_of(tiny_raw)
+    done = preparation.prepare(study)
+    assert len(done.manifest) == 55
+    assert dict(zip(done.rejected["file"], done.rejected["value"], strict=True)) == said
+    assert "5 of what lies where images do is no file, such as 00000001_000.png: is a link to nothing" in done.notes[-1]
+    for row in done.rejected.iloc[[0, 4]].itertuples(index=False):
+        note(f"image: {row.value}", ", ".join(row), study.paths.store / row.file)
+    faults = integrity.verify(tiny_raw).faults
+    assert {fault.file: fault.value for fault in faults} == said
+    before = raw_fingerprint(tiny_raw)
+    (tiny_raw / "images" / "00000001_000.png").unlink()
+    assert raw_fingerprint(tiny_raw) != before
 
 
 def test_a_mended_image_moves_nobody_else(tiny_raw, study_of):

@@ -52,6 +52,8 @@ TIFFS = {
     "RGBA": lambda: saved(Image.fromarray(GREY).convert("RGBA")),
     "16 bits": lambda: saved(Image.fromarray(GREY.astype(np.uint16) * 257), compression="tiff_lzw"),
     "16 bits, big-endian": lambda: raw_tiff(GREY.astype(np.uint16) * 257, 1, order=">"),
+    "12 bits, white is 0": lambda: raw_tiff(4095 - np.rint(GREY / 255 * 4095).astype(np.uint16), 0),
+    "14 bits, big-endian": lambda: raw_tiff(np.rint(GREY / 255 * 16383).astype(np.uint16), 1, order=">"),
     "8 bits, white is 0": lambda: raw_tiff(255 - GREY, 0),
     "16 bits, white is 0": lambda: raw_tiff((255 - GREY).astype(np.uint16) * 257, 0),
     "turned by its tag": lambda: raw_tiff(GREY[::-1, ::-1], 1, {274: 3}),
@@ -133,6 +135,14 @@ def test_files_and_folders_that_cannot_be_opened(tmp_path):
     for path in (tmp_path, tmp_path / "absent.tif"):
         with pytest.raises(StudyError, match="cannot be read"):
             load.read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(StudyError, match="is a pipe, socket or device"):
+        load.read(tmp_path / "a.png")
+    assert pixels.largest_value(tmp_path / "a.png") is None
 
 
 def test_a_large_file_is_not_read(tmp_path):
