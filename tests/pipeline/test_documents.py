@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import describe_nih_9k
 from tables import predictions_table
 
 from chestxray.config import CLASSES, MODELS, REFERENCE, StudyError
@@ -116,3 +117,7 @@ def test_every_class_has_a_row_in_the_data_sheet(results):
     sheet = documents.render(results)["DATA_SHEET.md"]
     for name in CLASSES:
         assert f"| {name.replace('_', ' ')}, selected | " in sheet
+
+
+def test_the_data_sheet_says_what_nih_9k_over_represents(nih):
+    assert describe_nih_9k.markdown(nih) in (REFERENCE.parent / "DATA_SHEET.md").read_text("utf-8")
