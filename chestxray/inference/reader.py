@@ -6,6 +6,7 @@ in batches, so that memory doesn't grow with their number. Neither TensorFlow no
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import deque
@@ -120,17 +121,18 @@ class Reader:
         heat = self.engine.heat_maps(square[np.newaxis], CLASSES.index(finding))[0]
         return _without_padding(heat, *pixels.shape)
 
-    def prepare(self, source: Source, keep: int = 0) -> Prepared:
+    def prepare(self, source: Source, keep: int = 0, bits: int | None = None) -> Prepared:
         """Read a radiograph and resize it for the model.
 
         Args:
             source: as for `examine`.
             keep: pixels of the longer side to which `Prepared.pixels` are shrunk; 0 leaves them as they are.
+            bits: by which a 16-bit file is read, as `images.pixels.greys` finds them for a dataset; by its own if None.
 
         Raises:
             StudyError: as `examine`.
         """
-        pixels, facts = _read(source)
+        pixels, facts = _read(source, bits)
         flags = input_check.flags(pixels, facts, self.check)
         square = grey.prepare_pixels(pixels, self.engine.side)
         return Prepared(overlay.shrink(pixels, keep) if keep else pixels, square, flags)
@@ -146,6 +148,7 @@ class Reader:
         batch_size: int = BATCH,
         report: Callable[[StudyError], None] | None = None,
         keep: int = 0,
+        bits: int | None = None,
     ) -> Iterator[tuple[str, Answer]]:
         """Answer for any number of radiographs in one stream: threads read ahead while the model predicts.
 
@@ -154,6 +157,7 @@ class Reader:
             batch_size: radiographs in one call of the model, from 1.
             report: called with the error of every source that cannot be used; if None, the first one is raised.
             keep: as for `prepare`: answers that wait take memory.
+            bits: as for `prepare`.
 
         Yields:
             Each name with its answer, in order.
@@ -163,13 +167,16 @@ class Reader:
         """
         if batch_size < 1:
             raise StudyError(f"batch size {batch_size}: give 1 or more")
-        ready = self._read_ahead(sources, report, keep)
+        ready = self._read_ahead(sources, report, functools.partial(self.prepare, keep=keep, bits=bits))
         while batch := list(itertools.islice(ready, batch_size)):
             names, prepared = zip(*batch, strict=True)
             yield from zip(names, self.answers(list(prepared)), strict=True)
 
     def _read_ahead(
-        self, sources: Iterable[tuple[str, Source]], report: Callable[[StudyError], None] | None, keep: int
+        self,
+        sources: Iterable[tuple[str, Source]],
+        report: Callable[[StudyError], None] | None,
+        prepare: Callable[[Source], Prepared],
     ) -> Iterator[tuple[str, Prepared]]:
         """Radiographs in order, read by threads that are a few ahead, so that few wait in memory."""
         workers = os.cpu_count() or 1
@@ -179,7 +186,7 @@ class Reader:
             try:
                 while True:
                     for name, source in itertools.islice(named, 2 * workers + 1 - len(waiting)):
-                        waiting.append((name, pool.submit(self.prepare, source, keep)))
+                        waiting.append((name, pool.submit(prepare, source)))
                     if not waiting:
                         return
                     name, future = waiting.popleft()
@@ -227,14 +234,14 @@ def load(model: str | os.PathLike | None = None, engine: str | None = None) -> R
     return Reader(running, meaning, input_check.committed())
 
 
-def _read(source: Source) -> tuple[np.ndarray, grey.Facts | None]:
-    """The (height, width) uint8 pixels of a source, and a file's facts.
+def _read(source: Source, bits: int | None = None) -> tuple[np.ndarray, grey.Facts | None]:
+    """The (height, width) uint8 pixels of a source, and a file's facts; `bits` as for `Reader.prepare`.
 
     Raises:
         StudyError: an array has another shape or type, or is too small or large; or the file cannot be used.
     """
     if not isinstance(source, np.ndarray):
-        found = read(Path(source))
+        found = read(Path(source), bits)
         return found.pixels, found.facts
     if source.ndim != 2 or source.dtype != np.uint8:
         shape = " × ".join(map(str, source.shape))
