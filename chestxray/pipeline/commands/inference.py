@@ -1,4 +1,4 @@
-"""Commands for one's own radiographs: predict, serve, export."""
+"""Commands for one's own radiographs: predict, evaluate, serve, export."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ def add_commands(commands: Commands) -> None:
     shown = "what heat-maps are of (default: each one's most probable finding)"
     predict.add_argument("--finding", choices=CLASSES, help=shown)
     predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
-    engine = "what runs the model (default: onnx, where it can)"
-    predict.add_argument("--engine", choices=("onnx", "keras"), help=engine)
+    evaluate = add_command(commands, "evaluate", run_evaluate)
+    evaluate.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="radiographs and their table")
+    where = "the CSV table to write (default: %(default)s)"
+    evaluate.add_argument("--out", type=Path, default=Path("evaluation.csv"), metavar="FILE", help=where)
     serve = add_command(commands, "serve", run_serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     serve.add_argument("--share", action="store_true", help="ask Gradio's servers for a public address as well")
     export = add_command(commands, "export", run_export)
     export.add_argument("out", type=Path, metavar="OUT", help="the file to write, such as ensemble.onnx")
-    for command in (predict, export):
+    engine = "what runs the model (default: onnx, where it can)"
+    for command in (predict, evaluate):
+        command.add_argument("--engine", choices=("onnx", "keras"), help=engine)
+    for command in (predict, evaluate, export):
         command.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
 
 
@@ -61,6 +66,33 @@ def run_predict(chosen: argparse.Namespace) -> int:
         return 1 if failed else 0
     print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
     return 2
+
+
+def run_evaluate(chosen: argparse.Namespace) -> int:
+    """Measure a model on labelled radiographs.
+
+    Print and write AUROC, average precision, sensitivity and specificity with 95 % intervals from resampled patients,
+    for the findings that occur with and without. DIR is in the NIH layout, and only read: its table needs image, labels
+    and patient. What can't be measured is empty.
+    """
+    from chestxray import files
+    from chestxray.inference import engines, labelled, reader
+    from chestxray.pipeline import documents
+    from chestxray.pipeline.progress import shown
+
+    labelled.check(chosen.dataset, chosen.out)
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+        model = reader.load(chosen.model, chosen.engine)
+    found = labelled.predict(chosen.dataset, model)
+    measured = labelled.measure(found.table)
+    path = chosen.model or engines.reference_model()
+    print(f"{shown(path)}: SHA-256 {files.digest(path)}")
+    print(*found.lines(chosen.dataset), "", sep="\n")
+    documents.print_rows(labelled.cells(measured))
+    print(*labelled.means(measured), sep="\n")
+    files.atomic_write(chosen.out, measured.reset_index().to_csv(index=False, lineterminator="\n").encode())
+    print(f"\n{chosen.out}: {len(measured)} rows")
+    return 1 if found.unreadable else 0
 
 
 def run_serve(chosen: argparse.Namespace) -> int:

@@ -1,0 +1,243 @@
+"""Labelled folders: a model's metrics on radiographs whose findings are known, with intervals from resampled patients.
+
+Neither all seven classes nor splits are needed: what the folder's labels can't tell stays empty, with the reason. The
+scores are those that `batch` writes, and operating points come from the model's validation; nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.data import nih_tables, sources
+from chestxray.evaluation import bootstrap
+from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.metrics import rank_draws
+from chestxray.evaluation.predictions import checked, classes_and_scores, shows
+from chestxray.inference import answers
+from chestxray.inference.reader import UNCALIBRATED, Reader
+
+METRICS: dict[str, str] = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
+"""Metrics of a finding and how they are shown. The last two are at the model's operating point."""
+
+SHOWN = 3
+"""Faults of a kind that are named; the others are counted."""
+
+MACRO, SINGLE = "macro", "single-label"
+"""Rows that stand for no finding: the mean AUROC of the six, and the images that show one of the seven classes only."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Predictions for a labelled folder.
+
+    Attributes:
+        table: one row per radiograph: `image`, `patient`, `findings`, `label`, `selected`, and `answers.columns`.
+        unreadable: what is wrong with each file that could not be read, as one line.
+        rejected: rows of the table that can't be used, and images without one.
+        flagged: radiographs that the input check objects to; they count in the metrics.
+    """
+
+    table: pd.DataFrame
+    unreadable: tuple[str, ...]
+    rejected: tuple[nih_tables.Rejection, ...]
+    flagged: int
+
+    def lines(self, folder: Path) -> list[str]:
+        """What was read of a folder, and what was left out, in lines to read."""
+        patients = self.table["patient"].nunique()
+        lines = [f"{folder}: {len(self.table):,} radiographs of {patients:,} patients"]
+        lines.append(f"{self.flagged:,} of {len(self.table):,} flagged by the input check; they count")
+        rejected = [f"{line.file}: {line.value}; {line.remedy}" for line in self.rejected]
+        for what, faults in {"files can't be read": self.unreadable, "rows or values not used": rejected}.items():
+            if faults:
+                lines += [f"{len(faults):,} {what}:", *(f"  {fault}" for fault in faults[:SHOWN])]
+        return lines
+
+
+def check(folder: Path, out: Path) -> None:
+    """Check the places of an evaluation, before a model is loaded.
+
+    Args:
+        folder: the labelled folder.
+        out: the table to write.
+
+    Raises:
+        StudyError: there is no such folder, `out` is a folder or no CSV file by its name, or it lies in the folder.
+    """
+    if not folder.is_dir():
+        raise StudyError(f"{folder}: no such folder; give one that holds radiographs and their table")
+    if out.is_dir():
+        raise StudyError(f"{out}: is a folder; give the name of a file")
+    if out.suffix.lower() != ".csv":
+        raise StudyError(f"{out}: unknown kind of table; give a name that ends in .csv")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise StudyError(f"{out}: lies in {folder}, which is only read; give --out another place")
+
+
+def predict(folder: Path, reader: Reader) -> Labelled:
+    """Predict for every radiograph of a labelled folder, which is only read.
+
+    Args:
+        folder: radiographs and their table in the NIH layout; image, labels and patient are used.
+        reader: predicts.
+
+    Raises:
+        StudyError: there is no table or no image, or none can be used.
+    """
+    entries = nih_tables.read_entries(folder)
+    present = nih_tables.match_images(entries, sources.find_images(folder))
+    unreadable = [f"{line.file}: {line.value}; {line.remedy}" for line in sources.unusable_files(folder)]
+    rows, flagged = [], 0
+    with tqdm(total=len(present.paths), unit="image", desc="evaluate", disable=None) as bar:
+
+        def report(error: StudyError) -> None:
+            unreadable.append(str(error))
+            bar.update()
+
+        for image, answer in reader.stream(present.paths.items(), report=report, keep=1):
+            rows.append(answers.row(image, answer))
+            flagged += any(flag != UNCALIBRATED for flag in answer.flags)
+            bar.update()
+    if not rows:
+        raise StudyError(f"{folder}: none of its {len(unreadable)} radiographs can be read, such as {unreadable[0]}")
+    labels = present.table[["image", "patient", "findings", "label"]]
+    table = labels.assign(selected=labels["label"] != "").merge(pd.DataFrame(rows, columns=answers.columns()))
+    table.attrs["source"] = str(folder)
+    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged)
+
+
+def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Every metric that the labels allow, with its 95 % percentile interval.
+
+    Each finding is taken against all other images. An interval needs two patients on each side, or resampling them
+    changes nothing. Over the single-label images, classes without an image are left out of the means.
+
+    Args:
+        table: as `Labelled.table`.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws; the same patients and seed give the same draws.
+
+    Returns:
+        Index (`finding`, `metric`): the six findings and No_finding with `METRICS`, `MACRO` with `macro_auroc`, and
+        `SINGLE` with `balanced_accuracy` and `macro_auroc`. Columns `estimate`, `low`, `high` (0 to 1, NaN where it
+        can't be measured), `draws` in which it is defined, `n_images`, `n_patients`, `n_positive`, `n_negative`,
+        `prevalence`, and `note`: what a mean is over, or why something is empty.
+
+    Raises:
+        StudyError: nothing can be measured.
+    """
+    drawn, patients = Draws.of(table["patient"], draws, seed), table["patient"]
+    rows: dict[tuple[str, str], dict] = {}
+    areas, sides = {}, {}
+    for name in (*SIX_FINDINGS, "No_finding"):
+        truth = shows(table, name)
+        area, precision = rank_draws(truth, table[name].to_numpy(), drawn)
+        both = {f"with {name}": truth, f"without {name}": ~truth}
+        known = table.get(f"{name}_above", pd.Series(dtype=object)).notna().any()
+        above = table[f"{name}_above"].to_numpy(dtype=bool) if known else np.full(len(table), np.nan)
+        found = {"auroc": area, "average_precision": precision}
+        found |= {"sensitivity": drawn.means(above, truth), "specificity": drawn.means(1.0 - above, ~truth)}
+        for (metric, values), needed in zip(found.items(), (both, both, *_each(both)), strict=True):
+            note = "" if known or metric in ("auroc", "average_precision") else f"no operating point for {name}"
+            size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
+            rows[name, metric] = _entry(values, needed, patients, note) | size
+        if name in SIX_FINDINGS and np.isfinite(area[0]):
+            areas[name] = area
+            sides |= both
+    rows[MACRO, "macro_auroc"] = _mean(areas, sides, patients, 1)
+    rows |= _single_label(table, drawn)
+    found = bootstrap.table(rows, ["finding", "metric"])
+    if found["estimate"].isna().all():
+        raise StudyError(f"{table.attrs.get('source', 'labels')}: nothing can be measured: {'; '.join(reasons(found))}")
+    order = ["estimate", "low", "high", "draws", "n_images", "n_patients", "n_positive", "n_negative", "prevalence"]
+    return found[[*order, "note"]].astype({"n_positive": "Int64", "n_negative": "Int64"})
+
+
+def _each(both: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    return [{side: images} for side, images in both.items()]
+
+
+def _entry(values: np.ndarray, needed: Mapping[str, np.ndarray], patients: pd.Series, note: str) -> dict:
+    """A row of the table: `needed` are the images, (n,) bool, that it can't be measured without, by what they are."""
+    people = {side: patients[images].nunique() for side, images in needed.items()}
+    row = bootstrap.entry(values) | {"n_images": len(patients), "n_patients": patients.nunique()}
+    reasons = [f"no image {side}" for side, number in people.items() if not number] or [
+        f"one patient {side}, so no interval" for side, number in people.items() if number == 1
+    ]
+    if reasons:
+        row |= {"low": np.nan, "high": np.nan}
+    return row | {"note": note or "; ".join(reasons)}
+
+
+def _mean(values: Mapping[str, np.ndarray], needed: Mapping[str, np.ndarray], patients: pd.Series, least: int) -> dict:
+    """The row of a mean over what can be measured, at least so many."""
+    if len(values) < least:
+        return _entry(np.full(1, np.nan), {}, patients, "too few classes for a mean")
+    row = _entry(np.mean(list(values.values()), axis=0), needed, patients, "")
+    return row | {"note": "; ".join(filter(None, (f"mean of {', '.join(values)}", row["note"])))}
+
+
+def _single_label(table: pd.DataFrame, drawn: Draws) -> dict[tuple[str, str], dict]:
+    """Balanced accuracy and macro AUROC over the classes that occur among the images with one class each."""
+    single = table[table["selected"]]
+    inside = drawn.within(table["selected"].to_numpy())
+    truth, scores = classes_and_scores(single)
+    there = {CLASSES[k]: k for k in np.unique(truth)}
+    guess = scores.argmax(axis=1)
+    right = {name: inside.means(guess == k, truth == k) for name, k in there.items()}
+    areas = {name: rank_draws(truth == k, scores[:, k], inside)[0] for name, k in there.items()}
+    needed = {f"with {name} alone": truth == k for name, k in there.items()}
+    found = {"balanced_accuracy": right, "macro_auroc": areas}
+    return {(SINGLE, metric): _mean(values, needed, single["patient"], 2) for metric, values in found.items()}
+
+
+def reasons(measured: pd.DataFrame) -> list[str]:
+    """Why something is empty, each reason once."""
+    notes = measured.loc[measured["low"].isna(), "note"].str.split("; ").explode()
+    return [note for note in notes.unique() if not note.startswith("mean of")]
+
+
+def cells(measured: pd.DataFrame) -> list[list[str]]:
+    """The findings as rows of text, the heading first; empty where nothing was measured."""
+    rows = [["finding", "with", "without", "prevalence", *METRICS.values()]]
+    for name in (*SIX_FINDINGS, "No_finding"):
+        row = measured.loc[name, "auroc"]
+        counts = [f"{row['n_positive']:,}", f"{row['n_negative']:,}", f"{row['prevalence']:.3f}"]
+        rows.append([name.replace("_", " "), *counts, *(shown(measured.loc[name, metric]) for metric in METRICS)])
+    return rows
+
+
+def means(measured: pd.DataFrame) -> list[str]:
+    """The means in sentences, each with what it is over, and what to mind in the rows above them."""
+    macro, accuracy, areas = (
+        measured.loc[row] for row in ((MACRO, "macro_auroc"), (SINGLE, "balanced_accuracy"), (SINGLE, "macro_auroc"))
+    )
+    lines = [f"Macro AUROC, {macro['note']}: {shown(macro)}"] if shown(macro) else []
+    if shown(accuracy):
+        what = f"{accuracy['n_images']:,} images with one class, {accuracy['note']}"
+        lines.append(f"{what}: balanced accuracy {shown(accuracy)}, macro AUROC {shown(areas)}")
+    lines.append("Average precision depends on the prevalence: compare it only with samples of the same.")
+    if (measured["low"] == measured["high"]).any():
+        lines.append("Where all images come out alike, resampling shows no spread: such an interval is too narrow.")
+    if empty := reasons(measured):
+        lines.append(f"Empty, for there is: {', '.join(empty)}.")
+    return [line.replace("No_finding", "No finding") for line in lines]
+
+
+def shown(row: pd.Series) -> str:
+    """An estimate with its interval, as far as there is one: `0.381 (0.328–0.433)`."""
+    if pd.isna(row["estimate"]):
+        return ""
+    return f"{row['estimate']:.3f}" + ("" if pd.isna(row["low"]) else f" ({row['low']:.3f}–{row['high']:.3f})")
