@@ -11,6 +11,7 @@ from typing import NamedTuple
 TABLE = Path(__file__).with_name("faults.md")
 SECTIONS = {
     "data/test_kaggle": "Datasets from Kaggle",
+    "data/test_subset": "The reference's radiographs",
     "data/test_integrity": "Images, as chestxray verify tells of them",
     "data/test_preparation": "Images, as stage 2.1 tells of them in rejected.csv",
     "data/test_archive": "Packed datasets",

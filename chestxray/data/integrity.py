@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import StudyError
-from chestxray.data import kaggle, nih_tables, sources
+from chestxray.data import kaggle, nih_tables, sources, subset
 from chestxray.data.kaggle import Published
 from chestxray.data.nih_tables import Rejection
 from chestxray.images import pixels
@@ -94,7 +94,9 @@ class Report:
         return lines
 
 
-def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed: int = 0) -> Report:
+def verify(
+    raw: Path, dataset: Published | None = None, full: bool = False, seed: int = 0, reference: bool = False
+) -> Report:
     """Check a folder of raw data: its tables, every image's header and end, and the pixels of some.
 
     Every file is opened and its beginning and end are read: PNG or JPEG signature, width and height, end mark. A random
@@ -105,6 +107,7 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
         dataset: what it has to be; without, an image of the table that is not here is no fault.
         full: read and decode all images instead of a sample.
         seed: of the sample.
+        reference: it is nih_9k: every file's pixels are compared with the committed list.
 
     Raises:
         StudyError: there is no table or no image, or the table can't be used.
@@ -125,6 +128,12 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
     checked = list(tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None))
     results = zip(names, checked, strict=True)
     faults += [Rejection(name, image.fault, image.remedy) for name, image in results if image.fault]
+    notes = pixels.greys(images.values()).notes
+    if reference:
+        known = {fault.file for fault in faults}
+        others, compared = subset.compare(images, raw / sources.LARGER)
+        faults += [fault for fault in others if fault.file not in known]
+        notes = (compared, *notes)
     unlisted = sum(line.value == nih_tables.UNLISTED for line in present.rejected)
     return Report(
         raw=raw,
@@ -136,9 +145,9 @@ def verify(raw: Path, dataset: Published | None = None, full: bool = False, seed
         absent=absent,
         unlisted=unlisted,
         unusable=len(present.rejected) - unlisted,
-        decoded=len(chosen),
+        decoded=len(images if reference else chosen),
         faults=tuple(sorted(set(faults))),
-        notes=pixels.greys(images.values()).notes,
+        notes=notes,
         whole=dataset is not None,
     )
 

@@ -6,12 +6,19 @@ fills. `folder_on_kaggle` says where on Kaggle a missing image lies.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+import re
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import StudyError
@@ -28,6 +35,9 @@ _FOLDERS = 2000
 
 _ENOUGH = 0.9
 """A copy with this share of the images is the dataset, damaged; one with fewer is a part of it, under another name."""
+
+_AT_A_TIME, _MEASURED, _PATIENCE = 8, 16, 8
+"""Files that are fetched at a time; after how many the time is told; after how many failures no more are asked for."""
 
 _FIRST_FOLDER, _OTHER_FOLDERS = 4999, 10_000
 """Images in `images_001`, and in each of `images_002` …, in alphabetical order."""
@@ -95,15 +105,15 @@ def provide(dataset: Published, raw: Path) -> None:
 
 def find_copy(dataset: Published) -> Copy | None:
     """Find a copy that is mounted here or in kagglehub's cache, whole but for a tenth at most."""
-    for folder in _candidates(dataset):
+    for folder in candidates(dataset):
         copy = _copy_in(dataset, folder)
         if copy and sum(1 for _ in sources.image_files(copy.images)) >= _ENOUGH * dataset.images:
             return copy
     return None
 
 
-def _candidates(dataset: Published) -> Iterator[Path]:
-    """Folders that may hold the image table: below the mounts, the least deep first; then in the cache, the newest."""
+def candidates(dataset: Published) -> Iterator[Path]:
+    """Folders with the image table or images: below the mounts, the least deep first; then in the cache, the newest."""
     named = os.environ.get("CHESTXRAY_MOUNTS")
     mounts = MOUNTS if named is None else [place for place in named.split(os.pathsep) if place]
     queue = deque((Path(mount), 0) for mount in mounts)
@@ -115,17 +125,18 @@ def _candidates(dataset: Published) -> Iterator[Path]:
             paths = sorted(folder.iterdir())
         except OSError:
             continue
-        if any(path.name in dataset.tables for path in paths):
+        if any(path.name in dataset.tables or path.name.startswith("images") for path in paths):
             yield folder
         if depth < _DEPTH:
             below = [path for path in paths if not path.name.startswith((".", "images")) and not path.suffix]
             queue.extend((path, depth + 1) for path in below if path.is_dir())
-    complete = _cache() / "datasets" / dataset.handle
+    complete = cache() / "datasets" / dataset.handle
     versions = [int(mark.stem) for mark in complete.glob("*.complete") if mark.stem.isdecimal()]
     yield from (complete / "versions" / str(version) for version in sorted(versions, reverse=True))
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder in which kagglehub keeps what it fetched."""
     return Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
 
 
@@ -152,16 +163,13 @@ def _download(dataset: Published) -> Copy:
     import kagglehub  # here, because only a download needs it and it takes a second to import
 
     # The archive and what is unpacked from it lie on the disk together for a while.
-    files.require_space(_cache(), 2 * dataset.size, "set KAGGLEHUB_CACHE to a folder on a larger disk")
+    files.require_space(cache(), 2 * dataset.size, "set KAGGLEHUB_CACHE to a folder on a larger disk")
     try:
         folder = Path(kagglehub.dataset_download(dataset.handle))
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        if any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__):  # its message fills a screen
-            reason = "no connection"
         raise StudyError(
-            f"Kaggle's {dataset.handle}: cannot be fetched ({reason}); check the network, run it again to go on, or "
-            "fill a folder with the NIH's own script and give that as --dataset (see 1_Datasets/README.md)"
+            f"Kaggle's {dataset.handle}: cannot be fetched ({_reason(error)}); check the network, run it again to go "
+            "on, or fill a folder with the NIH's own script and give that as --dataset (see 1_Datasets/README.md)"
         ) from error
     copy = _copy_in(dataset, folder)
     if copy is None:
@@ -170,6 +178,108 @@ def _download(dataset: Published) -> Copy:
             "remove it and fetch it again"
         )
     return copy
+
+
+def _reason(error: Exception) -> str:
+    """What kagglehub says of a failure, in a few words."""
+    if any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__):  # its message fills a screen
+        return "no connection"
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _fetch_file(handle: str, path: str) -> Path:
+    """Fetch one file of a dataset into kagglehub's cache, unless it is there; say where it lies.
+
+    Raises:
+        StudyError: it cannot be fetched.
+    """
+    import kagglehub  # here, as above
+
+    try:
+        return Path(kagglehub.dataset_download(handle, path))
+    except Exception as error:
+        raise StudyError(
+            f"Kaggle's {handle}: {path} cannot be fetched ({_reason(error)}); what came stays: check the network and "
+            "run it again to go on, or give a folder by --from (see 1_Datasets/README.md)"
+        ) from error
+
+
+def fetch_tables(dataset: Published) -> dict[str, Path]:
+    """Fetch the first edition of the image table and the boxes: file name → path in the cache.
+
+    Raises:
+        StudyError: Kaggle cannot be reached.
+    """
+    with _quiet():
+        return {name: _fetch_file(dataset.handle, name) for name in (dataset.tables[-1], nih_tables.BOXES_NAME)}
+
+
+def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, Path], object]) -> None:
+    """Fetch some images one by one, several at a time; after the first few, say how long the rest takes.
+
+    kagglehub's cache keeps what came, so that the next call goes on.
+
+    Args:
+        dataset: `nih`.
+        images: their names.
+        use: called in a thread with each name and the path of its file in the cache.
+
+    Raises:
+        StudyError: there is no space, Kaggle cannot be reached, or files cannot be fetched; the others were used.
+    """
+    files.require_space(cache(), dataset.size // dataset.images * len(images), "set KAGGLEHUB_CACHE to a larger disk")
+    with _quiet():
+        table = _fetch_file(dataset.handle, dataset.tables[-1])
+    names = nih_tables.read_entries(table).table["image"].tolist()  # sorted
+    position = {name: number for number, name in enumerate(names)}
+    if len(names) != dataset.images or not position.keys() >= set(images):
+        raise StudyError(f"{table}: is not the table of {dataset.images:,} images; remove it and run it again")
+    version = re.search(r"/versions/\d+(?=/)", table.as_posix())
+    handle = dataset.handle + (version[0] if version else "")  # else kagglehub asks for the newest before each file
+    failures: list[StudyError] = []
+
+    def fetch(image: str) -> int:
+        if len(failures) >= _PATIENCE:
+            return 0
+        try:
+            path = _fetch_file(handle, f"{folder_on_kaggle(position[image])}/{image}")
+        except StudyError as error:
+            failures.append(error)
+            return 0
+        use(image, path)
+        return path.stat().st_size
+
+    print(
+        f"Kaggle's {dataset.handle}: {len(images):,} images are fetched, {_AT_A_TIME} at a time. Stopped, it goes on."
+    )
+    bar, started, size = tqdm(total=len(images), desc="Fetching", unit="image", disable=None), time.monotonic(), 0
+    with bar, _quiet():
+        for done, fetched in enumerate(files.in_threads(fetch, images, _AT_A_TIME, ordered=False), 1):
+            bar.update()
+            size += fetched
+            if done == _MEASURED and not failures:
+                rest, seconds = len(images) - done, time.monotonic() - started
+                print(
+                    f"The first {done} took {seconds:.0f} s for {files.gigabytes(size)}: the other {rest:,} are about "
+                    f"{files.gigabytes(size * rest // done)} and {seconds * rest / done / 60:,.0f} min."
+                )
+    if failures:
+        raise StudyError(f"{len(failures):,} of {len(images):,} files failed, the first: {failures[0]}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what kagglehub prints of every file: a line, and a bar on the error stream."""
+    import kagglehub  # here, as above; it sets the level of its logger when it is imported
+
+    logger = logging.getLogger(kagglehub.__name__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def folder_on_kaggle(position: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 UNPACKED = "unpacked.json"
 """What `archive.unpack` leaves beside the files: a dataset that has this has raw tables, but no raw images."""
 
+LARGER = "images_256"
+"""Folder of larger versions of some radiographs, beside `images` (see `subset`): not other files of the same names."""
+
 PHANTOM_OVERSIZE = 2
 """Phantoms are drawn this many times larger than the prepared radiographs, so that they too are resized once."""
 
@@ -28,7 +31,8 @@ PHANTOM_OVERSIZE = 2
 def image_files(raw: Path) -> Iterator[Path]:
     """The image files under `raw/images*/`, folder by folder, each folder sorted by name.
 
-    Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives.
+    Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives. So are the
+    larger versions in `images_256/`, where `images/` is beside it.
     """
     return (path for path, kind in _listing(raw) if kind == "file")
 
@@ -36,6 +40,8 @@ def image_files(raw: Path) -> Iterator[Path]:
 def _listing(raw: Path) -> Iterator[tuple[Path, str]]:
     """Image files, folders that are named as such, and whatever is neither file nor folder, as `files.walk` does."""
     for folder in sorted(path for path in raw.glob("images*") if not path.is_file()):
+        if folder.name == LARGER and (raw / "images").is_dir():
+            continue
         for path, kind in files.walk(folder):
             wanted = path.name.lower().endswith(IMAGE_SUFFIXES) or kind not in ("file", "folder")
             if wanted and not path.name.startswith("."):
@@ -104,13 +110,14 @@ def is_unpacked(paths: Paths) -> bool:
     return record is not None and paths.manifest.exists() and files.digest(paths.manifest) == record["manifest"]
 
 
-def prepare_raw(source: str, study: Study) -> None:
+def prepare_raw(source: str, study: Study, folders: Sequence[Path] = ()) -> None:
     """Make `study.paths.raw` hold the raw data of `source`. What is there already is not made again.
 
     Args:
-        source: `phantom`; the path of a folder in the NIH layout; `nih` or `nih-sample`, which are looked for on this
-            machine and fetched from Kaggle if they are not there; or the name of a dataset already under `1_Datasets`.
+        source: `phantom`; the path of a folder in the NIH layout; `nih_9k`, `nih` or `nih-sample`, which are looked for
+            on this machine and fetched from Kaggle if they are not there; or a dataset already under `1_Datasets`.
         study: gives the place, and for phantoms their number, size and seed.
+        folders: where the radiographs of nih_9k are taken from; they are looked for where there are none.
 
     Raises:
         StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; the dataset was
@@ -121,13 +128,16 @@ def prepare_raw(source: str, study: Study) -> None:
             f"{study.paths.relative(study.paths.data)}: was unpacked from an archive, which has no raw images; leave "
             "out stages 1 and 2.1 by --only, or remove that folder to begin with a source"
         )
-    from chestxray.data import kaggle, nih_tables  # here, because they import pandas, as above
+    from chestxray.data import kaggle, nih_tables, subset  # here, because they import pandas, as above
 
     if study.is_phantom:
         from chestxray.data.phantom import anatomy, dataset  # here, because it imports SciPy, as no other source does
 
         size = min(max(anatomy.SIZES[0], PHANTOM_OVERSIZE * study.profile.image_size), anatomy.SIZES[1])
         dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
+    elif study.paths.dataset == subset.NAME:
+        given = [Path(source)] if source != subset.NAME and Path(source).is_dir() else []
+        subset.provide(study.paths.raw, folders or given)
     elif Path(source).is_dir():
         folder = Path(source).resolve()
         nih_tables.find_table(folder)  # before anything is written

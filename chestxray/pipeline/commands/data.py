@@ -92,7 +92,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
     Compare the raw images with their table, and name each that is missing or broken.
     """
     from chestxray import files
-    from chestxray.data import integrity, kaggle, nih_tables
+    from chestxray.data import integrity, kaggle, nih_tables, subset
 
     raw, whole = Path(chosen.dataset), None
     if not raw.is_dir():
@@ -102,7 +102,8 @@ def run_verify(chosen: argparse.Namespace) -> int:
                 f"dataset {chosen.dataset!r}: no such folder, and none of this name under 1_Datasets; give a folder, "
                 "or run stage 1 of a dataset first"
             )
-    report = integrity.verify(raw, whole, chosen.verify == "full")
+    reference = dataset_name(chosen.dataset) == subset.NAME
+    report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference)
     print(*report.lines(), sep="\n")
     if chosen.report:
         table = nih_tables.rejections_frame(report.faults)
