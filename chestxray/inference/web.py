@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -82,9 +83,12 @@ class Server(contextlib.ExitStack):
             share: whether to ask Gradio's servers for a public address, which passes on all that is uploaded.
 
         Raises:
-            StudyError: gradio is missing, the port is taken, or the reference can't be loaded.
+            StudyError: gradio is missing, the host is none of this machine, the port is taken, or the reference can't
+                be loaded.
         """
         super().__init__()
+        host = host.strip("[]")
+        _check_address(host, port)
         gradio = _gradio()
         page = Page(model or reader.load())
         # Readable by this user only; removed when the process ends, if not before.
@@ -95,19 +99,20 @@ class Server(contextlib.ExitStack):
         self.callback(self._blocks.close, verbose=False)
         self.closed = threading.Event()
         self.callback(self.closed.set)
+        name = f"[{host}]" if ":" in host else host  # as an IPv6 address stands in a URL
         try:
-            _, self.url, self.shared = self._blocks.launch(
-                server_name=host, server_port=port, share=share, **_launch_options(gradio, self.folder)
-            )
+            with _without_proxy(host, share):
+                _, self.url, self.shared = self._blocks.launch(
+                    server_name=name, server_port=port, share=share, **_launch_options(gradio, self.folder)
+                )
         except OSError as error:
             self.close()
-            where = f"{host}, port {port}" if port else f"{host}, ports from 7860"
-            raise StudyError(f"{where}: cannot be listened on ({error}); give another --host or --port") from error
-        except ValueError as error:  # gradio asks its own page whether it is there
+            raise _cannot_listen(host, port, error) from error
+        except Exception as error:  # gradio asks its own page whether it is there; httpx has many kinds of errors
             self.close()
             raise StudyError(
-                f"{host}: the page was started, but does not answer; let NO_PROXY name {host}, or try again when this "
-                "machine is less busy"
+                f"{host}: the page was started, but does not answer ({type(error).__name__}); try again when this "
+                "machine is less busy, or give another --host"
             ) from error
         threading.Thread(target=self._sweep, daemon=True).start()
 
@@ -117,6 +122,36 @@ class Server(contextlib.ExitStack):
             for path, status in _files(self.folder):
                 if path.parent == self.folder and time.time() - status.st_mtime > STAY - SWEEP:
                     path.unlink(missing_ok=True)
+
+
+def _cannot_listen(host: str, port: int | None, error: Exception) -> StudyError:
+    ports = f"port {port}" if port else "ports from 7860"
+    return StudyError(f"host {host!r}, {ports}: cannot be listened on ({error}); give another --host or --port")
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Bind to an address and let it go: gradio would try a hundred ports of a host that isn't there.
+
+    Raises:
+        StudyError: the host is unknown or none of this machine, or the port is taken.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            if os.name != "nt":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a moment ago is free
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+@contextlib.contextmanager
+def _without_proxy(host: str, share: bool) -> Iterator[None]:
+    """Let gradio ask its own page without the environment's proxy, which it needs for a public address alone."""
+    before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = ",".join(filter(None, [before, "localhost", "127.0.0.1", "::1", host])) if share else "*"
+    with _environment("no_proxy", names), _environment("NO_PROXY", names):
+        yield
 
 
 def _launch_options(gradio: Any, folder: Path) -> dict[str, Any]:

@@ -250,6 +250,23 @@ def test_without_gradio_one_line_says_how_to_get_it(monkeypatch):
         web.Server(FakeReader())
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "a..b", ""])
+def test_a_host_that_is_none_of_this_machine_is_one_line(host):
+    with pytest.raises(StudyError, match=r"cannot be listened on .*; give another --host or --port") as error:
+        web.Server(FakeReader(), host)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "no address"])
+def test_a_proxy_stands_not_before_the_page(proxy, monkeypatch):
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with web.Server(FakeReader()) as server:
+        assert server.url.startswith("http://127.0.0.1:")
+    assert os.environ["no_proxy"] == ""
+
+
 def test_a_port_out_of_range_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("chestxray.pipeline.environment.ensure", lambda extras, arguments: None)
     assert __main__.main(["serve", "--port", "70000"]) == 2
