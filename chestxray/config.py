@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import os
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """Folder of each model under `4_models/saved/<dataset>`: its name in tables, and the notebook that writes it."""
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
+NIH_9K = "nih_9k"
+NIH_9K_LIST = REPOSITORY / "1_Datasets" / f"{NIH_9K}.csv"
+"""The committed list of the reference's radiographs, which `data.subset` reads."""
+SOURCES = ("phantom", "nih", "nih-sample", NIH_9K)
+"""The words of `--dataset` that mean a source; any other is a folder, or the name of a dataset under `1_Datasets`."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ACKNOWLEDGEMENT = (
     "Radiographs: NIH Clinical Center, ChestX-ray14 (https://nihcc.app.box.com/v/ChestXray-NIHCC); "
@@ -182,7 +188,7 @@ class Paths:
     """Where the files of one dataset lie: what the stages read and write, and nothing else.
 
     Attributes:
-        dataset: the dataset's name: `phantom`, or the name of a folder in the NIH layout.
+        dataset: the dataset's name, as `dataset_name` gives.
         root: the folder that holds `1_Datasets` to `5_results`; the repository unless `CHESTXRAY_ROOT` names another
             (a folder on Google Drive, a temporary folder of a test).
     """
@@ -296,30 +302,78 @@ class Study:
         return self.paths.require(path, stage, f" --profile {self.profile.name}")
 
 
+def source_folder(source: str) -> Path | None:
+    """The folder that `--dataset` means; None where it is the word of a source, or no such folder is there."""
+    return Path(source) if source and source not in SOURCES and Path(source).is_dir() else None
+
+
 def dataset_name(source: str) -> str:
-    """The dataset's name for `--dataset`: `phantom` as it is, a folder by its own name.
+    """The dataset's name for `--dataset`: a source's word as it is, a folder by its own name.
+
+    A folder is nih_9k, whatever it is called, if its images are those of the committed list and have 128 px.
 
     Raises:
-        StudyError: the folder's name has no usable letter.
+        StudyError: no name can be made of it, or the name is `taken`.
     """
-    is_path = os.sep in source or "/" in source
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source).resolve().name if is_path else source)
+    if source in SOURCES:
+        return source
+    folder = source_folder(source)
+    if folder is not None and _holds_nih_9k(folder):
+        return NIH_9K
+    is_path = folder is not None or os.sep in source or "/" in source
+    # A link by its own name, too: `link` and `./link` are one dataset.
+    name = Path(os.path.abspath(source)).name if is_path else source  # noqa: PTH100
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")
     if not name.strip("._-"):
         raise StudyError(f"dataset {source!r}: no name can be made of it; give a folder with a name")
+    if reason := taken(name):
+        word = name.lower()
+        remedy = f", or give {word} for the source" if word in SOURCES else ""
+        remedy += " and the folder by --from, to have it compared with the list" if word == NIH_9K else ""
+        raise StudyError(f"dataset {source!r}: {name} {reason}; rename the folder{remedy}")
     return name
+
+
+def taken(name: str) -> str:
+    """Why no folder's or archive's dataset may have this name; empty where one may. Letter case does not matter."""
+    places = (path for place in ("1_Datasets", "5_results") for path in (REPOSITORY / place).glob("*"))
+    if name.lower() in SOURCES:
+        return "is the name of a source"
+    committed = {REFERENCE.name, "input_check", *(path.name.lower() for path in places if path.is_file())}
+    return "is the name of something that is committed" if name.lower() in committed else ""
+
+
+def _holds_nih_9k(folder: Path) -> bool:
+    """Whether the images under `folder` have the names of the committed list, and the first one has 128 px."""
+    try:
+        listed = {line.partition(",")[0] for line in NIH_9K_LIST.read_text("utf-8").splitlines()[1:]}
+        found, first = set(), None
+        for place in sorted(folder.glob("images*")):
+            for parent, _, names in os.walk(place):
+                images = {name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
+                if not images <= listed:
+                    return False
+                found |= images
+                first = first or next((Path(parent, name) for name in images), None)
+        if first is None or found != listed:
+            return False
+        with first.open("rb") as file:
+            return struct.unpack(">16x2I", file.read(24)) == (128, 128)  # width and height in a PNG's header
+    except (OSError, struct.error):
+        return False
 
 
 def open_study(dataset: str, profile: str, seed: int, overrides: dict[str, Any] | None = None) -> Study:
     """Open the study for one dataset and profile.
 
     Args:
-        dataset: `phantom`, or the name of a dataset already under `1_Datasets`, or a folder in the NIH layout.
+        dataset: one of `SOURCES`, or a folder in the NIH layout, or the name of a dataset already under `1_Datasets`.
         profile: a key of `PROFILES`.
         seed: seeds every random choice, 0 to 2**32 - 1.
         overrides: fields of the profile to change.
 
     Raises:
-        StudyError: the profile or an override is unknown.
+        StudyError: the profile or an override is unknown, or as `dataset_name`.
     """
     if profile not in PROFILES:
         raise StudyError(f"profile {profile!r} is unknown; there are: {', '.join(PROFILES)}")

@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, Paths, StudyError
+from chestxray.config import CLASSES, SOURCES, Paths, StudyError, taken
 from chestxray.data import manifest as data_manifest
 from chestxray.data import nih_tables, preparation, sources
 from chestxray.images import pixels
@@ -74,6 +74,8 @@ class _Index(NamedTuple):
         plain = re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", self.dataset)
         if not plain or not isinstance(self.raw_side, int) or self.raw_side <= 0:
             return f"its index names dataset {self.dataset!r} with raw images of {self.raw_side!r} px"
+        if self.dataset not in SOURCES and (reason := taken(self.dataset)):
+            return f"its dataset's name {self.dataset} {reason}"
         for name in self.files:
             if not _NAMES.fullmatch(name) or not name.isprintable():
                 return f"its index lists {name[:80]!r}, which no prepared dataset has"
@@ -191,7 +193,8 @@ def _places(paths: Paths) -> dict[str, Path]:
     if paths.augmented_rows.exists():
         for file in sorted(pd.read_csv(paths.augmented_rows, usecols=["file"])["file"]):
             places[f"train_augmented/{file}"] = paths.tree("train_augmented") / file
-    tables = [nih_tables.find_table(paths.raw).name, nih_tables.BOXES_NAME, *nih_tables.LIST_NAMES]
+    lists = (*nih_tables.LIST_NAMES, nih_tables.VALID_NAME)
+    tables = [nih_tables.find_table(paths.raw).name, nih_tables.BOXES_NAME, *lists]
     places |= {f"raw/{name}": paths.raw / name for name in sorted(tables) if (paths.raw / name).is_file()}
     return places | {name: paths.data / name for name in TABLES if (paths.data / name).is_file()}
 

@@ -1,6 +1,6 @@
 """Manifest: one row per readable image, written by stage 2.1 and read by all later ones.
 
-It owns the columns of `manifest.csv`, where the prepared image of a row lies, and the fingerprint of the prepared data.
+It owns the columns of `manifest.csv`, where the prepared image of a row lies, and the fingerprints of the data.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from chestxray.config import Paths, StudyError
-from chestxray.data import sources
+from chestxray.config import NIH_9K, Paths, StudyError
+from chestxray.data import sources, subset
 from chestxray.data.nih_tables import TABLE_COLUMNS
 from chestxray.images.pixels import decode
 
@@ -47,9 +47,27 @@ def read_manifest(paths: Paths) -> pd.DataFrame:
 
 
 def fingerprint(paths: Paths) -> str:
-    """Twelve hexadecimal digits that change when any image, split or augmented file changes.
+    """Twelve hexadecimal digits for the dataset, by which results name their data.
 
-    It is the SHA-256 of the manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
+    For nih_9k they are those of its list: images, splits and pixels, the same in every profile and with every seed.
+    Stage 2.1 has compared the pixels of the raw images with the list before it wrote the manifest, whose images and
+    splits are compared here. Any other dataset has those of `prepared_fingerprint`.
+
+    Raises:
+        StageMissing, StudyError: as `read_manifest`.
+    """
+    if paths.dataset == NIH_9K:
+        planned = read_manifest(paths)
+        if subset.splits() == dict(zip(planned["image"], planned["split"], strict=True)):
+            return subset.fingerprint()
+    return prepared_fingerprint(paths)
+
+
+def prepared_fingerprint(paths: Paths) -> str:
+    """Twelve hexadecimal digits that change when any prepared image, split, selection or augmented file changes.
+
+    What is trained or restored goes by it: one dataset prepared in two ways gives two models. It is the SHA-256 of the
+    manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
     """
     digest = hashlib.sha256(paths.manifest.read_bytes())
     if paths.augmented_rows.exists():

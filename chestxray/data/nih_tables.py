@@ -28,6 +28,7 @@ SAMPLE_TABLE_NAME = "sample_labels.csv"
 LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
+VALID_NAME = "valid_list.txt"
 NIH_SIDE = 1024
 """Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
 
@@ -317,11 +318,11 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     return table[usable].sort_values(["image", "finding", "x", "y"], ignore_index=True)
 
 
-def read_lists(raw: Path) -> tuple[set[str], set[str]] | None:
-    """Read the official lists: the image names of train_val and of test, or None where the source has none.
+def read_lists(raw: Path) -> tuple[set[str], ...] | None:
+    """Read the lists: image names of train_val and test, and where there is such a list validation's; None without.
 
     Raises:
-        StudyError: one of the two files is missing, or an image stands in both.
+        StudyError: one of the first two is missing, an image stands in both, or one of validation not in train_val.
     """
     paths = [raw / name for name in LIST_NAMES]
     missing = [path for path in paths if not path.is_file()]
@@ -332,7 +333,13 @@ def read_lists(raw: Path) -> tuple[set[str], set[str]] | None:
         raise StudyError(
             f"{missing[0]}: missing, though {other.name} is there; add it, or remove that one to split by patient"
         )
-    return _read_lists(*paths)
+    lists = _read_lists(*paths)
+    if not (raw / VALID_NAME).is_file():
+        return lists
+    valid = set((raw / VALID_NAME).read_text("utf-8").split())
+    if others := valid - lists[0]:
+        raise StudyError(f"{raw / VALID_NAME}: {min(others)} is not in {LIST_NAMES[0]}; add it there or remove it here")
+    return *lists, valid
 
 
 def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[str], set[str]]:

@@ -18,8 +18,8 @@ from PIL import PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, SPLITS, Paths, Study, StudyError
-from chestxray.data import nih_tables, sources, splits
+from chestxray.config import CLASSES, NIH_9K, SPLITS, Paths, Study, StudyError
+from chestxray.data import nih_tables, sources, splits, subset
 from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
 from chestxray.data.nih_tables import Rejection
 from chestxray.files import atomic_write, in_threads
@@ -172,6 +172,8 @@ def make_plan(study: Study) -> Plan:
         f"{entries.source.name}: {entries.rows:,} rows; images of {len(table):,} are here, of {present.absent:,} not.",
         "Test is the official test list." if listed else "No official lists: test is held out here, by patient.",
     ]
+    if listed and len(lists) > 2:
+        notes.append(f"Validation is that of {nih_tables.VALID_NAME}, whatever valid_share and seed are.")
     thin = []
     for label, patients in splits.thin_classes(table).items():
         remedy = f"fewer than {splits.FEWEST_PATIENTS}: its numbers mean little; add images of more patients"
@@ -206,10 +208,12 @@ def prepare(study: Study, workers: int | None = None) -> Preparation:
         workers: threads; as many as cores where None.
 
     Raises:
-        StudyError: nothing can be prepared, or the disk is full or read-only.
+        StudyError: nothing can be prepared, an image of nih_9k is not the list's, or the disk is full or read-only.
     """
     plan = make_plan(study)
     paths = study.paths
+    if paths.dataset == NIH_9K:
+        subset.require_equal(paths.raw, plan.paths)
     before = paths.manifest.read_bytes() if paths.manifest.exists() else None
     files.remove(paths.manifest)
     for table in (paths.manifest, paths.rejected):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxray import files
-from chestxray.config import IMAGE_SUFFIXES, Paths, Study, StudyError
+from chestxray.config import IMAGE_SUFFIXES, NIH_9K, Paths, Study, StudyError, source_folder
 
 if TYPE_CHECKING:
     from chestxray.data.nih_tables import Rejection
@@ -110,7 +110,7 @@ def is_unpacked(paths: Paths) -> bool:
     return record is not None and paths.manifest.exists() and files.digest(paths.manifest) == record["manifest"]
 
 
-def prepare_raw(source: str, study: Study, folders: Sequence[Path] = ()) -> None:
+def prepare_raw(source: str, study: Study, folders: Sequence[str | Path] = ()) -> None:
     """Make `study.paths.raw` hold the raw data of `source`. What is there already is not made again.
 
     Args:
@@ -130,16 +130,16 @@ def prepare_raw(source: str, study: Study, folders: Sequence[Path] = ()) -> None
         )
     from chestxray.data import kaggle, nih_tables, subset  # here, because they import pandas, as above
 
+    folder = source_folder(source)
     if study.is_phantom:
         from chestxray.data.phantom import anatomy, dataset  # here, because it imports SciPy, as no other source does
 
         size = min(max(anatomy.SIZES[0], PHANTOM_OVERSIZE * study.profile.image_size), anatomy.SIZES[1])
         dataset.write_dataset(study.paths.raw, images=study.profile.phantom_images, size=size, seed=study.seed)
-    elif study.paths.dataset == subset.NAME:
-        given = [Path(source)] if source != subset.NAME and Path(source).is_dir() else []
-        subset.provide(study.paths.raw, folders or given)
-    elif Path(source).is_dir():
-        folder = Path(source).resolve()
+    elif study.paths.dataset == NIH_9K:
+        subset.provide(study.paths.raw, [Path(place) for place in (*filter(None, [folder]), *folders)])
+    elif folder is not None:
+        folder = folder.resolve()
         nih_tables.find_table(folder)  # before anything is written
         find_images(folder)
         _link_folder(folder, study.paths.raw)
@@ -153,12 +153,25 @@ def prepare_raw(source: str, study: Study, folders: Sequence[Path] = ()) -> None
     find_images(study.paths.raw)
 
 
+def refuse_other(folder: Path, raw: Path) -> None:
+    """Refuse a folder whose name gives the place of another one's data.
+
+    Args:
+        folder: the source.
+        raw: where its dataset has the raw data.
+
+    Raises:
+        StudyError: `raw` is a link to another folder.
+    """
+    if raw.is_symlink() and raw.exists() and not raw.samefile(folder):
+        raise StudyError(f"{raw}: holds another folder, {raw.resolve()}; rename {folder.name} or remove {raw.parent}")
+
+
 def _link_folder(folder: Path, raw: Path) -> None:
     """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
+    refuse_other(folder, raw)
     if raw.exists() and raw.samefile(folder):
         return
-    if raw.is_symlink() and raw.exists():
-        raise StudyError(f"{raw}: holds another folder, {raw.resolve()}; rename {folder.name} or remove {raw.parent}")
     if raw.is_dir() and not raw.is_symlink():
         return  # a copy made earlier
     files.remove(raw)

@@ -22,7 +22,8 @@ BALANCED_TEST = 290
 FEWEST_PATIENTS = 5
 """A class with fewer patients than this cannot be spread over three splits meaningfully."""
 
-Lists = tuple[set[str], set[str]]
+Lists = tuple[set[str], ...]
+"""Image names of train_val and of test, and where the source says so those of train_val that are validation's."""
 
 
 def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
@@ -30,9 +31,9 @@ def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
 
     Args:
         table: the image table, a column `image`.
-        lists: names of train_val and of test, if there are any.
+        lists: as `nih_tables.read_lists` gives.
     """
-    return lists is not None and all(table["image"].isin(names).any() for names in lists)
+    return lists is not None and all(table["image"].isin(names).any() for names in lists[:2])
 
 
 def _strata(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -104,8 +105,8 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
     """Give every image its split, by patient.
 
     The official lists decide train_val and test where there are any; an image in neither goes with its patient, else to
-    train_val. Without lists, `TEST_SHARE` of the images are held out by patient. Validation is carved out of train_val
-    by patient, stratified by label and view.
+    train_val. Without lists, `TEST_SHARE` of the images are held out by patient. Validation is the patients of its list
+    where there is one; else it is carved out of train_val by patient, stratified by label and view.
 
     Args:
         table: the image table, with `image`, `patient`, `view` and `label`.
@@ -124,8 +125,10 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
         raise StudyError(
             f"the image table: images of {patients} patients; add images, at least {FEWEST_PATIENTS} are needed"
         )
+    named = []
     if uses_lists(table, lists):
-        train_val, test_patients = (set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists)
+        named = [set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists]
+        train_val, test_patients = named[:2]
         if both := train_val & test_patients:
             raise StudyError(
                 f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
@@ -134,7 +137,8 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
     else:
         test_patients = hold_out(table, TEST_SHARE, seed)
     test = table["patient"].isin(test_patients)
-    valid = table["patient"].isin(hold_out(table[~test], valid_share, seed + 1))
+    held_out = named[2] if len(named) > 2 else hold_out(table[~test], valid_share, seed + 1)
+    valid = table["patient"].isin(held_out)
     return pd.Series(np.select([test, valid], ["test", "valid"], "train"), index=table.index, name="split")
 
 
@@ -204,7 +208,7 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
 
     Args:
         table: the image table, one row per image.
-        lists: the official train_val and test images, as `nih_tables.read_lists` gives; None where there are none.
+        lists: the official lists, as `nih_tables.read_lists` gives; None where there are none.
         valid_share: share of the train_val images held out for validation, 0 to 1.
         no_finding: at most this many No_finding images are selected.
         seed: seeds every draw.

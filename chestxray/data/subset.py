@@ -22,15 +22,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import REPOSITORY, StudyError
+from chestxray.config import NIH_9K, NIH_9K_LIST, StudyError
 from chestxray.data import sources
 from chestxray.images.pixels import decode
 
 if TYPE_CHECKING:  # it imports pandas, which reading the list doesn't need
     from chestxray.data.nih_tables import Rejection
 
-NAME = "nih_9k"
-LIST = REPOSITORY / "1_Datasets" / f"{NAME}.csv"
+NAME, LIST = NIH_9K, NIH_9K_LIST
 COLUMNS = ("image", "list", "split", "sha256_128", "sha256_256")
 NATIVE = 1024
 """Side in pixels of the NIH's originals."""
@@ -70,6 +69,17 @@ def read_list() -> dict[str, Row]:
     except (OSError, ValueError, TypeError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     raise StudyError(f"{LIST}: {reason}; take the file from the repository, such as by git checkout 1_Datasets")
+
+
+def splits() -> dict[str, str]:
+    """The split of each image of the list: `train`, `valid` or `test`."""
+    return {row.image: row.split for row in read_list().values()}
+
+
+def fingerprint() -> str:
+    """Twelve hexadecimal digits of the list: its images, their splits, and their pixels at 128 px."""
+    rows = [f"{row.image},{row.split},{row.sha256_128}\n" for row in read_list().values()]
+    return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
 
 def digest(pixels: np.ndarray) -> str:
@@ -349,6 +359,22 @@ def _finish(place: Path, raw: Path, rows: Mapping[str, Row]) -> None:
     if place != raw:
         with files.explained(raw):
             place.rename(raw)
+
+
+def require_equal(raw: Path, images: Mapping[str, Path]) -> None:
+    """Refuse a raw folder of nih_9k whose radiographs are not those of the list any more.
+
+    Args:
+        raw: the folder.
+        images: as `compare` takes them.
+
+    Raises:
+        StudyError: the first that is missing, unexpected or has other pixels.
+    """
+    faults, _ = compare(images, raw / sources.LARGER)
+    if faults:
+        more = f" ({len(faults) - 1:,} more: chestxray verify {NAME})" if faults[1:] else ""
+        raise StudyError(f"{raw}: {faults[0].file}: {faults[0].value}{more}; {faults[0].remedy}")
 
 
 def compare(images: Mapping[str, Path], larger: Path) -> tuple[list[Rejection], str]:

@@ -91,14 +91,19 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         StudyError: the data are others than the reference's, or a model of another fit is there.
     """
     study.require(study.paths.manifest, "stages 1 and 2")
-    data, copies = manifest.fingerprint(study.paths), {}
+    data, prepared = manifest.fingerprint(study.paths), manifest.prepared_fingerprint(study.paths)
+    copies = {}
     for model in MODELS:
         run, there = json.loads((source / model / "run.json").read_text()), study.paths.saved(model) / "run.json"
-        if run["data_fingerprint"] != data:
+        name, theirs = run["dataset"], run["data_fingerprint"]
+        # A run of before there were two fingerprints has that of its prepared data alone.
+        made = run.get("prepared_fingerprint", theirs)
+        if made != prepared:
+            other = "" if name == study.paths.dataset else "another dataset, "
             raise StudyError(
-                f"{study.paths.relative(study.paths.manifest)}: data {data}, but the reference is of data "
-                f"{run['data_fingerprint']}; run stages 1 and 2 on {run['dataset']} with --profile "
-                f"{run['parameters']['profile']} --seed {run['seed']}"
+                f"{study.paths.relative(study.paths.manifest)}: {study.paths.dataset}, data {data}, prepared "
+                f"{prepared}; the reference is of {other}{name}, data {theirs}, prepared {made}; run stages 1 and 2 on "
+                f"{name} with --profile {run['parameters']['profile']} --seed {run['seed']}, or train anew"
             )
         if there.exists() and json.loads(there.read_text())["key"] != run["key"]:
             raise StudyError(f"{study.paths.relative(there)}: of another fit; move it away, or give another --root")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from chestxray import files
-from chestxray.config import PROFILES, REPOSITORY, StageMissing, Study, StudyError
+from chestxray.config import NIH_9K, NIH_9K_LIST, PROFILES, REPOSITORY, StageMissing, Study, StudyError, source_folder
 from chestxray.data import sources
 from chestxray.pipeline import notebooks, staleness
 from chestxray.pipeline.progress import Progress, shown
@@ -41,12 +41,13 @@ class Pipeline:
 
     Attributes:
         study: dataset, profile and seed.
-        source: `phantom`, a folder in the NIH layout, or the name of a dataset that is there already.
+        source: as `sources.prepare_raw` takes it.
         overrides: the fields of the profile that differ, as they are passed to the notebooks.
         jobs: how many notebooks may run at a time.
         repository: where the notebooks are.
         stages: all stages that there are.
         stream: where progress goes.
+        folders: where the radiographs of nih_9k lie.
     """
 
     study: Study
@@ -56,6 +57,7 @@ class Pipeline:
     repository: Path = REPOSITORY
     stages: Sequence[Stage] = STAGES
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    folders: Sequence[str] = ()
     executed: list[Stage] = field(default_factory=list, init=False)
     failed: list[Stage] = field(default_factory=list, init=False)
 
@@ -182,8 +184,12 @@ class Pipeline:
         profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
         described = {"parameters": staleness.text_fingerprint(self.study.paths.dataset, profile, str(self.study.seed))}
         if not stage.notebook:
-            place = str(Path(self.source).resolve()) if Path(self.source).is_dir() else self.source
-            return described | {"source": staleness.text_fingerprint(place), "code": self._modules.of(["data.sources"])}
+            folder = source_folder(self.source)
+            places = [str(Path(place).resolve()) for place in (folder, *self.folders) if place] or [self.source]
+            if self.study.paths.dataset == NIH_9K:
+                places.append(files.digest(NIH_9K_LIST))
+            source = staleness.text_fingerprint(*places)
+            return described | {"source": source, "code": self._modules.of(["data.sources"])}
         if stage.reads_raw:
             described["raw data"] = staleness.raw_fingerprint(self.study.paths.raw)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
@@ -210,7 +216,7 @@ class Pipeline:
             if stage.notebook:
                 self._execute_notebook(stage)
             else:
-                sources.prepare_raw(self.source, self.study)
+                sources.prepare_raw(self.source, self.study, self.folders)
         except StudyError as error:
             if not self._stopped:
                 self.failed.append(stage)

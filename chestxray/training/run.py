@@ -91,7 +91,7 @@ def describe_run(study: Study) -> str:
 class Run:
     """One model's fit, from its parameters to its folder.
 
-    A folder whose `run.json` has the same parameters, architecture and data fingerprint is finished: `fit` then returns
+    A folder whose `run.json` has the same parameters, architecture and prepared data is finished: `fit` then returns
     the stored history and `finish` the stored model, and nothing is trained again.
     """
 
@@ -111,7 +111,7 @@ class Run:
         self.folder = study.paths.saved(name)
         self.checkpoint_steps = checkpoint_steps
         self.parameters = {"profile": study.profile.name, **parameters}
-        self.data = manifest.fingerprint(study.paths)
+        self.data = manifest.prepared_fingerprint(study.paths)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.best: dict[str, tuple[int, float]] = {}
@@ -308,7 +308,8 @@ class Run:
             "stages": self._stages,
             "seed": self.study.seed,
             "versions": versions(),
-            "data_fingerprint": self.data,
+            "data_fingerprint": manifest.fingerprint(self.study.paths),
+            "prepared_fingerprint": self.data,
             "key": self._key(),
             "weights": weights,
             "seconds": round(self.seconds, 1),
@@ -328,7 +329,7 @@ class Run:
         stored = self._finished
         return (
             stored is not None
-            and (stored["parameters"], stored["seed"], stored["data_fingerprint"])
+            and (stored["parameters"], stored["seed"], stored.get("prepared_fingerprint"))
             == (json.loads(json.dumps(self.parameters)), self.study.seed, self.data)
             and stored["stages"][:stages] == json.loads(json.dumps(self._stages))
         )

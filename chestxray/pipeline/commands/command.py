@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from chestxray.config import Paths, StudyError, dataset_name
+from chestxray.config import NIH_9K, SOURCES, Paths, StudyError, dataset_name, source_folder
+from chestxray.data import sources
 
 Commands = argparse._SubParsersAction
 """What `add_subparsers` returns."""
@@ -44,17 +45,34 @@ def check_seed(seed: int) -> None:
         raise StudyError(f"--seed {seed}: give a number from 0 to {2**32 - 1}")
 
 
-def known(dataset: str) -> str:
-    """Check `--dataset` before anything runs.
+def known(dataset: str, folders: Sequence[str] = ()) -> str:
+    """Check `--dataset` and `--from` before anything runs, and say what is meant where a folder's name could mislead.
+
+    Args:
+        dataset: one of `SOURCES`, a folder, or the name of a dataset that is there already.
+        folders: where the radiographs of nih_9k lie.
 
     Raises:
-        StudyError: it is neither `phantom`, nor a published dataset, nor a folder, nor a dataset that is there already.
+        StudyError: there is no such dataset or folder, its name is refused, or another folder has it.
     """
-    named = dataset in ("phantom", "nih", "nih-sample")
-    if not named and not Path(dataset).is_dir() and not Paths(dataset_name(dataset)).raw.exists():
+    name, folder = dataset_name(dataset), source_folder(dataset)
+    if dataset in SOURCES:
+        if Path(dataset).is_dir():
+            remedy = f"give --from {dataset}" if dataset == NIH_9K else "rename it"
+            print(f"dataset {dataset}: means the source, not the folder of this name here; {remedy} to use that")
+    elif folder is None and not Paths(name).raw.exists():
         raise StudyError(
-            f"dataset {dataset!r}: no such folder; give phantom, nih, nih-sample, or a folder in the NIH layout"
+            f"dataset {dataset!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout"
         )
+    elif name == NIH_9K:
+        print(f"{dataset}: holds the images of {NIH_9K}'s list and is read as --dataset {NIH_9K} --from {dataset}")
+    elif folder is not None:
+        sources.refuse_other(folder, Paths(name).raw)
+    if folders and name != NIH_9K:
+        raise StudyError(f"--from: is for --dataset {NIH_9K} alone; leave it out for {dataset}")
+    for place in folders:
+        if not Path(place).is_dir():
+            raise StudyError(f"--from {place}: no such folder; give one that holds the radiographs of {NIH_9K}'s list")
     return dataset
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chestxray.config import PROFILES, Paths, StudyError, dataset_name
+from chestxray.config import PROFILES, Paths, StudyError, dataset_name, source_folder
 from chestxray.pipeline.commands.command import Commands, add_command, check_seed
 
 
@@ -94,8 +94,8 @@ def run_verify(chosen: argparse.Namespace) -> int:
     from chestxray import files
     from chestxray.data import integrity, kaggle, nih_tables, subset
 
-    raw, whole = Path(chosen.dataset), None
-    if not raw.is_dir():
+    raw, whole = source_folder(chosen.dataset), None
+    if raw is None:
         raw, whole = Paths(dataset_name(chosen.dataset)).raw, kaggle.DATASETS.get(chosen.dataset)
         if not raw.exists():
             raise StudyError(

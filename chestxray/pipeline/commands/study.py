@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from chestxray.config import PROFILES, REPOSITORY, StudyError, open_study
+from chestxray.config import NIH_9K, PROFILES, REPOSITORY, SOURCES, StudyError, open_study
 from chestxray.pipeline.commands.command import Commands, add_command, check_seed, known, without_greetings
 
 
@@ -20,11 +20,13 @@ def add_commands(commands: Commands) -> None:
     run.add_argument(
         "--dataset",
         default="phantom",
-        metavar="phantom|nih|nih-sample|DIR",
-        help="phantom; nih or nih-sample, fetched from Kaggle unless they are here; or a folder in the NIH layout",
+        metavar=f"{'|'.join(SOURCES)}|DIR",
+        help="phantom; nih, nih-sample, nih_9k, fetched from Kaggle if not here; or a folder in the NIH layout",
     )
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
     several = {"action": "extend", "nargs": "+", "default": []}
+    place = "where nih_9k's radiographs lie, at 128 and 256 px or as the NIH's originals; may be given twice"
+    run.add_argument("--from", **several, metavar="DIR", dest="folders", help=place)
     run.add_argument(
         "--only",
         **several,
@@ -52,12 +54,15 @@ def run_study(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     check_seed(chosen.seed)
     overrides = dict(_override(text) for text in chosen.overrides)
-    study = open_study(known(chosen.dataset), chosen.profile, chosen.seed, overrides)
+    study = open_study(known(chosen.dataset, chosen.folders), chosen.profile, chosen.seed, overrides)
     wanted = stages.choose(chosen.only)
     jobs = runner.default_jobs(chosen.profile) if chosen.jobs is None else chosen.jobs
     if jobs < 1:
         raise StudyError(f"--jobs {jobs}: give 1 or more")
-    line = runner.Pipeline(study, chosen.dataset, overrides, jobs)
+    source, folders = chosen.dataset, chosen.folders
+    if study.paths.dataset == NIH_9K and source != NIH_9K:
+        source, folders = NIH_9K, [source, *folders]
+    line = runner.Pipeline(study, source, overrides, jobs, folders=folders)
     if not line.run(wanted, chosen.force):
         again = "Mend it and run the same command again: it goes on there."
         print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
