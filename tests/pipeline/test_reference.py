@@ -104,7 +104,8 @@ def test_members_are_laid_out_as_the_ensemble_holds_them(prepared_study, tmp_pat
 def test_it_is_not_laid_out_over_other_data_or_models(prepared_study, tmp_path):
     other = made_from(prepared_study, tmp_path / "other", "another")
     with pytest.raises(
-        StudyError, match=r"the reference is of data another; run stages 1 and 2 on tiny with --profile"
+        StudyError,
+        match=r"the reference is of tiny, data another, prepared another; run stages 1 and 2 on tiny with --",
     ):
         reference.restore(prepared_study, other)
     source = made_from(prepared_study, tmp_path / "reference")
