@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.redirect_stdout(output):
             if arguments[:1] == ["colab"] and not {"-h", "--help"} & set(arguments):
-                return environment.install_on_colab(arguments[1:])
+                environment.prepare_kernel(arguments[1:])
+                return 0
             if arguments and not {"-h", "--help", "--version"} & set(arguments):
                 extras = {"test": ["test"], "serve": ["web"]}  # of pyproject.toml, by the command that needs them
                 environment.ensure(extras.get(arguments[0], []), arguments)

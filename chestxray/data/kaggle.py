@@ -103,6 +103,18 @@ def provide(dataset: Published, raw: Path) -> None:
             (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
 
 
+def is_to_be_had(dataset: Published) -> bool:
+    """Whether a copy lies on this machine, or this machine can ask Kaggle for it: it is Kaggle's, or has an account."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ or find_copy(dataset) is not None:
+        return True
+    from kagglehub import config  # here, because it takes a second to import
+
+    try:
+        return config.get_kaggle_credentials() is not None
+    except ValueError:  # a damaged kaggle.json
+        return False
+
+
 def find_copy(dataset: Published) -> Copy | None:
     """Find a copy that is mounted here or in kagglehub's cache, whole but for a tenth at most."""
     for folder in candidates(dataset):

@@ -68,8 +68,11 @@ def prepared_fingerprint(paths: Paths) -> str:
 
     What is trained or restored goes by it: one dataset prepared in two ways gives two models. It is the SHA-256 of the
     manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
+
+    Raises:
+        StageMissing: stage 2.1 has not been run.
     """
-    digest = hashlib.sha256(paths.manifest.read_bytes())
+    digest = hashlib.sha256(paths.require(paths.manifest, "stage 2.1").read_bytes())
     if paths.augmented_rows.exists():
         digest.update(paths.augmented_rows.read_bytes())
     return digest.hexdigest()[:12]

@@ -20,7 +20,6 @@ from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
 from chestxray.evaluation.predictions import checked, classes_and_scores, shows
-from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
 
@@ -35,11 +34,6 @@ METRICS: dict[str, str] = {
 SHOWN = 3
 """Faults of a kind that are named; the others are counted."""
 
-NO_POINT = (
-    "no operating point of No_finding",
-    "no operating point (no predictions_valid.csv beside the model)",
-)
-
 MACRO, SINGLE = "macro", "single-label"
 """Rows that stand for no finding: the mean AUROC of the six, and the images that show one of the seven classes only."""
 
@@ -53,21 +47,18 @@ class Labelled:
         unreadable: what is wrong with each file that could not be read, as one line.
         rejected: rows of the table that can't be used, and images without one.
         flagged: radiographs that the input check objects to; they count in the metrics.
-        notes: what a reader should know of how the folder was read.
     """
 
     table: pd.DataFrame
     unreadable: tuple[str, ...]
     rejected: tuple[nih_tables.Rejection, ...]
     flagged: int
-    notes: tuple[str, ...]
 
     def lines(self, folder: Path) -> list[str]:
         """What was read of a folder, and what was left out, in lines to read."""
         patients = self.table["patient"].nunique()
         lines = [f"{folder}: {len(self.table):,} radiographs of {patients:,} patients"]
         lines.append(f"{self.flagged:,} of {len(self.table):,} flagged by the input check; they count")
-        lines += self.notes
         rejected = [f"{line.file}: {line.value}; {line.remedy}" for line in self.rejected]
         for what, faults in {"files can't be read": self.unreadable, "rows or values not used": rejected}.items():
             if faults:
@@ -107,7 +98,6 @@ def predict(folder: Path, reader: Reader) -> Labelled:
     """
     entries = nih_tables.read_entries(folder)
     present = nih_tables.match_images(entries, sources.find_images(folder))
-    greys = pixels.greys(present.paths.values())
     unreadable = [f"{line.file}: {line.value}; {line.remedy}" for line in sources.unusable_files(folder)]
     rows, flagged = [], 0
     with tqdm(total=len(present.paths), unit="image", desc="evaluate", disable=None) as bar:
@@ -116,7 +106,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
             unreadable.append(str(error))
             bar.update()
 
-        for image, answer in reader.stream(present.paths.items(), report=report, keep=1, bits=greys.bits):
+        for image, answer in reader.stream(present.paths.items(), report=report, keep=1):
             rows.append(answers.row(image, answer))
             flagged += any(flag != UNCALIBRATED for flag in answer.flags)
             bar.update()
@@ -125,7 +115,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
     labels = present.table[["image", "patient", "findings", "label"]]
     table = labels.assign(selected=labels["label"] != "").merge(pd.DataFrame(rows, columns=answers.columns()))
     table.attrs["source"] = str(folder)
-    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged, greys.notes)
+    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged)
 
 
 def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -154,18 +144,13 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     for name in (*SIX_FINDINGS, "No_finding"):
         truth = shows(table, name)
         area, precision = rank_draws(truth, table[name].to_numpy(), drawn)
-        present, absent = {f"with {name}": truth}, {f"without {name}": ~truth}
-        both = present | absent
+        both = {f"with {name}": truth, f"without {name}": ~truth}
         known = table.get(f"{name}_above", pd.Series(dtype=object)).notna().any()
         above = table[f"{name}_above"].to_numpy(dtype=bool) if known else np.full(len(table), np.nan)
-        found = {
-            "auroc": (area, both),
-            "average_precision": (precision, both),
-            "sensitivity": (drawn.means(above, truth), present),
-            "specificity": (drawn.means(1.0 - above, ~truth), absent),
-        }
-        for metric, (values, needed) in found.items():
-            note = "" if known or metric in ("auroc", "average_precision") else NO_POINT[name in SIX_FINDINGS]
+        found = {"auroc": area, "average_precision": precision}
+        found |= {"sensitivity": drawn.means(above, truth), "specificity": drawn.means(1.0 - above, ~truth)}
+        for (metric, values), needed in zip(found.items(), (both, both, *_each(both)), strict=True):
+            note = "" if known or metric in ("auroc", "average_precision") else f"no operating point for {name}"
             size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
             rows[name, metric] = _entry(values, needed, patients, note) | size
         if name in SIX_FINDINGS and np.isfinite(area[0]):
@@ -178,6 +163,10 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
         raise StudyError(f"{table.attrs.get('source', 'labels')}: nothing can be measured: {'; '.join(reasons(found))}")
     order = ["estimate", "low", "high", "draws", "n_images", "n_patients", "n_positive", "n_negative", "prevalence"]
     return found[[*order, "note"]].astype({"n_positive": "Int64", "n_negative": "Int64"})
+
+
+def _each(both: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    return [{side: images} for side, images in both.items()]
 
 
 def _entry(values: np.ndarray, needed: Mapping[str, np.ndarray], patients: pd.Series, note: str) -> dict:
@@ -243,7 +232,7 @@ def means(measured: pd.DataFrame) -> list[str]:
     if (measured["low"] == measured["high"]).any():
         lines.append("Where all images come out alike, resampling shows no spread: such an interval is too narrow.")
     if empty := reasons(measured):
-        lines.append(f"Empty, for there is {'; '.join(empty)}.")
+        lines.append(f"Empty, for there is: {', '.join(empty)}.")
     return [line.replace("No_finding", "No finding") for line in lines]
 
 

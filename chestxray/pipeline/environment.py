@@ -1,4 +1,4 @@
-"""Environment: from a bare Python to one that can run the study, in the repository's `.venv` or on Colab.
+"""Environment: from a bare Python to one that can run the study: the repository's `.venv`, or a notebook's kernel.
 
 It runs before anything is installed, so it imports the standard library only, and `packaging` where that is there. It
 must not know what a command does: it makes the interpreter ready and starts the command in it.
@@ -7,8 +7,11 @@ must not know what a command does: it makes the interpreter ready and starts the
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that every required package has wheels for."""
 
-COLAB_KEEPS = ("tensorflow", "keras", "numpy")
-"""Colab builds these against its GPUs' drivers; another build would take the GPU away."""
+HOSTS_KEEP = ("tensorflow", "keras", "numpy")
+"""Colab and Kaggle build these against their GPUs' drivers; another build would take the GPU away."""
 
 _STAMP = ".chestxray.json"
 """File in the environment that tells whether it is complete, with which extras, for which requirements."""
@@ -72,9 +75,11 @@ def missing(extras: Sequence[str] = ()) -> list[str]:
     return [line for line in requirements(extras) if not satisfied(line)]
 
 
-def on_colab() -> bool:
-    """Whether this is Google Colab."""
-    return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
+def host() -> str:
+    """`Colab` or `Kaggle` where this is one of their machines; else empty."""
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "Colab"
+    return "Kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ""
 
 
 def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
@@ -92,12 +97,12 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if sys.version_info[:2] < PYTHONS[0]:
         check_python()
     again = os.environ.pop(_STARTED_AGAIN, None)
-    lacking = [line for line in missing(extras) if not (on_colab() and _parsed(line).name in COLAB_KEEPS)]
+    lacking = [line for line in missing(extras) if not (host() and _parsed(line).name in HOSTS_KEEP)]
     if not lacking:
         return
-    if on_colab():
+    if host():
         command = " ".join(["python -m chestxray colab", *extras])
-        raise StudyError(f"not installed on Colab: {', '.join(lacking)}; run `{command}` first")
+        raise StudyError(f"not installed on {host()}: {', '.join(lacking)}; run `{command}` first")
     environment = REPOSITORY / ".venv"
     if again:
         raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
@@ -159,12 +164,7 @@ def check_python(version: Sequence[int] = sys.version_info) -> None:
     Raises:
         StudyError: the version is outside `PYTHONS`, or ensurepip is missing.
     """
-    oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
-    if not PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
-        raise StudyError(
-            f"Python {version[0]}.{version[1]} ({sys.executable}): the study needs {oldest} to {newest}; "
-            f"start it with one of these, for example python{newest} -m chestxray run"
-        )
+    _check_version(version, "start it with one of these, for example python{newest} -m chestxray run")
     try:
         import ensurepip  # noqa: F401
     except ImportError as error:
@@ -174,33 +174,61 @@ def check_python(version: Sequence[int] = sys.version_info) -> None:
         ) from error
 
 
-def install_on_colab(extras: Sequence[str] = ()) -> int:
-    """Install what Colab lacks; what it has stays at the version it has.
-
-    Returns:
-        The exit code: 0 when the study can run.
+def prepare_kernel(extras: Sequence[str] = ()) -> None:
+    """Make this interpreter ready for a notebook, and print in one line where it runs and what was installed.
 
     Raises:
-        StudyError: an extra is unknown.
+        StudyError: Python is too old or too new, or the installation failed.
     """
-    wanted = {_parsed(line).name: line for line in missing(extras)}
-    for name in sorted(wanted.keys() & COLAB_KEEPS):
-        line = wanted.pop(name)
-        _say(f"Colab has {name} {_installed(name)}, the study was made for {line}: trying it as it is.")
+    _check_version(sys.version_info, "choose a kernel with one of these")
+    installed = install_here(extras)
+    here = Path.cwd().resolve()
+    fetched = "the repository fetched beside the notebook" if REPOSITORY.parent == here else "the repository"
+    done = f"installed {', '.join(installed)}" if installed else "nothing to install"
+    versions = f"Python {platform.python_version()}, TensorFlow {_installed('tensorflow')}, Keras {_installed('keras')}"
+    print(f"Set up: {fetched}{f' on {host()}' if host() else ''}; {done}; {versions}.")
+
+
+def install_here(extras: Sequence[str] = ()) -> list[str]:
+    """Install what this interpreter lacks; what it has in a fitting version stays as it is.
+
+    Returns:
+        The names of the packages installed.
+
+    Raises:
+        StudyError: an extra is unknown, or the installation failed.
+    """
+    wanted = {_name(line): line for line in missing(extras)}
+    for name in sorted(wanted.keys() & set(HOSTS_KEEP)) if host() else ():
+        _say(f"{host()} has {name} {_installed(name)}, the study was made for {wanted.pop(name)}: trying it as it is.")
     if not wanted:
-        _say("Nothing to install.")
-        return 0
+        return []
+    _say(f"Installing {', '.join(wanted)} …")
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(pins()) + "\n", "utf-8")
-        _say(f"Installing {', '.join(wanted)} …")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
-        return subprocess.run([*command, *wanted.values()], check=False).returncode
+        constraints.write_text("\n".join(pins(extras)) + "\n", "utf-8")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--constraint", str(constraints), *wanted.values()]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+        raise StudyError(
+            f"{sys.executable}: pip could not install {', '.join(wanted)} ({reason}); check the network and run it "
+            "again, or run `python3 -m chestxray run --only 1` in the repository, once, and choose its .venv as kernel"
+        )
+    importlib.invalidate_caches()
+    return list(wanted)
 
 
-def pins() -> list[str]:
-    """Every distribution installed here as `name==version`, for a constraints file of pip."""
-    return sorted({f"{dist.name}=={dist.version}" for dist in metadata.distributions() if dist.name and dist.version})
+def pins(extras: Sequence[str] = ()) -> list[str]:
+    """What an installation must leave as it is, as `name==version`, for a constraints file of pip.
+
+    It is what the study needs and has here in a fitting version; on Colab and Kaggle also what they build themselves.
+    Other packages are free: to hold all of them would leave nothing that fits.
+    """
+    names = {_name(line) for line in requirements(extras) if satisfied(line)} | (set(HOSTS_KEEP) if host() else set())
+    return sorted(f"{name}=={version}" for name in names if (version := _installed(name)))
 
 
 def _usable(environment: Path, stamp: dict) -> bool:
@@ -275,6 +303,20 @@ def _works(python: Path) -> bool:
         return False
     probe = f"import sys, pip; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
     return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
+
+
+def _check_version(version: Sequence[int], remedy: str) -> None:
+    oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
+    if not PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
+        remedy = remedy.format(newest=newest)
+        raise StudyError(
+            f"Python {version[0]}.{version[1]} ({sys.executable}): the study needs {oldest} to {newest}; {remedy}"
+        )
+
+
+def _name(requirement: str) -> str:
+    """The package that a requirement names; `packaging` may still be missing."""
+    return re.match(r"[\w.-]+", requirement)[0]
 
 
 def _parsed(requirement: str) -> Requirement:

@@ -1,7 +1,7 @@
 """Notebooks: the form in which they are committed, and the cells that are the same in all of them.
 
-It owns the Colab button, the set-up cell, the normal form, and the check that committed notebooks have it. It must not
-know what a notebook computes, nor run one.
+It owns the buttons of Colab and Kaggle, the set-up cell, the normal form, and the check that committed notebooks have
+it. It must not know what a notebook computes, nor run one.
 """
 
 from __future__ import annotations
@@ -33,31 +33,20 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 COLAB_LINE = "<!-- colab -->"
 SETUP_LINE = "# setup"
 
-_BUTTON = re.compile(r"\[!\[Open In Colab\]\([^)]*\)\]\([^)]*\)")
+_BUTTON = re.compile(r"\[!\[Open [Ii]n (?:Colab|Kaggle)\]\([^)]*\)\]\([^)]*\)")
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
 _GREETINGS = re.compile(
     r"^(?:WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ |E\d{4} [\d:.]+ .*failed call to cuInit).*\n?",
     re.MULTILINE,
 )
 _SETUP = """\
-# setup: on Colab, fetch the repository and what Colab lacks; anywhere, find the package from a notebook's folder.
-import os
-import subprocess
-import sys
-from pathlib import Path
+import os  # setup: find the repository here or above, else fetch it; it installs what is lacking, and says what it did
+import runpy
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # TensorFlow's faster kernels, on any CPU that has them
-here = Path.cwd()
-repository = next((p for p in (here, *here.parents) if (p / "chestxray" / "config.py").is_file()), None)
-if repository is None and "google.colab" in sys.modules:
-    repository = here / "{folder}"
-    if not repository.exists():
-        published = "{address}"
-        subprocess.run(["git", "clone", "--depth=1", published, repository], check=True)
-    subprocess.run([sys.executable, "-m", "chestxray", "colab"], cwd=repository, check=True)
-    os.chdir(repository)
-if repository is not None and str(repository) not in sys.path:
-    sys.path.insert(0, str(repository))"""
+at = next((p for p in (".", "..", "../..") if os.access(f"{{p}}/chestxray", os.R_OK)), "{folder}")
+fetch = f"git clone --quiet --depth=1 {owner}/{{at}}"
+assert os.access(at, os.R_OK) or os.system(fetch) == 0, "not fetched: check git and network, then run this cell again"
+_ = runpy.run_path(f"{{at}}/chestxray/pipeline/setup.py")"""
 
 
 def find() -> list[Path]:
@@ -106,25 +95,29 @@ def tagged(notebook: NotebookNode, tag: str) -> NotebookNode | None:
     return next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
 
 
-def button(published: str, path: str) -> str:
-    """The Colab button of one notebook, in Markdown.
+def buttons(published: str, path: str) -> list[str]:
+    """The buttons that open one notebook in Colab and in Kaggle, in Markdown.
 
     Args:
         published: the repository's address on GitHub.
         path: the notebook's path in the repository, with forward slashes.
     """
-    image = "https://colab.research.google.com/assets/colab-badge.svg"
-    target = f"{published.replace('https://github.com/', 'https://colab.research.google.com/github/')}/blob/main/{path}"
-    return f"[![Open In Colab]({image})]({target})"
+    file = f"{published}/blob/main/{path}"
+    on_colab = file.replace("https://github.com/", "https://colab.research.google.com/github/")
+    return [
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({on_colab})",
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={file})",
+    ]
 
 
 def setup_source(published: str) -> str:
     """The set-up cell, the same in every notebook."""
-    return _SETUP.format(address=published, folder=published.rsplit("/", 1)[-1])
+    owner, _, folder = published.rpartition("/")
+    return _SETUP.format(owner=owner, folder=folder)
 
 
 def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
-    """Return a copy with the Colab button of its path and the set-up cell of its repository.
+    """Return a copy with the buttons of its path and the set-up cell of its repository.
 
     Args:
         notebook: to copy.
@@ -132,7 +125,7 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
         published: the repository's address on GitHub.
 
     Raises:
-        StudyError: the first cell has no place for the button, or no cell is tagged `setup`.
+        StudyError: the first cell has no place for the buttons, or no cell is tagged `setup`.
     """
     notebook = copy.deepcopy(notebook)
     if not notebook.cells or notebook.cells[0].cell_type != "markdown":
@@ -140,8 +133,8 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
     lines = notebook.cells[0].source.split("\n")
     place = next((i for i, line in enumerate(lines) if _is_button(line)), None)
     if place is None:
-        raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the button in")
-    lines[place] = button(published, path)
+        raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the buttons in")
+    lines[place] = " ".join(buttons(published, path))
     notebook.cells[0].source = "\n".join(lines)
     setup = tagged(notebook, "setup") or next((c for c in notebook.cells if c.source.strip() == SETUP_LINE), None)
     if setup is None:
@@ -152,7 +145,7 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
 
 
 def without_stamps(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy without what `stamp` writes: the line of the button, and the set-up cell."""
+    """Return a copy without what `stamp` writes: the line of the buttons, and the set-up cell."""
     notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if "setup" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells[:1]:
@@ -236,7 +229,7 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
     outputs = [output for cell in code for output in cell.outputs]
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     titles = re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    buttons = _BUTTON.findall(notebook.cells[0].source) if notebook.cells else []
+    shown = _BUTTON.findall(notebook.cells[0].source) if notebook.cells else []
     setup = tagged(notebook, "setup")
     problems = {
         "its cells are not executed in order 1..n": [c.execution_count for c in code] != list(range(1, len(code) + 1)),
@@ -247,8 +240,7 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
         or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
         "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook))),
         "no cell is tagged parameters": tagged(notebook, "parameters") is None,
-        f"its Colab button doesn't lead to it; run chestxray maintain stamp ({buttons})": buttons
-        != [button(published, path)],
+        f"its buttons don't lead to it; run chestxray maintain stamp ({shown})": shown != buttons(published, path),
         "its set-up cell is not the common one; run chestxray maintain stamp": setup is None
         or setup.source != setup_source(published),
         "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
@@ -259,7 +251,7 @@ def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> l
 
 
 def _is_button(line: str) -> bool:
-    return line.strip() == COLAB_LINE or bool(_BUTTON.fullmatch(line.strip()))
+    return line.strip() == COLAB_LINE or bool(_BUTTON.match(line.strip()))
 
 
 def _identifier(cell: NotebookNode, before: list[dict[str, Any]]) -> str:

@@ -29,6 +29,9 @@ from chestxray.pipeline.stages import STAGES, Stage
 ERROR_LINES = 15
 """Lines of a cell's traceback that are shown; the whole of it is in the notebook that is saved."""
 
+STAGE_VARIABLE = "CHESTXRAY_STAGE"
+"""Environment variable of a notebook that a run executes: the number of its stage."""
+
 
 def default_jobs(profile: str) -> int:
     """How many notebooks run at a time: two on CPUs, where two fits of one thread outrun one of two; one on a GPU."""
@@ -108,6 +111,10 @@ class Pipeline:
                 notebooks.write(targets[-1], notebooks.normalise(executed))
         return targets
 
+    def ran(self, stage: Stage) -> bool:
+        """Whether a stage's last run had this study's parameters."""
+        return staleness.Record(self.state).described(stage.number).get("parameters") == self._chosen()
+
     def unpacked(self, stage: Stage) -> bool:
         """Whether this stage was run where the dataset was packed: there is nothing here to run it again with."""
         return stage.unpackable and sources.is_unpacked(self.study.paths)
@@ -181,8 +188,7 @@ class Pipeline:
 
     def _describe(self, stage: Stage) -> dict[str, str]:
         """What a stage's outcome depends on besides the files it reads: a fingerprint for each kind of thing."""
-        profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
-        described = {"parameters": staleness.text_fingerprint(self.study.paths.dataset, profile, str(self.study.seed))}
+        described = {"parameters": self._chosen()}
         if not stage.notebook:
             folder = source_folder(self.source)
             places = [str(Path(place).resolve()) for place in (folder, *self.folders) if place] or [self.source]
@@ -195,6 +201,11 @@ class Pipeline:
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
         described["notebook"] = staleness.notebook_fingerprint(notebook)
         return described | {"code": self._modules.of_notebook(notebook)}
+
+    def _chosen(self) -> str:
+        """The fingerprint of what the user chooses: dataset, profile with all its fields, and seed."""
+        profile = json.dumps(dataclasses.asdict(self.study.profile), sort_keys=True)
+        return staleness.text_fingerprint(self.study.paths.dataset, profile, str(self.study.seed))
 
     def _parameters(self) -> dict[str, Any]:
         study = self.study
@@ -278,6 +289,7 @@ class Pipeline:
             **os.environ,
             "PYTHONPATH": search,
             "CHESTXRAY_ROOT": str(self.study.paths.root),
+            STAGE_VARIABLE: stage.number,
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }

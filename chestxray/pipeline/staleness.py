@@ -53,6 +53,10 @@ class Record:
         states = {str(path): _state(path, before.get(str(path))) for path in inputs if path.is_file()}
         return {"description": description, "inputs": states}
 
+    def described(self, stage: str) -> dict[str, str]:
+        """The description of a stage's last run; empty where it never ran."""
+        return self._stages.get(stage, {}).get("description", {})
+
     def changes(self, stage: str, entry: Entry) -> list[str] | None:
         """What differs from the stage's last run, in words: kinds of the description, else names of input files.
 
@@ -149,7 +153,8 @@ class Modules:
     def of_notebook(self, notebook: NotebookNode) -> str:
         """Of what the notebook's cells import."""
         code = "\n".join(_python(cell.source) for cell in notebook.cells if cell.cell_type == "code")
-        return self.of(self._imported(ast.parse(code), ""))
+        # How a notebook opens decides which data it works with, which is compared by itself, not what it makes of them.
+        return self.of(self._imported(ast.parse(code), "") - {"pipeline.opening"})
 
     def of(self, names: Iterable[str]) -> str:
         """Of these modules and what they import."""

