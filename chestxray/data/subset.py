@@ -168,7 +168,10 @@ def provide(raw: Path, folders: Sequence[Path] = ()) -> None:
     for link in (raw, *(raw / name for name in FOLDERS.values())):
         if link.is_symlink():
             raise StudyError(f"{link}: links to another folder, which lacks radiographs; remove {raw} and run it again")
-    found = _find(folders or kaggle.candidates(nih), rows, bool(folders))
+    # Not from what stage 2.1 makes of it, which changes with the profile.
+    own = raw.parents[1].resolve()
+    mounted = (folder for folder in kaggle.candidates(nih) if own not in folder.resolve().parents)
+    found = _find(folders or mounted, rows, bool(folders))
     tables = _tables([place, *(folders or found)])
     if not folders and not tables.keys() & {*nih.tables}:
         tables = kaggle.fetch_tables(nih) | tables
@@ -207,13 +210,8 @@ def _lacking(row: Row, place: Path) -> dict[int, Path]:
 def _find(folders: Iterable[Path], names: Iterable[str], given: bool) -> dict[Path, list[Path]]:
     """Find files of listed names: directly in each folder, and anywhere below its `images*`.
 
-    Args:
-        folders: where to look.
-        names: of the list.
-        given: the user named the folders, so each has to have some.
-
     Raises:
-        StudyError: a folder that was given is none, or has none.
+        StudyError: a folder that the user has `given` is none, or has none.
     """
     found, names = {}, set(names)
     for folder in folders:
@@ -322,6 +320,7 @@ def _save(pixels: np.ndarray, place: Path) -> None:
 def _link(target: Path, place: Path) -> None:
     """Make `place` a link to a file that is never written; a copy where the file system has no links."""
     with files.atomic_path(place) as temporary:
+        temporary.unlink(missing_ok=True)
         try:
             temporary.symlink_to(target.resolve())
         except OSError:
