@@ -103,9 +103,9 @@ def provide(dataset: Published, raw: Path) -> None:
             (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
 
 
-def is_to_be_had(dataset: Published) -> bool:
-    """Whether a copy lies on this machine, or this machine can ask Kaggle for it: it is Kaggle's, or has an account."""
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ or find_copy(dataset) is not None:
+def may_ask() -> bool:
+    """Whether this machine is Kaggle's own, or has an account there."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return True
     from kagglehub import config  # here, because it takes a second to import
 

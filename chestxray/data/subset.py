@@ -201,6 +201,16 @@ def provide(raw: Path, folders: Sequence[Path] = ()) -> None:
     _finish(place, raw, rows)
 
 
+def is_here() -> bool:
+    """Whether mounted copies and kagglehub's cache have files of all listed names, and an image table."""
+    from chestxray.data import kaggle
+
+    rows, nih = read_list(), kaggle.DATASETS["nih"]
+    found = _find(kaggle.candidates(nih), rows, False)
+    names = {path.name for path in itertools.chain.from_iterable(found.values())}
+    return names >= rows.keys() and bool(_tables(found).keys() & {*nih.tables})
+
+
 def _lacking(row: Row, place: Path) -> dict[int, Path]:
     """Side → path of each file that a listed image should have in `place` and hasn't."""
     paths = {side: place / folder / row.image for side, folder in FOLDERS.items() if row.digest(side)}

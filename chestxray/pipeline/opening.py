@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from chestxray.config import PROFILES, Paths, Profile, Study, StudyError, open_study
-from chestxray.data import kaggle
+from chestxray.config import NIH_9K, PROFILES, SOURCES, Paths, Profile, Study, StudyError, open_study, source_folder
+from chestxray.data import kaggle, subset
 from chestxray.images import pixels
 from chestxray.pipeline import runner
 from chestxray.pipeline.stages import STAGES, Stage
@@ -76,11 +75,16 @@ def _is_to_be_had(dataset: str, study: Study) -> bool:
     Raises:
         StudyError: it is a path, and nothing is there.
     """
-    if study.is_phantom or study.paths.manifest.exists() or study.paths.raw.exists() or Path(dataset).is_dir():
+    if study.is_phantom or study.paths.manifest.exists() or study.paths.raw.exists() or source_folder(dataset):
         return True
     if os.sep in dataset or "/" in dataset:
-        raise StudyError(f"dataset {dataset!r}: no such folder; give nih_9k, phantom, or a folder in the NIH layout")
-    return dataset in kaggle.DATASETS and kaggle.is_to_be_had(kaggle.DATASETS[dataset])
+        raise StudyError(
+            f"dataset {dataset!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout"
+        )
+    if dataset not in SOURCES:
+        return False
+    copy = subset.is_here() if dataset == NIH_9K else kaggle.find_copy(kaggle.DATASETS[dataset])
+    return bool(copy) or kaggle.may_ask()
 
 
 def _prepared(paths: Paths, asked: Profile) -> dict[str, Any]:

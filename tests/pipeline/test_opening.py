@@ -1,16 +1,19 @@
 """What a notebook opens with: the data and the profile that it works with, and what is run before it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from chestxray.config import PROFILES, StudyError, open_study
+from chestxray.data import subset
 from chestxray.pipeline import opening, runner, staleness
 from chestxray.pipeline.opening import begin
 from chestxray.pipeline.stages import STAGES
 
+DATA = ["1", "2.1", "2.2"]
 MEMBERS = ["4.0", "4.1", "4.2", "4.3a", "4.3b", "4.3c", "4.3d"]
 
 
@@ -122,6 +125,21 @@ def test_an_account_or_a_folder_gives_the_data(ran, tmp_path, monkeypatch):
     ]
     with pytest.raises(StudyError, match="no such folder"):
         begin("2.2", str(tmp_path / "none"), "cpu", 1)
+
+
+def test_a_mount_or_from_gives_nih_9k(ran, tmp_path):
+    images = tmp_path / "mounts" / "x-rays" / "images"
+    images.mkdir(parents=True)
+    (images.parent / "Data_Entry_2017_v2020.csv").touch()
+    *names, last = subset.read_list()
+    for name in names:
+        (images / name).touch()
+    assert begin("2.2", "nih_9k", "cpu", 1).is_phantom
+    (images / last).touch()
+    assert begin("2.2", "nih_9k", "cpu", 1).data_note == "nih_9k radiographs"
+    assert [(source, numbers) for source, _, numbers in ran] == [("phantom", DATA[:2]), ("nih_9k", DATA[:2])]
+    shutil.rmtree(images.parent)  # what stage 1 has made, from a mount or from `--from`, is enough
+    assert begin("4.1", "nih_9k", "cpu", 1).data_note == "nih_9k radiographs"
 
 
 def test_a_failure_before_is_one_line(ran, monkeypatch):
