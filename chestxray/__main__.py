@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 environment.prepare_kernel(arguments[1:])
                 return 0
             if arguments and not {"-h", "--help", "--version"} & set(arguments):
+                environment.require_clone(arguments[0])
                 extras = {"test": ["test"], "serve": ["web"]}  # of pyproject.toml, by the command that needs them
                 environment.ensure(extras.get(arguments[0], []), arguments)
             from chestxray.pipeline import commands

@@ -9,13 +9,27 @@ import dataclasses
 import importlib
 import os
 import re
+import site
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+IS_CLONE = (REPOSITORY / "requirements.txt").is_file()
+"""Whether the package lies in the repository; else it was installed, and only answers for radiographs."""
+
+
+def _committed() -> Path:
+    """The folder that holds `5_results`: the repository, or where pip has put what the package brings."""
+    bases = [Path(base) / "share" / "chestxray" for base in (sys.prefix, site.getuserbase(), REPOSITORY)]
+    return next((base for base in bases if base.is_dir() and not IS_CLONE), REPOSITORY)
+
+
+COMMITTED = _committed()
 
 CLASSES = ("Atelectasis", "Effusion", "Infiltration", "Mass", "No_finding", "Nodule", "Pneumothorax")
 """The seven classes as their folders are named, in the order of every table, array and output column."""
@@ -190,11 +204,13 @@ class Paths:
     Attributes:
         dataset: the dataset's name, as `dataset_name` gives.
         root: the folder that holds `1_Datasets` to `5_results`; the repository unless `CHESTXRAY_ROOT` names another
-            (a folder on Google Drive, a temporary folder of a test).
+            (a folder on Google Drive, a temporary folder of a test), or the current folder where there is no clone.
     """
 
     dataset: str
-    root: Path = field(default_factory=lambda: Path(os.environ.get("CHESTXRAY_ROOT") or REPOSITORY).resolve())
+    root: Path = field(
+        default_factory=lambda: Path(os.environ.get("CHESTXRAY_ROOT") or (REPOSITORY if IS_CLONE else ".")).resolve()
+    )
 
     @property
     def data(self) -> Path:
@@ -265,7 +281,7 @@ class Paths:
         return path
 
 
-REFERENCE = REPOSITORY / "5_results" / "reference"
+REFERENCE = COMMITTED / "5_results" / "reference"
 """The committed numbers, figures and ensemble, made from real radiographs."""
 
 ABLATION = REPOSITORY / "4_models" / "ablation"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -88,6 +89,11 @@ def test_a_wheel_has_every_room_its_templates_and_no_tests(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    beside = [name for names in project["tool"]["setuptools"]["data-files"].values() for name in names]
+    for name in beside:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, source / name)
     for name in ("chestxray", "tests"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
@@ -97,5 +103,31 @@ def test_a_wheel_has_every_room_its_templates_and_no_tests(tmp_path):
     (wheel,) = tmp_path.glob("chestxray-*.whl")
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     there = {path.relative_to(source).as_posix() for path in (source / "chestxray").rglob("*") if path.is_file()}
-    assert shipped == there
+    brought = {name.partition("/data/share/chestxray/")[2] for name in shipped - there}
+    assert there <= shipped and brought == set(beside)
     assert {"chestxray/pipeline/commands/study.py", "chestxray/inference/templates/answer.html.j2"} <= shipped
+    installed_alone(wheel, tmp_path)
+
+
+def installed_alone(wheel: Path, folder: Path) -> None:
+    """A wheel as `pip install --target` lays it out has its model; what needs the repository says where that is."""
+    site = folder / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    (data,) = site.glob("*.data/data")
+    (data / "share").rename(site / "share")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import chestxray
+from chestxray import __main__, config
+from chestxray.images import input_check
+from chestxray.inference import engines, interpretation, web
+print(chestxray.__file__, engines.reference_model(), config.IS_CLONE, interpretation.of_reference().calibrated)
+input_check.committed()
+assert "Model card" in web.model_card()
+sys.exit(__main__.main(["run"]))
+"""
+    command = [sys.executable, "-c", code, str(site)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.stdout.split()[2:] == ["False", "True"] and done.stdout.count(str(site)) == 2
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "git clone https://" in done.stderr

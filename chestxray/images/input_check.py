@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray.config import REPOSITORY, StudyError
+from chestxray.config import COMMITTED, StudyError
 from chestxray.images import pixels as grey
 from chestxray.images.pixels import Facts
 
-FOLDER = REPOSITORY / "5_results" / "input_check"
+FOLDER = COMMITTED / "5_results" / "input_check"
 """Where the committed check lies, with its measured rates."""
 WEIGHTS = "check.npz"
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from chestxray.config import REPOSITORY, SIX_FINDINGS, StudyError
+from chestxray.config import COMMITTED, SIX_FINDINGS, StudyError
 from chestxray.inference import overlay, plain_words, reader
 from chestxray.inference.page import EXAMPLES, TEMPLATES, Page, View, Visit
 
-MODEL_CARD = REPOSITORY / "5_results" / "MODEL_CARD.md"
+MODEL_CARD = COMMITTED / "5_results" / "MODEL_CARD.md"
 
 LARGEST_UPLOAD = 50_000_000
 """Bytes of one upload."""

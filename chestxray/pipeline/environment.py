@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestxray.config import REPOSITORY, StudyError
+from chestxray.config import IS_CLONE, REPOSITORY, StudyError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -39,12 +39,42 @@ _STAMP = ".chestxray.json"
 _STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
 
 
+OF_THE_CLONE = ("run", "restore", "pack", "unpack", "test", "maintain")
+"""The commands that need the notebooks, tests or committed results, which an installed package lacks."""
+
+
+def require_clone(command: str) -> None:
+    """Refuse a command that needs the repository where only the package is installed.
+
+    Raises:
+        StudyError: it does; the message says where the repository is.
+    """
+    if not IS_CLONE and command in OF_THE_CLONE:
+        address = next((line.partition(", ")[2] for line in _metadata("Project-URL")), "the repository")
+        raise StudyError(
+            f"{command}: works in the repository alone, and here the package is installed without it; "
+            f"git clone {address} and run it there"
+        )
+
+
+def _metadata(field: str) -> list[str]:
+    """What the installed package says of itself; nothing where it was copied."""
+    try:
+        return metadata.metadata("chestxray").get_all(field) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
 def requirements(extras: Sequence[str] = ()) -> list[str]:
-    """The lines of requirements.txt, and those of these extras of pyproject.toml.
+    """The lines of requirements.txt, and those of these extras of pyproject.toml; without a clone, the metadata's.
 
     Raises:
         StudyError: an extra is unknown.
     """
+    if not IS_CLONE:
+        lines = _metadata("Requires-Dist")
+        wanted = [line for line in lines if any(f'extra == "{extra}"' in line for extra in extras)]
+        return [line.partition(";")[0] for line in wanted] + [line for line in lines if "extra ==" not in line]
     import tomllib  # not in Python 3.10, for which `check_python` has its message
 
     lines = [line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()]
@@ -103,6 +133,8 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if host():
         command = " ".join(["python -m chestxray colab", *extras])
         raise StudyError(f"not installed on {host()}: {', '.join(lacking)}; run `{command}` first")
+    if not IS_CLONE:
+        raise StudyError(f"not installed: {', '.join(lacking)}; run pip install {' '.join(map(repr, lacking))}")
     environment = REPOSITORY / ".venv"
     if again:
         raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
