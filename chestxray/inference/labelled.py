@@ -20,6 +20,7 @@ from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
 from chestxray.evaluation.predictions import checked, classes_and_scores, shows
+from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
 
@@ -34,6 +35,11 @@ METRICS: dict[str, str] = {
 SHOWN = 3
 """Faults of a kind that are named; the others are counted."""
 
+NO_POINT = (
+    "no operating point of No_finding",
+    "no operating point (no predictions_valid.csv beside the model)",
+)
+
 MACRO, SINGLE = "macro", "single-label"
 """Rows that stand for no finding: the mean AUROC of the six, and the images that show one of the seven classes only."""
 
@@ -47,18 +53,21 @@ class Labelled:
         unreadable: what is wrong with each file that could not be read, as one line.
         rejected: rows of the table that can't be used, and images without one.
         flagged: radiographs that the input check objects to; they count in the metrics.
+        notes: what a reader should know of how the folder was read.
     """
 
     table: pd.DataFrame
     unreadable: tuple[str, ...]
     rejected: tuple[nih_tables.Rejection, ...]
     flagged: int
+    notes: tuple[str, ...]
 
     def lines(self, folder: Path) -> list[str]:
         """What was read of a folder, and what was left out, in lines to read."""
         patients = self.table["patient"].nunique()
         lines = [f"{folder}: {len(self.table):,} radiographs of {patients:,} patients"]
         lines.append(f"{self.flagged:,} of {len(self.table):,} flagged by the input check; they count")
+        lines += self.notes
         rejected = [f"{line.file}: {line.value}; {line.remedy}" for line in self.rejected]
         for what, faults in {"files can't be read": self.unreadable, "rows or values not used": rejected}.items():
             if faults:
@@ -98,6 +107,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
     """
     entries = nih_tables.read_entries(folder)
     present = nih_tables.match_images(entries, sources.find_images(folder))
+    greys = pixels.greys(present.paths.values())
     unreadable = [f"{line.file}: {line.value}; {line.remedy}" for line in sources.unusable_files(folder)]
     rows, flagged = [], 0
     with tqdm(total=len(present.paths), unit="image", desc="evaluate", disable=None) as bar:
@@ -106,7 +116,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
             unreadable.append(str(error))
             bar.update()
 
-        for image, answer in reader.stream(present.paths.items(), report=report, keep=1):
+        for image, answer in reader.stream(present.paths.items(), report=report, keep=1, bits=greys.bits):
             rows.append(answers.row(image, answer))
             flagged += any(flag != UNCALIBRATED for flag in answer.flags)
             bar.update()
@@ -115,7 +125,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
     labels = present.table[["image", "patient", "findings", "label"]]
     table = labels.assign(selected=labels["label"] != "").merge(pd.DataFrame(rows, columns=answers.columns()))
     table.attrs["source"] = str(folder)
-    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged)
+    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged, greys.notes)
 
 
 def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -144,13 +154,18 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     for name in (*SIX_FINDINGS, "No_finding"):
         truth = shows(table, name)
         area, precision = rank_draws(truth, table[name].to_numpy(), drawn)
-        both = {f"with {name}": truth, f"without {name}": ~truth}
+        present, absent = {f"with {name}": truth}, {f"without {name}": ~truth}
+        both = present | absent
         known = table.get(f"{name}_above", pd.Series(dtype=object)).notna().any()
         above = table[f"{name}_above"].to_numpy(dtype=bool) if known else np.full(len(table), np.nan)
-        found = {"auroc": area, "average_precision": precision}
-        found |= {"sensitivity": drawn.means(above, truth), "specificity": drawn.means(1.0 - above, ~truth)}
-        for (metric, values), needed in zip(found.items(), (both, both, *_each(both)), strict=True):
-            note = "" if known or metric in ("auroc", "average_precision") else f"no operating point for {name}"
+        found = {
+            "auroc": (area, both),
+            "average_precision": (precision, both),
+            "sensitivity": (drawn.means(above, truth), present),
+            "specificity": (drawn.means(1.0 - above, ~truth), absent),
+        }
+        for metric, (values, needed) in found.items():
+            note = "" if known or metric in ("auroc", "average_precision") else NO_POINT[name in SIX_FINDINGS]
             size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
             rows[name, metric] = _entry(values, needed, patients, note) | size
         if name in SIX_FINDINGS and np.isfinite(area[0]):
@@ -165,16 +180,14 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     return found[[*order, "note"]].astype({"n_positive": "Int64", "n_negative": "Int64"})
 
 
-def _each(both: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    return [{side: images} for side, images in both.items()]
-
-
 def _entry(values: np.ndarray, needed: Mapping[str, np.ndarray], patients: pd.Series, note: str) -> dict:
-    """A row of the table: `needed` are the images, (n,) bool, that it can't be measured without, by what they are."""
-    people = {side: patients[images].nunique() for side, images in needed.items()}
+    """A row of the table: `needed` are images, (n,) bool, that it can't do without, by what they are."""
+    people = {f" {side}": patients[images].nunique() for side, images in needed.items()}
     row = bootstrap.entry(values) | {"n_images": len(patients), "n_patients": patients.nunique()}
-    reasons = [f"no image {side}" for side, number in people.items() if not number] or [
-        f"one patient {side}, so no interval" for side, number in people.items() if number == 1
+    if patients.nunique() == 1 and all(people.values()):
+        people = {"": 1}
+    reasons = [f"no image{side}" for side, number in people.items() if not number] or [
+        f"only one patient{side}" for side, number in people.items() if number == 1
     ]
     if reasons:
         row |= {"low": np.nan, "high": np.nan}
@@ -224,15 +237,19 @@ def means(measured: pd.DataFrame) -> list[str]:
     macro, accuracy, areas = (
         measured.loc[row] for row in ((MACRO, "macro_auroc"), (SINGLE, "balanced_accuracy"), (SINGLE, "macro_auroc"))
     )
-    lines = [f"Macro AUROC, {macro['note']}: {shown(macro)}"] if shown(macro) else []
+
+    def over(row: pd.Series) -> str:
+        return row["note"].partition("; ")[0]
+
+    lines = [f"Macro AUROC, {over(macro)}: {shown(macro)}"] if shown(macro) else []
     if shown(accuracy):
-        what = f"{accuracy['n_images']:,} images with one class, {accuracy['note']}"
+        what = f"{accuracy['n_images']:,} images with one class, {over(accuracy)}"
         lines.append(f"{what}: balanced accuracy {shown(accuracy)}, macro AUROC {shown(areas)}")
     lines.append("Average precision depends on the prevalence: compare it only with samples of the same.")
     if (measured["low"] == measured["high"]).any():
         lines.append("Where all images come out alike, resampling shows no spread: such an interval is too narrow.")
     if empty := reasons(measured):
-        lines.append(f"Empty, for there is: {', '.join(empty)}.")
+        lines.append(f"Empty, for there is {'; '.join(empty)}.")
     return [line.replace("No_finding", "No finding") for line in lines]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_rows, write_table
+from PIL import Image
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, roc_auc_score
 
 from chestxray.__main__ import main
@@ -139,7 +140,7 @@ def test_real_radiographs_give_what_scikit_learn_gives(nih, tmp_path):
             lambda number: "Mass" if number % 2 else "Nodule",
             2,
             [],
-            ["one patient with Mass, so no interval"],
+            ["only one patient with Mass"],
             id="two",
         ),
     ],
@@ -156,11 +157,20 @@ def test_what_labels_cannot_tell_is_empty_with_the_reason(tiny_raw, model, findi
 def test_a_model_without_operating_points_and_one_class_has_nothing_to_measure(tiny_raw, model):
     model.interpretation = interpretation.uncalibrated()
     some = labelled.measure(labelled.predict(tiny_raw, model).table)
-    assert some.loc["Mass", "auroc"]["estimate"] > 0 and "no operating point for Mass" in labelled.reasons(some)
+    assert some.loc["Mass", "auroc"]["estimate"] > 0 and labelled.NO_POINT[1] in labelled.reasons(some)
     with pytest.raises(
         StudyError, match=r"nothing can be measured: no image with Atelectasis; .*no image without Mass"
     ):
         labelled.measure(labelled.predict(relabel(tiny_raw, "Mass"), model).table)
+
+
+def test_greys_of_12_bits_measure_as_those_of_8(tiny_raw, model):
+    expected = labelled.measure(labelled.predict(tiny_raw, model).table)
+    for path in (tiny_raw / "images").iterdir():  # the darkest use 11 bits, and are no brighter for that
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16 + 8).save(path)
+    found = labelled.predict(tiny_raw, model)
+    assert any("12-bit greys" in line for line in found.lines(tiny_raw))
+    pd.testing.assert_frame_equal(labelled.measure(found.table), expected)
 
 
 def test_the_command_names_what_it_leaves_out_and_only_reads_the_folder(tiny_raw, model, tmp_path, capsys, monkeypatch):

@@ -81,16 +81,17 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray.pipeline.progress import shown
 
     labelled.check(chosen.dataset, chosen.out)
-    with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
+    with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
-    found = labelled.predict(chosen.dataset, model)
-    measured = labelled.measure(found.table)
+    with files.atomic_file(chosen.out) as file:  # a place that can't be written is known before the work
+        found = labelled.predict(chosen.dataset, model)
+        measured = labelled.measure(found.table)
+        file.write(measured.to_csv(lineterminator="\n").encode())
     path = chosen.model or engines.reference_model()
     print(f"{shown(path)}: SHA-256 {files.digest(path)}")
     print(*found.lines(chosen.dataset), "", sep="\n")
     documents.print_rows(labelled.cells(measured))
     print(*labelled.means(measured), sep="\n")
-    files.atomic_write(chosen.out, measured.reset_index().to_csv(index=False, lineterminator="\n").encode())
     print(f"\n{chosen.out}: {len(measured)} rows")
     return 1 if found.unreadable else 0
 
