@@ -127,7 +127,7 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if sys.version_info[:2] < PYTHONS[0]:
         check_python()
     again = os.environ.pop(_STARTED_AGAIN, None)
-    lacking = [line for line in missing(extras) if not (host() and _parsed(line).name in HOSTS_KEEP)]
+    lacking = [line for line in missing(extras) if _name(line) not in _kept()]
     if not lacking:
         return
     if host():
@@ -231,7 +231,7 @@ def install_here(extras: Sequence[str] = ()) -> list[str]:
         StudyError: an extra is unknown, or the installation failed.
     """
     wanted = {_name(line): line for line in missing(extras)}
-    for name in sorted(wanted.keys() & set(HOSTS_KEEP)) if host() else ():
+    for name in sorted(wanted.keys() & _kept()):
         _say(f"{host()} has {name} {_installed(name)}, the study was made for {wanted.pop(name)}: trying it as it is.")
     if not wanted:
         return []
@@ -259,7 +259,7 @@ def pins(extras: Sequence[str] = ()) -> list[str]:
     It is what the study needs and has here in a fitting version; on Colab and Kaggle also what they build themselves.
     Other packages are free: to hold all of them would leave nothing that fits.
     """
-    names = {_name(line) for line in requirements(extras) if satisfied(line)} | (set(HOSTS_KEEP) if host() else set())
+    names = {_name(line) for line in requirements(extras) if satisfied(line)} | _kept()
     return sorted(f"{name}=={version}" for name in names if (version := _installed(name)))
 
 
@@ -335,6 +335,11 @@ def _works(python: Path) -> bool:
         return False
     probe = f"import sys, pip; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
     return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
+
+
+def _kept() -> set[str]:
+    """What a host has built itself."""
+    return {name for name in HOSTS_KEEP if host() and _installed(name)}
 
 
 def _check_version(version: Sequence[int], remedy: str) -> None:

@@ -247,7 +247,7 @@ def test_on_a_host_no_environment_is_made(machine, monkeypatch, variable):
     monkeypatch.setenv(variable, "Interactive")
     with pytest.raises(StudyError, match="run `python -m chestxray colab` first"):
         pipeline_environment.ensure([], ["run"])
-    monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["tensorflow>=99"])
+    monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["tensorflow>=99"])  # a later one than it has
     pipeline_environment.ensure([], ["run"])
     assert not notes and not environment.exists()
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from chestxray.config import NIH_9K, SOURCES, Paths, StudyError, dataset_name, source_folder
-from chestxray.data import sources
 
 Commands = argparse._SubParsersAction
 """What `add_subparsers` returns."""
@@ -67,6 +66,8 @@ def known(dataset: str, folders: Sequence[str] = ()) -> str:
     elif name == NIH_9K:
         print(f"{dataset}: holds the images of {NIH_9K}'s list and is read as --dataset {NIH_9K} --from {dataset}")
     elif folder is not None:
+        from chestxray.data import sources  # here, because help needs nothing installed
+
         sources.refuse_other(folder, Paths(name).raw)
     if folders and name != NIH_9K:
         raise StudyError(f"--from: is for --dataset {NIH_9K} alone; leave it out for {dataset}")
