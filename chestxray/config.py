@@ -225,6 +225,16 @@ class Paths:
         return self.data / "manifest.csv"
 
     @property
+    def labels(self) -> Path:
+        """The label map of a dataset with own labels, copied by `run --labels`."""
+        return self.data / "labels.csv"
+
+    @property
+    def label_map(self) -> Path | None:
+        """`labels` where there is one."""
+        return self.labels if self.labels.exists() else None
+
+    @property
     def rejected(self) -> Path:
         """Images that could not be used: file, value, remedy."""
         return self.data / "rejected.csv"

@@ -29,7 +29,7 @@ from chestxray.images import pixels
 INDEX = "chestxray.json"
 """The first file in an archive: what it is, its own SHA-256, and name and SHA-256 of each further file."""
 FORMAT = 2
-TABLES = ("rejected.csv", "near_duplicates.csv", "train_augmented.csv", "manifest.csv")
+TABLES = ("labels.csv", "rejected.csv", "near_duplicates.csv", "train_augmented.csv", "manifest.csv")
 """Files beside the images, where there are any; the manifest comes last: where it is, the rest is complete."""
 
 _NAMES = re.compile(

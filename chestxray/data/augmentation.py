@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import CLASSES, Study, StudyError
+from chestxray.data import splits
 
 if TYPE_CHECKING:
     import keras
@@ -89,12 +90,11 @@ def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
         `<Class>/<stem>_<copy>.png`.
 
     Raises:
-        StudyError: a class has no selected train image.
+        StudyError: as `splits.require_trainable`.
     """
+    splits.require_trainable(manifest, "manifest.csv")
     train = manifest[(manifest["split"] == "train") & manifest["selected"].astype(bool)]
     sources = {name: rows.sort_values("image") for name, rows in train.groupby("label") if name in CLASSES}
-    if lacking := [name for name in CLASSES if name not in sources]:
-        raise StudyError(f"manifest: class {lacking[0]} has no selected train image; use a dataset with more of it")
     largest = max(len(rows) for rows in sources.values())
     parts = [_copies(sources[name], largest, [seed, place]).assign(label=name) for place, name in enumerate(CLASSES)]
     rows = pd.concat(parts, ignore_index=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import StudyError
-from chestxray.data import kaggle, nih_tables, sources, subset
+from chestxray.data import kaggle, nih_tables, own_tables, sources, splits, subset
 from chestxray.data.kaggle import Published
 from chestxray.data.nih_tables import Rejection
 from chestxray.images import pixels
@@ -64,7 +64,7 @@ class Report:
     listed: int
     absent: tuple[str, ...]
     unlisted: int
-    unusable: int
+    unusable: tuple[Rejection, ...]
     decoded: int
     faults: tuple[Rejection, ...]
     notes: tuple[str, ...]
@@ -83,8 +83,7 @@ class Report:
             f"decoded: {self.decoded:,}" + ("" if self.decoded == self.images else "; all with --verify full"),
             *self.notes,
         ]
-        if self.unusable:
-            lines.insert(2, f"{self.unusable:,} rows or values of the table that stage 2.1 leaves out")
+        lines[2:2] = own_tables.summary(self.unusable)
         if not self.faults:
             return [*lines, "Nothing is wrong."]
         lines.append(f"{len(self.faults):,} wrong:")
@@ -95,7 +94,12 @@ class Report:
 
 
 def verify(
-    raw: Path, dataset: Published | None = None, full: bool = False, seed: int = 0, reference: bool = False
+    raw: Path,
+    dataset: Published | None = None,
+    full: bool = False,
+    seed: int = 0,
+    reference: bool = False,
+    labels: Path | None = None,
 ) -> Report:
     """Check a folder of raw data: its tables, every image's header and end, and the pixels of some.
 
@@ -108,16 +112,18 @@ def verify(
         full: read and decode all images instead of a sample.
         seed: of the sample.
         reference: it is nih_9k: every file's pixels are compared with the committed list.
+        labels: a label map for own labels.
 
     Raises:
         StudyError: there is no table or no image, or the table can't be used.
     """
-    entries = nih_tables.read_entries(raw)
+    entries = nih_tables.read_entries(raw, labels, strict=False)
     images = sources.find_images(raw)
     present = nih_tables.match_images(entries, images)
     listed = set(entries.table["image"])
     absent = tuple(sorted(listed - set(present.paths)))
-    faults = [*_list_faults(raw, listed, dataset), *sources.unusable_files(raw)]
+    faults = [*_list_faults(raw, entries, present, dataset), *sources.unusable_files(raw)]
+    faults += [entries.fault] if entries.fault else []
     if dataset:
         faults += _absences(dataset, entries, absent)
     names = list(images)
@@ -135,6 +141,7 @@ def verify(
         faults += [fault for fault in others if fault.file not in known]
         notes = (compared, *notes)
     unlisted = sum(line.value == nih_tables.UNLISTED for line in present.rejected)
+    lacking = splits.shortage(present.table)
     return Report(
         raw=raw,
         table=entries.source.name,
@@ -144,10 +151,10 @@ def verify(
         listed=len(listed),
         absent=absent,
         unlisted=unlisted,
-        unusable=len(present.rejected) - unlisted,
+        unusable=tuple(present.rejected),
         decoded=len(images if reference else chosen),
         faults=tuple(sorted(set(faults))),
-        notes=notes,
+        notes=(*entries.notes, *notes, *([f"No model: {lacking}"] if lacking else [])),
         whole=dataset is not None,
     )
 
@@ -167,10 +174,14 @@ def _absences(dataset: Published, entries: nih_tables.Entries, absent: Sequence[
     return faults
 
 
-def _list_faults(raw: Path, listed: set[str], dataset: Published | None) -> list[Rejection]:
+def _list_faults(
+    raw: Path, entries: nih_tables.Entries, present: nih_tables.Present, dataset: Published | None
+) -> list[Rejection]:
     """What is wrong with the official lists and the boxes."""
+    listed = set(entries.table["image"])
     try:
-        lists = nih_tables.read_lists(raw)
+        lists = nih_tables.read_lists(raw, entries)
+        splits.check_lists(present.table, lists)
         nih_tables.read_boxes(raw)
     except StudyError as error:
         name, _, value = str(error).removeprefix(f"{raw}{os.sep}").partition(": ")

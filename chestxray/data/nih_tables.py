@@ -6,18 +6,19 @@ empty columns) are put right on reading, and each row or value that cannot be us
 
 from __future__ import annotations
 
-import csv
-import itertools
 import re
-import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, Paths, StudyError
+from chestxray.data import own_tables
+from chestxray.data.own_tables import BOX_SPELLING, by_value, read_csv
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 """The image table: the NIH's corrected edition, and its first one."""
@@ -29,6 +30,8 @@ LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in imag
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
 VALID_NAME = "valid_list.txt"
+Lists = tuple[set[str], ...]
+"""Image names of train_val and of test, and where the source says so those of train_val that are validation's."""
 NIH_SIDE = 1024
 """Side in pixels of the images that the NIH published, in which its lesion boxes are given."""
 
@@ -51,9 +54,6 @@ TABLE_HEADER = (
 BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 """The box list's header: four numbers under one name, and three columns without a name."""
 
-BOX_SPELLING = {"Infiltrate": "Infiltration"}
-"""The box list's spelling of a finding → the image table's."""
-
 OLDEST = 120
 """Ages above this many years are not believed: the first edition of the table has ages up to 414."""
 
@@ -62,7 +62,6 @@ LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): na
 """Finding Labels that equal one class → the class as its folder is named."""
 
 UNLISTED = "without a row"  # the value of the rejection of an image that the table lacks
-_IMAGE_NAME = re.compile(r"[^/\\]+\.(?:png|jpe?g)", re.IGNORECASE)
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
 _VIEWS = {"PA": "PA", "AP": "AP"}
 _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
@@ -87,12 +86,16 @@ class Entries:
             `findings` joined by |, `label` one of the seven classes or empty. Empty texts are "".
         rejected: rows that were left out and values that were emptied, in the table's order.
         rows: rows of the file.
+        notes: what a reader should know, one line each.
+        fault: that most rows or all rows of a class are lost, if they are.
     """
 
     source: Path
     table: pd.DataFrame
     rejected: tuple[Rejection, ...]
     rows: int
+    notes: tuple[str, ...] = ()
+    fault: Rejection | None = None
 
 
 @dataclass(frozen=True)
@@ -125,59 +128,11 @@ def find_table(raw: Path) -> Path:
     raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a table as text; empty cells are "".
-
-    Raises:
-        StudyError: it is no CSV table.
-    """
-    try:
-        with warnings.catch_warnings():
-            # index_col=False: rows that end in a comma which the header lacks must not shift the columns.
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:  # ValueError covers pandas' parser errors and bad UTF-8
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"{path}: cannot be read as a CSV table ({reason}); download it again") from error
-    table.columns = [str(name).strip() for name in table.columns]
-    return table.fillna("")
-
-
-def _rename(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Pick our columns under our names.
-
-    Raises:
-        StudyError: a column is missing.
-    """
-    chosen = {}
-    for ours, theirs in COLUMNS.items():
-        known = [name for name in theirs if name in table.columns]
-        if not known:
-            raise StudyError(
-                f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; "
-                "restore the header of the NIH table"
-            )
-        chosen[ours] = _by_value(table[known[0]], str.strip)
-    return pd.DataFrame(chosen)
-
-
-def _by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
-    """Apply `function` once to each different value: these columns have few of them in very many rows."""
-    return column.map({value: function(value) for value in column.unique().tolist()})  # pandas' own loop is slow
-
-
 def _years(text: str) -> int | None:
     """An age in whole years of `58`, `058Y`, `013M` or `005D`; None where unreadable or not plausible."""
     parts = re.fullmatch(r"(\d{1,6})(?:\.0+)?([YMD]?)", text.upper())
     years = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]]) if parts else OLDEST + 1
     return years if years <= OLDEST else None
-
-
-def _findings(text: str) -> str | None:
-    """Findings joined by |; None unless all are known, none stands twice, and *No Finding* stands alone."""
-    names = text.split("|")
-    known = text == NO_FINDING_NIH or (set(names) <= set(NIH_FINDINGS) and len(set(names)) == len(names))
-    return text if known else None
 
 
 class _Rule(NamedTuple):
@@ -191,76 +146,125 @@ class _Rule(NamedTuple):
 _EMPTIED = "emptied, the image is kept; correct the table to use it"
 _RULES = {
     "image": _Rule(
-        lambda text: text if _IMAGE_NAME.fullmatch(text) else None,
+        own_tables.image_name,
         "not an image file name: the row is left out; put a PNG or JPEG name there",
     ),
     "patient": _Rule(
-        lambda text: text or None,
+        lambda text: re.sub(r"^(\d+)\.0+$", r"\1", text) or None,  # 9001.0 is patient 9001
         "no Patient ID, so it cannot be kept out of the other splits: the image is left out; fill it in",
     ),
     "follow_up": _Rule(
-        lambda text: int(text) if text.isdecimal() and len(text) < 10 else None,
+        lambda text: int(float(text or 0)) if re.fullmatch(r"(\d{1,9}(\.0+)?)?", text) else None,
         "not a whole number: the image is left out; correct the table",
     ),
     "age": _Rule(_years, f"not an age from 0 to {OLDEST} years: {_EMPTIED}", keeps_row=True),
     "sex": _Rule(lambda text: _SEXES.get(text.upper()), f"neither M nor F: {_EMPTIED}", keeps_row=True),
     "view": _Rule(lambda text: _VIEWS.get(text.upper()), f"neither PA nor AP: {_EMPTIED}", keeps_row=True),
     "findings": _Rule(
-        _findings,
+        partial(own_tables.findings, own={}),
         f"not {NO_FINDING_NIH}, nor findings of ChestX-ray14 joined by |: the image is left out; "
-        "use the NIH's spelling",
+        "use the NIH's spelling, or map own labels to it (--labels, see README)",
     ),
 }
 
 
-def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]]:
-    """The rows less those whose image stands in another row, and the report on those.
+def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection], int]:
+    """The rows less those whose image stands in another row, the report on those, and how many rows are lost.
 
     Equal rows are one row. Rows that contradict each other are all left out: which of them is right cannot be known.
     """
-    drop, lines = [], []
-    for image, group in text[text["image"].duplicated(keep=False)].groupby("image", sort=False):
-        equal = group.duplicated().iloc[1:].all()
+    names = by_value(text["image"], own_tables.image_name)
+    text = text.assign(image=names.where(names.notna(), text["image"]))
+    names = text["image"].str.casefold()
+    drop, lines, lost = [], [], 0
+    for _, group in text[names.duplicated(keep=False)].groupby(names, sort=False):
+        equal = group.drop(columns="image").duplicated().iloc[1:].all()
         drop += group.index[int(equal) :].tolist()
         remedy = "the rows contradict each other: the image is left out; keep the right one"
         if equal:
             remedy = "the rows are equal: one is kept; remove the others"
+        lost += 0 if equal else len(group)
+        image = group["image"].iloc[0]
         lines.append(Rejection(image, f"{COLUMNS['image'][0]} in {len(group)} rows", remedy))
-    return text.drop(index=drop), lines
+    return text.drop(index=drop), lines, lost
 
 
-def read_entries(raw: Path) -> Entries:
+def _reject(text: pd.DataFrame, table: pd.DataFrame, file: str) -> tuple[list[Rejection], dict[int, Rejection]]:
+    """The cells of `text` that are no value of `table`, and the first one of each row that is lost by it."""
+    required = [name for name, rule in _RULES.items() if not rule.keeps_row]
+    failed = (table.isna() & (text.ne("") | text.columns.isin(required)))[sorted(_RULES)]
+    failed = failed[failed.any(axis=1)].stack()
+    lines, lost = [], {}
+    for index, column in failed.index[failed]:
+        value = f"{COLUMNS[column][0]} {text.at[index, column]!r}"
+        if column in required:
+            value = f"row {index + 2}: {value}"
+        lines.append(Rejection(text.at[index, "image"] or file, value, _RULES[column].remedy))
+        if column in required:
+            lost.setdefault(index, lines[-1])
+    return lines, lost
+
+
+def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> Entries:
     """Read and validate the image table of a folder in the NIH layout.
 
     Args:
         raw: the folder, or the table itself.
+        labels: a label map for own labels, as `own_tables.read_map` reads it.
+        strict: whether the loss of most rows or of a whole class is an error; else it is `Entries.fault`.
 
     Raises:
-        StudyError: there is no table, it lacks a column, or no row of it can be used.
+        StudyError: there is no table, it lacks a column, or no row of it can be used; with `strict`, most rows cannot,
+            or none of a class.
     """
     path = raw if raw.is_file() else find_table(raw)
-    text = _rename(_read_csv(path), path)
-    rows = len(text)
-    text, lines = _without_repeated(text)
-    table = pd.DataFrame({name: _by_value(text[name], rule.parse) for name, rule in _RULES.items()})
-    required = [name for name, rule in _RULES.items() if not rule.keeps_row]
-    failed = (table.isna() & (text.ne("") | text.columns.isin(required)))[sorted(_RULES)]
-    failed = failed[failed.any(axis=1)].stack()
-    for index, column in failed.index[failed]:
-        file = text.at[index, "image"] or f"{path.name} row {index + 2}"
-        lines.append(Rejection(file, f"{COLUMNS[column][0]} {text.at[index, column]!r}", _RULES[column].remedy))
-    table = table[table[required].notna().all(axis=1)]
-    if table.empty:
-        raise StudyError(f"{path}: none of its {rows} rows can be used; compare it with the NIH's table")
+    own = own_tables.read_map(labels) if labels else {}
+    sheet, notes = read_csv(path)
+    text, absent = own_tables.pick_columns(sheet, COLUMNS, path)
+    notes, rows = [*notes, *absent], len(text)
+    text, lines, contradicting = _without_repeated(text)
+    parsers = {name: rule.parse for name, rule in _RULES.items()} | {"findings": partial(own_tables.findings, own=own)}
+    table = pd.DataFrame({name: by_value(text[name], parse) for name, parse in parsers.items()})
+    if labels:
+        kept = table["findings"].ne("")
+        text, table = text[kept], table[kept]
+        notes.append(f"{path.name}: labels are read by {labels.name}, which leaves out {(~kept).sum():,} rows")
+    more, lost = _reject(text, table, path.name)
+    table = table.drop(index=list(lost))
+    cells = text.loc[list(lost), "findings"].tolist()
+    if unknown := Counter(label for cell in cells for label in own_tables.unknown(cell, own)):
+        named = ", ".join(f"{label!r} ({count:,} rows)" for label, count in unknown.most_common(3))
+        notes.append(f"{path.name}: {len(unknown):,} unknown labels: {named}{' …' if len(unknown) > 3 else ''}")
+    count, fault = len(lost) + contradicting, None
+    what = f"{count:,} of its {rows:,} rows cannot be used" if 2 * count > rows or table.empty else ""
+    if what := what or own_tables.class_lost(cells, table["findings"].unique(), own):
+        left_out = [*lost.values(), *(line for line in lines if "contradict" in line.remedy)]
+        examples = ", ".join(f"{line.file} ({line.value})" for line in left_out[:3])
+        fault = Rejection(path.name, f"{what}, such as {examples}", left_out[0].remedy.rpartition("; ")[2])
+        if strict or table.empty:
+            raise StudyError(f"{path}: {fault.value}; {fault.remedy}")
     table = table.astype({"follow_up": "int64", "age": "Int64"}).fillna({"sex": "", "view": ""})
     table["label"] = table["findings"].map(LABELS).fillna("")
-    return Entries(path, table.sort_values("image", ignore_index=True), tuple(lines), rows)
+    table = table.sort_values("image", ignore_index=True)
+    return Entries(path, table, (*lines, *more), rows, tuple(notes), fault)
+
+
+def read_dataset(paths: Paths, raw: Path | None = None, labels: Path | None = None) -> tuple[Entries, Lists | None]:
+    """Read the image table of a dataset, by its label map if it has one, and its official lists.
+
+    Args:
+        paths: where the dataset lies.
+        raw: a folder to read in place of the dataset's.
+        labels: a label map to use in place of the dataset's.
+    """
+    entries = read_entries(raw or paths.raw, labels or paths.label_map)
+    return entries, read_lists(raw or paths.raw, entries)
 
 
 def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
     """Keep the rows whose image is there.
 
-    An image is found by its name in the table, or by the same name with another image suffix (`.jpg` for `.png`).
+    An image is found by its name in the table, or by the same name in other letters or with another image suffix.
 
     Args:
         entries: the image table.
@@ -270,10 +274,10 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
         StudyError: no image has a row.
     """
     # Of a.jpg and a.png, the PNG wins: it comes last.
-    by_stem = {Path(name).stem: name for name in sorted(images)}
+    by_stem = {own_tables.stem(name): name for name in sorted(images)}
 
     def file_of(image: str) -> str | None:
-        return image if image in images else by_stem.get(image.rsplit(".", 1)[0])
+        return image if image in images else by_stem.get(own_tables.stem(image))
 
     found = {image: file for image in entries.table["image"] if (file := file_of(image)) is not None}
     if not found:
@@ -306,7 +310,7 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     names = ["image", "finding", "x", "y", "width", "height"]
     if not (path := raw / BOXES_NAME).is_file():
         return pd.DataFrame({name: pd.Series(dtype="str" if name in names[:2] else "float64") for name in names})
-    table = _read_csv(path)
+    table, _ = read_csv(path)
     if table.shape[1] < len(names):
         raise StudyError(f"{path}: has {table.shape[1]} columns, not image, finding, x, y, w, h; download it again")
     table = table.iloc[:, : len(names)].set_axis(names, axis=1)
@@ -318,8 +322,12 @@ def read_boxes(raw: Path) -> pd.DataFrame:
     return table[usable].sort_values(["image", "finding", "x", "y"], ignore_index=True)
 
 
-def read_lists(raw: Path) -> tuple[set[str], ...] | None:
+def read_lists(raw: Path, entries: Entries | None = None) -> Lists | None:
     """Read the lists: image names of train_val and test, and where there is such a list validation's; None without.
+
+    Args:
+        raw: the folder.
+        entries: its image table, whose spelling of the names is used.
 
     Raises:
         StudyError: one of the first two is missing, an image stands in both, or one of validation not in train_val.
@@ -333,16 +341,16 @@ def read_lists(raw: Path) -> tuple[set[str], ...] | None:
         raise StudyError(
             f"{missing[0]}: missing, though {other.name} is there; add it, or remove that one to split by patient"
         )
-    lists = _read_lists(*paths)
+    lists = _read_lists(*paths, entries)
     if not (raw / VALID_NAME).is_file():
         return lists
-    valid = set((raw / VALID_NAME).read_text("utf-8").split())
+    valid = own_tables.read_list(raw / VALID_NAME, lists[0])
     if others := valid - lists[0]:
         raise StudyError(f"{raw / VALID_NAME}: {min(others)} is not in {LIST_NAMES[0]}; add it there or remove it here")
     return *lists, valid
 
 
-def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[str], set[str]]:
+def read_lists_for(entries: Entries, train_val: Path, test: Path) -> Lists:
     """Read two lists that are meant for a table, wherever they lie, as `read_lists` does.
 
     Args:
@@ -356,7 +364,7 @@ def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[s
     for path in (train_val, test):
         if not path.is_file():
             raise StudyError(f"{path}: no such file; give a list of image names, one a line")
-    lists = _read_lists(train_val, test)
+    lists = _read_lists(train_val, test, entries)
     known = {*entries.table["image"].tolist(), *(line.file for line in entries.rejected)}
     for path, names in zip((train_val, test), lists, strict=True):
         if not names:
@@ -364,21 +372,19 @@ def read_lists_for(entries: Entries, train_val: Path, test: Path) -> tuple[set[s
         if lacking := names - known:
             raise StudyError(
                 f"{path}: {entries.source.name} lacks {len(lacking):,} of its {len(names):,} images, such as "
-                f"{min(lacking)}; use the list that belongs to the table"
+                f"{', '.join(sorted(lacking)[:3])}; use the list that belongs to the table"
             )
     return lists
 
 
-def _read_lists(train_val: Path, test: Path) -> tuple[set[str], set[str]]:
-    try:
-        lists = [set(path.read_text(encoding="utf-8-sig").split()) for path in (train_val, test)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{train_val} or {test.name}: no readable text ({error}); download it again") from error
+def _read_lists(train_val: Path, test: Path, entries: Entries | None) -> Lists:
+    known = [*entries.table["image"], *(line.file for line in entries.rejected)] if entries else []
+    lists = own_tables.read_list(train_val, known), own_tables.read_list(test, known)
     if both := lists[0] & lists[1]:
         raise StudyError(
             f"{test}: {min(both)} and {len(both) - 1:,} more stand in {train_val.name} too; remove them from one list"
         )
-    return lists[0], lists[1]
+    return lists
 
 
 def oddities(raw: Path) -> pd.DataFrame:
@@ -391,15 +397,15 @@ def oddities(raw: Path) -> pd.DataFrame:
         StudyError: as `read_entries` and `read_boxes`.
     """
     path = find_table(raw)
-    table = _read_csv(path)
-    text = _rename(table, path)
-    age, years = text["age"].str.upper(), _by_value(text["age"], _years)
+    table, _ = read_csv(path)
+    text, _ = own_tables.pick_columns(table, COLUMNS, path)
+    age, years = text["age"].str.upper(), by_value(text["age"], _years)
     unit, number = age.str.fullmatch(r"\d+[YMD]"), age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
     repeated = text["image"].duplicated().sum()
     renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
     sexes, views = ~text["sex"].isin(["M", "F", ""]), ~text["view"].isin([*_VIEWS, ""])
     found = [
-        (path.name, "columns without a name", _nameless_columns(path), "left out"),
+        (path.name, "columns without a name", own_tables.nameless_columns(path), "left out"),
         (path.name, "columns under another edition's name", renamed, "the same column"),
         (path.name, "ages with a unit, such as 060Y", unit.sum(), "whole years"),
         (path.name, f"ages above {OLDEST} years", (number & years.isna()).sum(), "empty"),
@@ -409,22 +415,14 @@ def oddities(raw: Path) -> pd.DataFrame:
         (path.name, "rows of an image that has another row", repeated, "one, if they are equal"),
     ]
     if (boxes := raw / BOXES_NAME).is_file():
-        table = _read_csv(boxes)
+        table, _ = read_csv(boxes)
         misspelt = table.iloc[:, 1].str.strip().isin(BOX_SPELLING)
         found += [
-            (boxes.name, "columns without a name", _nameless_columns(boxes), "left out"),
+            (boxes.name, "columns without a name", own_tables.nameless_columns(boxes), "left out"),
             (boxes.name, "boxes of an Infiltrate", misspelt.sum(), "Infiltration"),
             (boxes.name, "rows without a usable box", len(table) - len(read_boxes(raw)), "left out"),
         ]
     return pd.DataFrame(found, columns=["file", "oddity", "count", "read as"])
-
-
-def _nameless_columns(path: Path) -> int:
-    """Columns that a trailing comma makes: in the header, or in the rows beyond the header."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header, *first = itertools.islice(csv.reader(file), 2)
-    beyond = len(first[0]) - len(header) if first else 0
-    return sum(not name.strip() for name in header) + max(beyond, 0)
 
 
 def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:

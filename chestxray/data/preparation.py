@@ -155,35 +155,36 @@ class Preparation(NamedTuple):
     made: int
 
 
-def make_plan(study: Study) -> Plan:
+def make_plan(study: Study, raw: Path | None = None, labels: Path | None = None) -> Plan:
     """Read the raw tables and decide every image's split and selection. Writes nothing.
+
+    Args:
+        study: the dataset and its parameters.
+        raw: a folder in the NIH layout, where stage 1 has not been run yet; else the dataset's.
+        labels: a label map to use in place of the dataset's.
 
     Raises:
         StageMissing: there is no raw data yet.
         StudyError: the tables or lists cannot be used.
     """
-    raw = study.require(study.paths.raw, "stage 1")
-    entries = nih_tables.read_entries(raw)
+    raw = raw or study.require(study.paths.raw, "stage 1")
+    entries, lists = nih_tables.read_dataset(study.paths, raw, labels)
     present = _one_stem_each(nih_tables.match_images(entries, sources.find_images(raw)))
-    lists = nih_tables.read_lists(raw)
     table = splits.plan(present.table, lists, study.profile.valid_share, study.profile.no_finding, study.seed)
-    listed = splits.uses_lists(table, lists)
     notes = [
         f"{entries.source.name}: {entries.rows:,} rows; images of {len(table):,} are here, of {present.absent:,} not.",
-        "Test is the official test list." if listed else "No official lists: test is held out here, by patient.",
+        *entries.notes,
+        "Test is the official test list." if lists else "No official lists: test is held out here, by patient.",
     ]
-    if listed and len(lists) > 2:
+    if lists and len(lists) > 2:
         notes.append(f"Validation is that of {nih_tables.VALID_NAME}, whatever valid_share and seed are.")
-    thin = []
-    for label, patients in splits.thin_classes(table).items():
-        remedy = f"fewer than {splits.FEWEST_PATIENTS}: its numbers mean little; add images of more patients"
-        thin.append(Rejection(entries.source.name, f"class {label}: {patients} patients", remedy))
-        notes.append(f"{label}: {patients} patients; {remedy}.")
+    if lacking := splits.shortage(table):
+        notes.append(f"No model: {lacking}")
     unusable = sources.unusable_files(raw)
     if unusable:
         first = f"{unusable[0].file}: {unusable[0].value}"
         notes.append(f"{len(unusable):,} of what lies where images do is no file, such as {first}; left out.")
-    return Plan(table, present.paths, (*present.rejected, *thin, *unusable), tuple(notes))
+    return Plan(table, present.paths, (*present.rejected, *unusable), tuple(notes))
 
 
 def _one_stem_each(present: nih_tables.Present) -> nih_tables.Present:

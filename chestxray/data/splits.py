@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SPLITS, StudyError
-from chestxray.data.nih_tables import LABELS, Entries
+from chestxray.data.nih_tables import LABELS, LIST_NAMES, Entries, Lists
+from chestxray.data.own_tables import summary
 
 TEST_SHARE = 0.2
 """Share of the images held out for test where the source has no official lists."""
@@ -22,18 +23,29 @@ BALANCED_TEST = 290
 FEWEST_PATIENTS = 5
 """A class with fewer patients than this cannot be spread over three splits meaningfully."""
 
-Lists = tuple[set[str], ...]
-"""Image names of train_val and of test, and where the source says so those of train_val that are validation's."""
 
-
-def uses_lists(table: pd.DataFrame, lists: Lists | None) -> bool:
-    """Whether the official lists decide the test split: they exist, and both have images in `table`.
+def check_lists(table: pd.DataFrame, lists: Lists | None) -> None:
+    """Make sure that the official lists decide the split of every image.
 
     Args:
-        table: the image table, a column `image`.
-        lists: as `nih_tables.read_lists` gives.
+        table: the image table of the images that are here, a column `image`.
+        lists: as `nih_tables.read_lists` gives, spelt as in the table.
+
+    Raises:
+        StudyError: an image is in neither list, or all are in one.
     """
-    return lists is not None and all(table["image"].isin(names).any() for names in lists[:2])
+    if lists is None:
+        return
+    way = "or remove both lists to split by patient"
+    listed = [table["image"].isin(names) for names in lists[:2]]
+    if len(neither := table["image"][~(listed[0] | listed[1])]):
+        raise StudyError(
+            f"the official lists: {len(neither):,} of {len(table):,} images here are in neither, such as "
+            f"{', '.join(sorted(neither)[:3])}; add them to a list, {way}"
+        )
+    for name, there in zip(LIST_NAMES, listed, strict=True):
+        if not there.any():
+            raise StudyError(f"{name}: lists none of the {len(table):,} images here; add images of it, {way}")
 
 
 def _strata(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -104,9 +116,9 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
 def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: int) -> pd.Series:
     """Give every image its split, by patient.
 
-    The official lists decide train_val and test where there are any; an image in neither goes with its patient, else to
-    train_val. Without lists, `TEST_SHARE` of the images are held out by patient. Validation is the patients of its list
-    where there is one; else it is carved out of train_val by patient, stratified by label and view.
+    The official lists decide train_val and test where there are any. Without lists, `TEST_SHARE` of the images are held
+    out by patient. Validation is the patients of its list where there is one; else it is carved out of train_val by
+    patient, stratified by label and view.
 
     Args:
         table: the image table, with `image`, `patient`, `view` and `label`.
@@ -118,7 +130,7 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
         `train`, `valid` or `test` for each row, on the table's index.
 
     Raises:
-        StudyError: the lists put a patient into both splits, or there are too few patients to split.
+        StudyError: as `check_lists`; the lists put a patient into both splits, or there are too few patients to split.
     """
     patients = table["patient"].nunique()
     if patients < FEWEST_PATIENTS:
@@ -126,7 +138,8 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
             f"the image table: images of {patients} patients; add images, at least {FEWEST_PATIENTS} are needed"
         )
     named = []
-    if uses_lists(table, lists):
+    check_lists(table, lists)
+    if lists:
         named = [set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists]
         train_val, test_patients = named[:2]
         if both := train_val & test_patients:
@@ -297,10 +310,41 @@ def departures(planned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "view", "train_val", "valid", "share", "departure", "images_off"])
 
 
-def thin_classes(planned: pd.DataFrame) -> pd.Series:
-    """Number of patients of each class that has fewer than `FEWEST_PATIENTS`, on the class names."""
-    patients = planned[planned["label"].ne("")].groupby("label")["patient"].nunique().reindex(CLASSES, fill_value=0)
-    return patients[patients < FEWEST_PATIENTS]
+def shortage(table: pd.DataFrame) -> str:
+    """Why no model can be trained on these images, in a line; "" where one can.
+
+    Args:
+        table: the image table; of one with `split` and `selected`, the selected images of each split count.
+    """
+    images = table[table["selected"]] if "selected" in table else table
+    lacking = []
+    for label in CLASSES:
+        own = images[images["label"].eq(label)]
+        patients = own["patient"].nunique()
+        absent = [split for split in SPLITS if "split" in own and split not in set(own["split"])]
+        if patients < FEWEST_PATIENTS or absent:
+            nowhere = f", none in {' and '.join(absent)}" if patients and absent else ""
+            lacking.append(f"{label} ({patients} patient{'s' * (patients != 1)}{nowhere})")
+    if not lacking:
+        return ""
+    return (
+        f"training needs all seven classes, each of {FEWEST_PATIENTS} patients or more and in every split, and lacks "
+        f"{', '.join(lacking)}; add images, or leave out stages 2.2, 4 and 5 (--only 1 2.1 3)"
+    )
+
+
+def require_trainable(planned: pd.DataFrame, name: str) -> None:
+    """Make sure that a model can be trained.
+
+    Args:
+        planned: the manifest, or what `plan` gives.
+        name: of the table, for the message.
+
+    Raises:
+        StudyError: a class lacks patients, or images of a split.
+    """
+    if lacking := shortage(planned):
+        raise StudyError(f"{name}: {lacking}")
 
 
 def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> list[str]:
@@ -318,10 +362,18 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
     )
     given = "No lists given: test is held out here, by patient"
     if lists:
-        rest = int((~table["image"].isin(lists[0] | lists[1])).sum())
-        given = f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images, {rest:,} images in neither"
+        given = f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images"
     crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
-    return [read, given, f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"]
+    chosen = f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"
+    lacking = shortage(planned)
+    return [
+        read,
+        *entries.notes,
+        *summary(entries.rejected),
+        given,
+        chosen,
+        *([f"No model: {lacking}"] if lacking else []),
+    ]
 
 
 def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:

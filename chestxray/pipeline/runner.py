@@ -51,6 +51,7 @@ class Pipeline:
         stages: all stages that there are.
         stream: where progress goes.
         folders: where the radiographs of nih_9k lie.
+        labels: a label map, which is copied to the dataset.
     """
 
     study: Study
@@ -61,6 +62,7 @@ class Pipeline:
     stages: Sequence[Stage] = STAGES
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     folders: Sequence[str] = ()
+    labels: Path | None = None
     executed: list[Stage] = field(default_factory=list, init=False)
     failed: list[Stage] = field(default_factory=list, init=False)
 
@@ -95,6 +97,8 @@ class Pipeline:
         """
         self._check_size()
         with self._alone(), self._progress:
+            if self.labels:
+                files.atomic_write(self.study.paths.labels, self.labels.read_bytes())
             return self._run_stale(chosen, force)
 
     def refresh(self, chosen: Sequence[Stage]) -> list[Path]:
@@ -118,6 +122,27 @@ class Pipeline:
     def unpacked(self, stage: Stage) -> bool:
         """Whether this stage was run where the dataset was packed: there is nothing here to run it again with."""
         return stage.unpackable and sources.is_unpacked(self.study.paths)
+
+    def look_ahead(self, chosen: Sequence[Stage]) -> list[str]:
+        """What the tables of radiographs that are here say before any work: notes to print.
+
+        Raises:
+            StudyError: they cannot be used; or a chosen stage trains, and they cannot train a model.
+        """
+        paths = self.study.paths
+        if self.study.is_phantom or sources.unpacked(paths) is not None:
+            if self.labels:
+                raise StudyError(f"--labels {self.labels}: dataset {paths.dataset!r} has its labels; leave it out")
+            return []
+        raw = source_folder(self.source) or paths.raw
+        if not raw.exists():
+            return []
+        from chestxray.data import nih_tables, own_tables, preparation, splits  # here, because they import pandas
+
+        plan = preparation.make_plan(self.study, raw, self.labels)
+        if any(stage.trains for stage in chosen):
+            splits.require_trainable(plan.table, nih_tables.find_table(raw).name)
+        return [*plan.notes, *own_tables.summary(plan.rejected)]
 
     def _check_size(self) -> None:
         record, size = sources.unpacked(self.study.paths), self.study.profile.image_size
@@ -198,6 +223,8 @@ class Pipeline:
             return described | {"source": source, "code": self._modules.of(["data.sources"])}
         if stage.reads_raw:
             described["raw data"] = staleness.raw_fingerprint(self.study.paths.raw)
+            if labels := self.study.paths.label_map:
+                described["label map"] = files.digest(labels)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
         described["notebook"] = staleness.notebook_fingerprint(notebook)
         return described | {"code": self._modules.of_notebook(notebook)}

@@ -44,6 +44,11 @@ class Stage:
     unpackable: bool = False
 
     @property
+    def trains(self) -> bool:
+        """Whether it trains a model or prepares training."""
+        return self.number == "2.2" or self.number.startswith("4.")
+
+    @property
     def label(self) -> str:
         return f"{self.number} {self.title}"
 

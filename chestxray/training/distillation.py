@@ -82,10 +82,10 @@ def distil(
 
 
 def fingerprint(study: Study) -> str:
-    """Twelve hexadecimal digits that change when the image table or the official lists do, or who is in which split."""
+    """Twelve hexadecimal digits that change with the image table, its label map, the lists and the split."""
     raw = study.paths.raw
-    lists = [raw / name for name in nih_tables.LIST_NAMES]
-    return _digest(nih_tables.find_table(raw), *(path for path in lists if path.is_file()), study.paths.manifest)[:12]
+    more = [*(raw / name for name in nih_tables.LIST_NAMES), study.paths.labels]
+    return _digest(nih_tables.find_table(raw), *(path for path in more if path.is_file()), study.paths.manifest)[:12]
 
 
 def load_prior(study: Study, samples: Samples) -> np.ndarray:
@@ -106,7 +106,7 @@ def load_prior(study: Study, samples: Samples) -> np.ndarray:
         StudyError: a sample is of a patient in validation or test, or the table lacks its row.
     """
     manifest = read_manifest(study.paths)
-    entries, lists = nih_tables.read_entries(study.paths.raw), nih_tables.read_lists(study.paths.raw)
+    entries, lists = nih_tables.read_dataset(study.paths)
     tested = entries.table["patient"][entries.table["image"].isin(lists[1] if lists else set())]
     excluded = {*manifest["patient"][manifest["split"].isin(("valid", "test"))], *tested}
     contributed = entries.table[~entries.table["patient"].isin(excluded)]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from chestxray import files
 from chestxray.config import ALL_LABELS, CLASSES, NIH_FINDINGS, Paths, Study, StudyError
+from chestxray.data import splits
 from chestxray.data.manifest import read_manifest, store_path
 from chestxray.images.pixels import decode
 
@@ -134,9 +135,11 @@ def load_split(study: Study, split: str, selected: bool = True) -> Samples:
 
     Raises:
         StageMissing: stage 2.1 has not been run.
-        StudyError: the split has no image.
+        StudyError: the split has no image; or it is `train`, and the dataset cannot train a model.
     """
     manifest = read_manifest(study.paths)
+    if split == "train":
+        splits.require_trainable(manifest, study.paths.relative(study.paths.manifest))
     keep = (manifest["split"] == split).to_numpy()
     if selected:
         keep = keep & manifest["selected"].to_numpy()
@@ -170,7 +173,9 @@ def load_augmented(study: Study) -> Samples:
 
     Raises:
         StageMissing: stage 2.2 has not been run.
+        StudyError: the dataset cannot train a model.
     """
+    splits.require_trainable(read_manifest(study.paths), study.paths.relative(study.paths.manifest))
     path = study.require(study.paths.augmented_rows, "stage 2.2, Creating augmented train data")
     table = pd.read_csv(path, dtype={"patient": str})
     sources = [study.paths.tree("train_augmented") / file for file in table["file"]]

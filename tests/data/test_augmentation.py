@@ -132,8 +132,8 @@ def test_the_check_finds_flips_given_to_rare_classes_only() -> None:
 
 
 def test_plan_names_the_class_that_has_no_source() -> None:
-    with pytest.raises(StudyError, match="class Mass has no selected train image"):
-        augmentation.plan(made_manifest({name: 3 for name in CLASSES if name != "Mass"}), seed=1)
+    with pytest.raises(StudyError, match=r"lacks Mass \(0 patients\); add images"):
+        augmentation.plan(made_manifest({name: 30 for name in CLASSES if name != "Mass"}), seed=1)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_an_implausible_value_is_emptied_and_the_image_kept(tiny_raw, column, va
         ("findings", "Mass|Mass"),
         ("follow_up", "first"),
         ("image", "notes.txt"),
-        ("image", "../a.png"),
+        ("image", "a.dcm"),
         ("image", ""),
     ],
 )
@@ -105,10 +105,10 @@ def test_equal_rows_count_once_and_contradicting_rows_not_at_all(tiny_raw):
     assert dropped.file == rows[5][0] and "contradict" in dropped.remedy
 
 
-@pytest.mark.parametrize("column", ["Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"])
+@pytest.mark.parametrize("column", ["Image Index", "Finding Labels", "Patient ID"])
 def test_a_missing_column_is_named(tiny_raw, column):
     write_table(tiny_raw, tiny_rows(), HEADER_2020.replace(column, "Something"))
-    with pytest.raises(StudyError, match=rf"Data_Entry_2017_v2020\.csv: column '{column}' is missing.*; restore"):
+    with pytest.raises(StudyError, match=rf"Data_Entry_2017_v2020\.csv: column '{column}' is missing.*; add it"):
         nih_tables.read_entries(tiny_raw)
 
 

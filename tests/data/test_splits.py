@@ -65,20 +65,12 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does():
     assert splits.hold_out(table, 0.2, 3) != splits.hold_out(table, 0.2, 4)
 
 
-def test_official_lists_decide_and_unlisted_images_follow_their_patient():
+def test_official_lists_decide():
     table = made_table(100)
     named = {patient for patient in table["patient"] if int(patient) % 4 == 0}
     test = set(table.loc[table["patient"].isin(named), "image"])
-    train_val = set(table["image"]) - test
-    for patient in ("4", "5"):
-        extra = pd.DataFrame([(f"{patient}_new.png", patient, "PA", "Mass")], columns=list(table))
-        table = pd.concat([table, extra], ignore_index=True)
-    table.loc[len(table)] = ["new_000.png", "new", "PA", "Mass"]
-    split = splits.assign(table, (train_val, test), 0.2, 0)
-    by_image = split.set_axis(table["image"])
+    split = splits.assign(table, (set(table["image"]) - test | {"elsewhere.png"}, test), 0.2, 0)
     assert set(table.loc[split.eq("test"), "patient"]) == named
-    assert by_image["4_new.png"] == "test"
-    assert by_image["5_new.png"] != "test" and by_image["new_000.png"] != "test"
     assert crossing(table, split) == 0
 
 
@@ -91,11 +83,15 @@ def test_lists_that_share_a_patient_stop_the_study():
         splits.assign(table, lists, 0.2, 0)
 
 
-def test_lists_of_which_one_has_no_image_here_are_not_used():
+def test_lists_that_leave_an_image_or_a_split_out_are_refused():
     table = made_table(100)
-    lists = (set(table["image"]), {"elsewhere.png"})
-    assert not splits.uses_lists(table, lists)
-    assert set(splits.assign(table, lists, 0.2, 0)) == {"train", "valid", "test"}
+    images = table["image"].tolist()
+    with pytest.raises(
+        StudyError, match=rf"4 of {len(table)} images here are in neither, such as {images[0]}, .*; add"
+    ):
+        splits.assign(table, (set(images[5:]), {images[4]}), 0.2, 0)
+    with pytest.raises(StudyError, match=r"^test_list\.txt: lists none of the .* images here; add"):
+        splits.assign(table, (set(images), {"elsewhere.png"}), 0.2, 0)
 
 
 def test_too_few_patients_to_split():
@@ -112,7 +108,9 @@ def test_a_class_of_few_patients_is_on_every_side_and_a_lone_patient_in_train():
         planned = splits.plan(table.assign(findings=""), None, 0.15, 1000, seed)
         assert set(planned.loc[planned["label"].eq("Mass"), "split"]) == {"train", "valid", "test"}
         assert set(planned.loc[planned["label"].eq("Nodule"), "split"]) == {"train"}
-    assert splits.thin_classes(planned).to_dict() == {"Nodule": 1}
+    assert "lacks Nodule (1 patient, none in valid and test); add images" in splits.shortage(planned)
+    with pytest.raises(StudyError, match="table: training needs all seven"):
+        splits.require_trainable(planned, "table")
 
 
 def test_selection_thins_no_finding_in_proportion_and_over_patients():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import tiny_rows, write_table
 
 from chestxray import __main__
 from chestxray.config import CLASSES, REPOSITORY, StudyError
@@ -137,9 +138,8 @@ def runs(monkeypatch, tmp_path):
     return notes
 
 
-def test_run_passes_on_what_was_asked(runs, tmp_path, capsys):
-    data = tmp_path / "some data"
-    data.mkdir()
+def test_run_passes_on_what_was_asked(runs, make_raw, tmp_path, capsys):
+    data = make_raw("some data")
     arguments = ["run", "--dataset", str(data), "--profile", "cpu", "--seed", "5", "--jobs", "3", "--force"]
     arguments += ["--only", "5", "cnn", "--set", "cnn_epochs=3", "--root", str(tmp_path / "root")]
     arguments += ["--set", "dense_epochs=2", "--only", "dense"]  # what is given again is added
@@ -149,6 +149,25 @@ def test_run_passes_on_what_was_asked(runs, tmp_path, capsys):
     assert (line.study.seed, line.jobs, line.overrides) == (5, 3, {"cnn_epochs": 3, "dense_epochs": 2})
     assert (chosen, force) == (["4.0", "4.1", "5"], True)
     assert line.study.paths.root == tmp_path / "root"
+
+
+def test_run_says_what_training_lacks_before_any_work(runs, make_raw, tmp_path, capsys):
+    data, root = make_raw("data"), tmp_path / "root"
+    write_table(data, [row for row in tiny_rows() if row[1] != "Mass"])
+    command = ["run", "--dataset", str(data), "--root", str(root), "--only", "1", "2.1", "3"]
+    for stage in ("2.2", "4.1"):
+        assert __main__.main([*command, stage]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "training needs all seven classes" in line and "lacks Mass (0 patients); add images, or" in line
+    assert not root.exists() and not runs
+    assert __main__.main(command) == 0
+    said = capsys.readouterr().err
+    assert "No model: training needs" in said and "6 rows, values or images cannot be used, the first three:" in said
+    assert __main__.main(["verify", str(data)]) == 0
+    assert "No model: training needs" in capsys.readouterr().out
+    plan = ["plan", "--metadata", str(data / "Data_Entry_2017_v2020.csv"), "--out", str(tmp_path / "p.csv")]
+    assert __main__.main(plan) == 0 and (tmp_path / "p.csv").exists()
+    assert "No model: training needs" in capsys.readouterr().out
 
 
 def test_run_ends_with_the_table_and_the_pages(runs, tmp_path, capsys):
@@ -248,7 +267,7 @@ def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study
     assert (tmp_path / "p.csv").read_text() == manifest.drop(columns="sha256").to_csv(index=False, lineterminator="\n")
     said = capsys.readouterr().out
     assert "60 rows, 60 images of 20 patients, 0 things left out" in said
-    assert "Official lists: 45 and 15 images, 0 images in neither" in said
+    assert "Official lists: 45 and 15 images" in said
     assert f"{manifest['selected'].sum()} images selected; 0 patients in two splits" in said
     chosen = manifest[manifest["selected"]]
     selected = printed_table(said, "Selected images").set_index(["split", "class"])
@@ -300,7 +319,7 @@ def test_plan_repeats_itself_and_obeys_its_seed(plan_of, tmp_path, capsys):
         (["--test", "LISTS/train_val_list.txt"], True, "stand in train_val_list.txt too"),
         (["--test", "LISTS/empty.txt"], True, "empty.txt: names no image"),
         (["--test", "LISTS/strange.txt"], True, "lacks 2 of its 3 images, such as 9_0.png"),
-        (["--test", "LISTS/binary.txt"], True, "no readable text"),
+        (["--test", "LISTS/binary.txt"], True, "no text in UTF-8"),
         (["--test", "LISTS/half.txt", "--train-val", "LISTS/other.txt"], True, "1 and 0 more have images in"),
         (["--valid-share", "1"], True, "--valid-share 1.0: give"),
         (["--no-finding", "-1"], True, "--no-finding -1: give 0 or more"),
@@ -313,7 +332,8 @@ def test_plan_tells_bad_input_in_one_line(plan_of, tiny_raw, tmp_path, capsys, a
     (tiny_raw / "strange.txt").write_text("00000004_000.png\n9_0.png\n9_1.png\n")
     (tiny_raw / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (tiny_raw / "half.txt").write_text("00000001_000.png\n")
-    (tiny_raw / "other.txt").write_text("00000001_001.png\n")
+    everyone = [path.name for path in sorted((tiny_raw / "images").iterdir())]
+    (tiny_raw / "other.txt").write_text("\n".join(everyone[1:]))
     assert plan_of(*(word.replace("LISTS", str(tiny_raw)) for word in arguments), lists=lists) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1

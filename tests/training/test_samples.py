@@ -136,5 +136,11 @@ def test_the_fingerprint_follows_the_data(prepared_study):
 def test_missing_stages_are_named(tiny_study):
     with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1"):
         load_split(tiny_study, "train")
-    with pytest.raises(StageMissing, match=r"train_augmented\.csv is missing: run stage 2\.2"):
+    with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1"):
         load_augmented(tiny_study)
+
+
+def test_augmented_radiographs_that_are_missing_are_named(prepared_study):
+    prepared_study.paths.augmented_rows.unlink()
+    with pytest.raises(StageMissing, match=r"train_augmented\.csv is missing: run stage 2\.2"):
+        load_augmented(prepared_study)

@@ -17,6 +17,8 @@ def add_commands(commands: Commands) -> None:
     plan.add_argument("--metadata", type=Path, required=True, metavar="FILE", help="the image table, Data_Entry_2017*")
     plan.add_argument("--train-val", type=Path, metavar="LIST", help="the official list of train and validation images")
     plan.add_argument("--test", type=Path, metavar="LIST", help="the official list of test images")
+    own = {"type": Path, "metavar": "FILE", "help": "a table of two columns that maps own labels to the study's"}
+    plan.add_argument("--labels", **own)
     plan.add_argument(
         "--out",
         type=Path,
@@ -44,6 +46,7 @@ def add_commands(commands: Commands) -> None:
     verify.add_argument(
         "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
     )
+    verify.add_argument("--labels", **own)
     verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
     pack = add_command(commands, "pack", run_pack, root=True)
     pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
@@ -73,7 +76,7 @@ def run_plan(chosen: argparse.Namespace) -> int:
     from chestxray.data import nih_tables, splits
     from chestxray.pipeline import documents
 
-    entries = nih_tables.read_entries(chosen.metadata)
+    entries = nih_tables.read_entries(chosen.metadata, chosen.labels)
     lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
     planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
     files.atomic_write(chosen.out, planned.to_csv(index=False, lineterminator="\n").encode())
@@ -94,16 +97,17 @@ def run_verify(chosen: argparse.Namespace) -> int:
     from chestxray import files
     from chestxray.data import integrity, kaggle, nih_tables, subset
 
-    raw, whole = source_folder(chosen.dataset), None
+    raw, whole, labels = source_folder(chosen.dataset), None, chosen.labels
     if raw is None:
-        raw, whole = Paths(dataset_name(chosen.dataset)).raw, kaggle.DATASETS.get(chosen.dataset)
+        paths, whole = Paths(dataset_name(chosen.dataset)), kaggle.DATASETS.get(chosen.dataset)
+        raw, labels = paths.raw, labels or paths.label_map
         if not raw.exists():
             raise StudyError(
                 f"dataset {chosen.dataset!r}: no such folder, and none of this name under 1_Datasets; give a folder, "
                 "or run stage 1 of a dataset first"
             )
     reference = dataset_name(chosen.dataset) == subset.NAME
-    report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference)
+    report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference, labels=labels)
     print(*report.lines(), sep="\n")
     if chosen.report:
         table = nih_tables.rejections_frame(report.faults)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from chestxray.config import NIH_9K, PROFILES, REPOSITORY, SOURCES, StudyError, open_study
@@ -23,6 +24,8 @@ def add_commands(commands: Commands) -> None:
         metavar=f"{'|'.join(SOURCES)}|DIR",
         help="phantom; nih, nih-sample, nih_9k, fetched from Kaggle if not here; or a folder in the NIH layout",
     )
+    own = "a table of two columns that maps own labels to the study's; kept with the dataset"
+    run.add_argument("--labels", type=Path, metavar="FILE", help=own)
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
     several = {"action": "extend", "nargs": "+", "default": []}
     place = "where nih_9k's radiographs lie, at 128 and 256 px or as the NIH's originals; may be given twice"
@@ -62,7 +65,8 @@ def run_study(chosen: argparse.Namespace) -> int:
     source, folders = chosen.dataset, chosen.folders
     if study.paths.dataset == NIH_9K and source != NIH_9K:
         source, folders = NIH_9K, [source, *folders]
-    line = runner.Pipeline(study, source, overrides, jobs, folders=folders)
+    line = runner.Pipeline(study, source, overrides, jobs, folders=folders, labels=chosen.labels)
+    print(*line.look_ahead(wanted), sep="\n", file=sys.stderr)
     if not line.run(wanted, chosen.force):
         again = "Mend it and run the same command again: it goes on there."
         print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)

@@ -1,0 +1,278 @@
+"""Own tables: text, separators, image names and labels as people write them, and the label map.
+
+What is meant without doubt is read as the NIH would write it. `nih_tables` says what of it cannot be used.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+
+BOX_SPELLING = {"Infiltrate": "Infiltration"}
+"""The NIH's box list's spelling of a finding → its image table's."""
+
+MAP_HEADER = ("own label", "study label")
+"""Columns of a label map; an empty study label leaves the own label out. The header may be missing."""
+
+
+_NEEDED = ("image", "findings", "patient")
+_SHORT = {"findings": ("Labels", "Label"), "sex": ("Gender",)}
+"""Further names of columns, beside the editions' names and ours."""
+
+
+def key(text: str) -> str:
+    """A label or a column's name in small letters, without `_`, and without blanks and `-` between words."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", "", text.strip()).replace("_", "").casefold()
+
+
+_SPELLINGS = {key(name): name for name in (*NIH_FINDINGS, NO_FINDING_NIH)}
+_SPELLINGS |= {key(name): meant for name, meant in BOX_SPELLING.items()}
+
+
+def read_text(path: Path) -> tuple[str, list[str]]:
+    """Read a text in UTF-8, in UTF-16 that is marked as such, or else in Latin-1.
+
+    Returns:
+        The text, and a note if it is not UTF-8.
+
+    Raises:
+        StudyError: the file cannot be read or is no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding, name in [("utf-16", "UTF-16")] if marked else [("utf-8-sig", ""), ("cp1252", "Latin-1 (cp1252)")]:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            note = f"{path.name}: is not UTF-8 and was read as {name}; save it as UTF-8 if names look wrong"
+            return text, [note] if name else []
+    raise StudyError(f"{path}: no text in UTF-8, UTF-16 or Latin-1; save the table as CSV in UTF-8")
+
+
+def _separator(text: str) -> str:
+    """The comma, semicolon or tab that parts the columns of a table's header."""
+    return max(",;\t", key=text.partition("\n")[0].count)
+
+
+def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read a table, its columns parted by commas, semicolons or tabs, as text; empty cells are "".
+
+    Returns:
+        The table without empty rows, whose index counts the file's rows below the header from 0; and notes.
+
+    Raises:
+        StudyError: it is no table.
+    """
+    text, notes = read_text(path)
+    try:
+        with warnings.catch_warnings():
+            # index_col=False: rows that end in a comma which the header lacks must not shift the columns.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            as_text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "skipinitialspace": True}
+            table = pd.read_csv(io.StringIO(text), sep=_separator(text), index_col=False, **as_text)
+    except ValueError as error:  # pandas' parser errors
+        reason = str(error).splitlines()[0]
+        raise StudyError(
+            f"{path}: cannot be read as a CSV table ({reason}); correct it or download it again"
+        ) from error
+    table.columns = [str(name).strip() for name in table.columns]
+    table = table.fillna("")
+    return table[table.ne("").any(axis=1)], notes
+
+
+def nameless_columns(path: Path) -> int:
+    """Columns that a trailing separator makes: in the header, or in the rows beyond the header."""
+    text = read_text(path)[0]
+    header, *first = csv.reader(text.splitlines()[:2], delimiter=_separator(text))
+    beyond = len(first[0]) - len(header) if first else 0
+    return sum(not name.strip() for name in header) + max(beyond, 0)
+
+
+def by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
+    """Apply `function` once to each different value: columns have few of them in very many rows.
+
+    Args:
+        column: any values.
+        function: takes one value.
+    """
+    return column.map({value: function(value) for value in column.unique().tolist()})  # pandas' own loop is slow
+
+
+def pick_columns(
+    table: pd.DataFrame, columns: Mapping[str, Sequence[str]], path: Path
+) -> tuple[pd.DataFrame, list[str]]:
+    """Pick the columns of an image table under our names, whatever the case, blanks and `_` of theirs.
+
+    Args:
+        table: as `read_csv` gives.
+        columns: our name of each column → the names that editions give it.
+        path: the table's file, for messages.
+
+    Returns:
+        The columns, cells stripped; a missing one is empty, which the note says.
+
+    Raises:
+        StudyError: the column of images, labels or patients is missing.
+    """
+    chosen, absent, there = {}, [], {key(name).rstrip(" #"): name for name in reversed(table.columns)}
+    for ours, theirs in columns.items():
+        names = [key(name).rstrip(" #") for name in (*theirs, ours, *_SHORT.get(ours, ()))]
+        known = [name for name in theirs if name in table.columns] + [there[name] for name in names if name in there]
+        if not known and ours in _NEEDED:
+            own = [name for name in table.columns if findings(name, {})]
+            one = f"write the labels in {own[0]} and the like into one column, joined by |" if own else "add it"
+            raise StudyError(f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; {one}")
+        chosen[ours] = by_value(table[known[0]], str.strip) if known else ""
+        absent += [] if known else [theirs[0]]
+    note = f"{path.name}: no column {', '.join(absent)}: empty, so nothing can be said by it"
+    if "follow_up" in columns and columns["follow_up"][0] in absent:
+        note += "; each image counts as visit 0, in no order"
+    return pd.DataFrame(chosen, index=table.index), [note] if absent else []
+
+
+def image_name(text: str) -> str | None:
+    """The file name in an image's name or path; `.png` is added where it has no suffix. None if it is no image."""
+    name = text.replace("\\", "/").rpartition("/")[2].strip()
+    if not name.lower().endswith(IMAGE_SUFFIXES):
+        name = "" if re.search(r"\.[A-Za-z]\w{1,4}$", name) or not name else f"{name}.png"
+    return None if name.startswith(".") else name or None
+
+
+def stem(image: str) -> str:
+    """An image's name without suffix and case."""
+    return image.rpartition(".")[0].casefold()
+
+
+def read_list(path: Path, images: Iterable[str]) -> set[str]:
+    """Read a list of images, one a line.
+
+    Args:
+        path: the list.
+        images: the names to use: an image of the list is found by its file name, whatever its case and suffix.
+
+    Raises:
+        StudyError: the file cannot be read.
+    """
+    lines = (line.strip(" \t,;\"'") for line in read_text(path)[0].splitlines())
+    names = {name: stem(name) for line in lines if line and (name := image_name(line) or line)}
+    there = {image: stem(image) for image in images}
+    listed, known = set(names.values()), set(there.values())
+    found = {image for image, own in there.items() if own in listed}
+    return found | {name for name, own in names.items() if own not in known}
+
+
+def findings(text: str, own: Mapping[str, str]) -> str | None:
+    """The findings of a cell as the NIH spells them, joined by |.
+
+    The cell holds one label, or several parted by `|`, or else by `;` or `,` where all parts are labels.
+
+    Args:
+        text: the cell.
+        own: a label map, of `read_map`.
+
+    Returns:
+        "" where the map leaves all of them out; None unless all are known, none stands twice, and *No Finding* alone.
+    """
+    for mark in ("\n", "|", ";", ","):  # first the cell as it is, which an own label with a comma may be
+        parts = [key(part) for part in text.split(mark) if part.strip()]
+        names = [own.get(part, _SPELLINGS.get(part)) for part in parts]
+        if parts and None not in names and len(set(parts)) == len(parts):
+            found = list(dict.fromkeys(name for name in names if name))
+            return "|".join(found) if len(found) == 1 or NO_FINDING_NIH not in found else None
+    return None
+
+
+def unknown(text: str, own: Mapping[str, str]) -> list[str]:
+    """The labels of a cell that are neither the study's nor in the map.
+
+    Args:
+        text: the cell.
+        own: a label map, of `read_map`.
+    """
+    return [part.strip() for part in text.split("|") if key(part) not in own and key(part) not in _SPELLINGS]
+
+
+def _resembled(label: str) -> str:
+    """Which of the seven classes an unknown label looks like, as the NIH spells it; "" if none."""
+    if key(label) in ("normal", "healthy", "none"):
+        return NO_FINDING_NIH
+    names = [key(name) for name in CLASSES]
+    close = [name for name in names if name in key(label)] or difflib.get_close_matches(key(label), names, 1, 0.75)
+    return _SPELLINGS[close[0]] if close else ""
+
+
+def class_lost(cells: Iterable[str], there: Iterable[str], own: Mapping[str, str]) -> str:
+    """The first of the seven classes, in words, that only rows which were left out show or resemble; "" if none.
+
+    Args:
+        cells: labels of the rows that were left out.
+        there: findings of the others, joined by |.
+        own: a label map, of `read_map`.
+    """
+    named = set("|".join(there).split("|"))
+    for part in dict.fromkeys(part for cell in cells for part in re.split("[|;,]", cell)):
+        known = findings(part, own)
+        label = _resembled(part) if known is None else known
+        if key(label) in map(key, CLASSES) and label not in named:
+            return f"no row of {label} can be used"
+    return ""
+
+
+def read_map(path: Path) -> dict[str, str]:
+    """Read a label map: own label, study label (one of the NIH's; empty: left out).
+
+    Returns:
+        `key` of the own label → study label as the NIH spells it, or "".
+
+    Raises:
+        StudyError: the file cannot be read, a row has not two columns, a study label is unknown, or an own label is
+            mapped to two.
+    """
+    text = read_text(path)[0]
+    rows = enumerate(csv.reader(text.splitlines(), delimiter=_separator(text)), 1)
+    found: dict[str, str] = {}
+    for number, cells in rows:
+        own, *study = (cell.strip() for cell in cells) if any(map(str.strip, cells)) else ("",)
+        if (not own and not study) or [key(cell) for cell in cells[:2]] == [key(name) for name in MAP_HEADER]:
+            continue
+        if not own or not study or any(study[1:]):
+            raise StudyError(f"{path}: row {number} {','.join(cells)!r}; write two columns: {', '.join(MAP_HEADER)}")
+        label = _SPELLINGS.get(key(study[0])) if study[0] else ""
+        if label is None:
+            good = ", ".join((*NIH_FINDINGS, NO_FINDING_NIH))
+            raise StudyError(
+                f"{path}: row {number}: {study[0]!r} is no study label; there are {good}, or leave it empty"
+            )
+        if found.setdefault(key(own), label) != label:
+            raise StudyError(
+                f"{path}: row {number}: {own!r} is mapped twice, to different labels; remove one of the rows"
+            )
+    if not found:
+        raise StudyError(f"{path}: maps no label; write two columns: {', '.join(MAP_HEADER)}")
+    return found
+
+
+def summary(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
+    """How many rows, values and images cannot be used, and the first three of them, to print; each `Rejection`'s."""
+    if not rejected:
+        return []
+    head = f"{len(rejected):,} rows, values or images cannot be used" + (
+        ", the first three:" if len(rejected) > 3 else ":"
+    )
+    return [head, *(f"  {file}: {value}; {remedy}" for file, value, remedy in rejected[:3])]
