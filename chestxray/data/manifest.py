@@ -82,8 +82,9 @@ def raw_side(paths: Paths) -> int:
     """Side in pixels of a dataset's raw radiographs: of the first one, or as recorded in the archive it came from.
 
     Raises:
-        StudyError: there is no raw radiograph and no archive, or it cannot be read.
+        StageMissing: stage 1 has not been run.
+        StudyError: there is no raw radiograph, or it cannot be read.
     """
     if (record := sources.unpacked(paths)) is not None:
         return record["raw_side"]
-    return max(decode(next(iter(sources.find_images(paths.raw).values()))).shape)
+    return max(decode(next(iter(sources.find_images(paths.require(paths.raw, "stage 1")).values()))).shape)

@@ -119,7 +119,7 @@ class Run:
         self._skipped: list[Callable[[], pd.DataFrame]] = []
         # A folder that `reference.restore` laid out has predictions, but not always the model.
         finished = self.folder / "run.json"
-        is_finished = finished.exists() and (self.folder / "model.keras").exists()
+        is_finished = all((self.folder / name).exists() for name in ("run.json", "model.keras", "history.csv"))
         self._finished: dict[str, Any] | None = json.loads(finished.read_text()) if is_finished else None
         start(study)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from chestxray import files
 from chestxray.config import CLASSES, SPLITS, Paths, StageMissing, StudyError
 from chestxray.data import integrity, preparation, sources
-from chestxray.data.manifest import MANIFEST_COLUMNS, read_manifest, store_path
+from chestxray.data.manifest import MANIFEST_COLUMNS, prepared_fingerprint, raw_side, read_manifest, store_path
 from chestxray.images import pixels
 from chestxray.images.pixels import decode, prepare_pixels
 from chestxray.pipeline.staleness import raw_fingerprint
@@ -551,6 +551,9 @@ def test_two_suffixes_of_one_name(tiny_raw, study_of):
 def test_earlier_stages_are_asked_for(tmp_path, monkeypatch, tiny_study):
     with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1 first"):
         read_manifest(tiny_study.paths)
+    with pytest.raises(StageMissing, match=r"manifest\.csv is missing: run stage 2\.1 first"):
+        prepared_fingerprint(tiny_study.paths)
     tiny_study.paths.raw.unlink()
-    with pytest.raises(StageMissing, match="run stage 1 first"):
-        preparation.make_plan(tiny_study)
+    for read in (preparation.make_plan, lambda study: raw_side(study.paths)):
+        with pytest.raises(StageMissing, match="run stage 1 first"):
+            read(tiny_study)
