@@ -216,7 +216,7 @@ def prepare_kernel(extras: Sequence[str] = ()) -> None:
     installed = install_here(extras)
     here = Path.cwd().resolve()
     fetched = "the repository fetched beside the notebook" if REPOSITORY.parent == here else "the repository"
-    done = f"installed {', '.join(installed)}" if installed else "nothing to install"
+    done = f"{len(installed)} packages installed" if installed else "nothing to install"
     versions = f"Python {platform.python_version()}, TensorFlow {_installed('tensorflow')}, Keras {_installed('keras')}"
     print(f"Set up: {fetched}{f' on {host()}' if host() else ''}; {done}; {versions}.")
 

@@ -10,7 +10,7 @@ from chestxray.pipeline.commands.command import Commands, add_command, known, wi
 
 def add_commands(commands: Commands) -> None:
     """Add `maintain` with its own commands to the command line."""
-    top = commands.add_parser("maintain", help="write what is committed: reference, README's table, Colab buttons")
+    top = commands.add_parser("maintain", help="write what is committed: reference, README's table, notebooks' buttons")
     maintenance = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_command(maintenance, "stamp", run_stamp)
     publish = add_command(maintenance, "publish", run_publish)
@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def run_stamp(chosen: argparse.Namespace) -> int:
-    """Write Colab buttons, set-up cells, the README's results table, model card and data sheet."""
+    """Write the notebooks' buttons and set-up cells, the README's results table, model card and data sheet."""
     from chestxray import files
     from chestxray.pipeline import documents, notebooks
 

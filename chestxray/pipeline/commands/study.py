@@ -44,7 +44,7 @@ def add_commands(commands: Commands) -> None:
     run.add_argument("--set", **several, metavar="NAME=VALUE", dest="overrides", help=changes)
     restore = add_command(commands, "restore", run_restore, root=True)
     restore.add_argument("--dataset", required=True, metavar="DIR", help="the dataset of the reference, prepared")
-    commands.add_parser("colab", help="install on Google Colab what it lacks, and leave alone what it has")
+    commands.add_parser("colab", help="install on Colab or Kaggle what it lacks, and leave alone what it has")
     test = add_command(commands, "test", run_tests)
     test.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="passed to pytest, after --")
 
