@@ -37,7 +37,7 @@ NATIVE = 1024
 FOLDERS = {128: "images", 256: sources.LARGER}
 """Side of the radiographs in pixels → their folder."""
 
-_REMEDY = "take the NIH's original"
+_REMEDY = "take the NIH's original (remove this one, if it is in kagglehub's cache)"
 
 
 class Row(NamedTuple):

@@ -170,10 +170,16 @@ def test_a_full_copy_is_reduced_and_goes_on_where_it_was_stopped(world, capsys):
             assert np.array_equal(Image.open(folder / name), Image.open(place / name))
 
 
-def test_a_mounted_copy_is_found(world):
+def test_a_mounted_copy_is_found_and_copied_where_there_are_no_links(world, monkeypatch):
+    def symlink_to(*_: object, **__: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", symlink_to)
     (world / "mounts").mkdir()
     (world / "full").rename(world / "mounts" / "data")
+    (world / "small").rename(world / "mounts" / "data" / "small")
     raw = provide()
+    assert not any(path.is_symlink() for path in raw.rglob("*"))
     assert len(list((raw / "images").iterdir())) == 10 and len(list((raw / "images_256").iterdir())) == 6
 
 
