@@ -181,6 +181,7 @@ def decode_bytes(
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             _check_header(image, path)
+            halved = ";16" in str(image.tile)  # 16 bits a sample, of which Pillow keeps the upper 8 but in grey images
             image.load()
             grey, facts = _grey(image, bits), Facts(image.format or "").of_colour(image)
     except StudyError:
@@ -196,6 +197,9 @@ def decode_bytes(
                 raise StudyError(f"{path}: begins with {first}, no {known}; replace it or save it as PNG") from error
             reason = "its header"  # too broken for Pillow to recognise
         raise StudyError(f"{path}: {len(data):,} bytes, broken ({reason}); download it again") from error
+    if halved and not image.mode.startswith("I") and grey.getextrema()[1] < 64:
+        what = "16 bits in colour or with transparency, of which at most 14 are used"
+        raise StudyError(f"{path}: {what}; save it as 16-bit grey")
     if min(grey.size) < SMALLEST_SIDE:
         raise too_small(path, *grey.size)
     return grey, facts

@@ -154,6 +154,13 @@ def test_greys_of_fewer_bits_are_read_by_the_range_that_they_use(tmp_path, bits)
     assert np.array_equal(decode(tmp_path / "a.png", 16), np.rint(eight / 255 * (2**bits - 1) / 257))
 
 
+def test_12_bits_in_16_bit_colour_are_refused(tmp_path):
+    grey = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    (tmp_path / "a.png").write_bytes(raw_png(np.stack([grey] * 3, axis=2), 16, 2))
+    with pytest.raises(StudyError, match="at most 14 are used; save it as 16-bit grey"):
+        decode(tmp_path / "a.png")
+
+
 def test_a_dataset_has_one_depth_and_what_it_changes_is_made_anew(tiny_raw, study_of):
     def save(name: str, bits: int, index: int, brightest: int) -> np.ndarray:
         eight = np.minimum(tiny_pixels(index), brightest)
