@@ -116,16 +116,19 @@ class Present:
 
 
 def find_table(raw: Path) -> Path:
-    """Return the table that lists the images of a folder in the NIH layout.
+    """Return the table that lists the images of a folder: by its name in the NIH layout, or the only CSV file there.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is none, or several.
     """
     known = [raw / name for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME)]
     for path in [*known, *sorted(raw.glob("Data_Entry_2017*.csv"))]:
         if path.is_file():
             return path
-    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there; {LAYOUT}")
+    others = [path for path in raw.glob("*.csv") if path.name != BOXES_NAME]
+    if len(others) == 1:
+        return others[0]
+    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there, and {len(others)} other CSV files, not one; {LAYOUT}")
 
 
 def _years(text: str) -> int | None:

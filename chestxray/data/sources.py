@@ -29,7 +29,7 @@ PHANTOM_OVERSIZE = 2
 
 
 def image_files(raw: Path) -> Iterator[Path]:
-    """The image files under `raw/images*/`, folder by folder, each folder sorted by name.
+    """The image files under `raw/images*/`, or `raw` where it has no such folder; by folder, each sorted by name.
 
     Hidden files are left out: they are leftovers of unfinished writes, or what macOS adds to archives. So are the
     larger versions in `images_256/`, where `images/` is beside it.
@@ -39,7 +39,7 @@ def image_files(raw: Path) -> Iterator[Path]:
 
 def _listing(raw: Path) -> Iterator[tuple[Path, str]]:
     """Image files, folders that are named as such, and whatever is neither file nor folder, as `files.walk` does."""
-    for folder in sorted(path for path in raw.glob("images*") if not path.is_file()):
+    for folder in sorted(path for path in raw.glob("images*") if not path.is_file()) or [raw]:
         if folder.name == LARGER and (raw / "images").is_dir():
             continue
         for path, kind in files.walk(folder):

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
-from chestxray.data import nih_tables, sources
+from chestxray.data import nih_tables, own_tables, sources
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
@@ -31,9 +31,6 @@ METRICS: dict[str, str] = {
     "specificity": "specificity",
 }
 """Metrics of a finding and how they are shown. The last two are at the model's operating point."""
-
-SHOWN = 3
-"""Faults of a kind that are named; the others are counted."""
 
 NO_POINT = (
     "no operating point of No_finding",
@@ -68,10 +65,9 @@ class Labelled:
         lines = [f"{folder}: {len(self.table):,} radiographs of {patients:,} patients"]
         lines.append(f"{self.flagged:,} of {len(self.table):,} flagged by the input check; they count")
         lines += self.notes
-        rejected = [f"{line.file}: {line.value}; {line.remedy}" for line in self.rejected]
-        for what, faults in {"files can't be read": self.unreadable, "rows or values not used": rejected}.items():
-            if faults:
-                lines += [f"{len(faults):,} {what}:", *(f"  {fault}" for fault in faults[:SHOWN])]
+        lines += own_tables.summary(self.rejected)
+        if self.unreadable:
+            lines += [f"{len(self.unreadable):,} files can't be read:", *(f"  {line}" for line in self.unreadable[:3])]
         return lines
 
 
@@ -95,17 +91,18 @@ def check(folder: Path, out: Path) -> None:
         raise StudyError(f"{out}: lies in {folder}, which is only read; give --out another place")
 
 
-def predict(folder: Path, reader: Reader) -> Labelled:
+def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelled:
     """Predict for every radiograph of a labelled folder, which is only read.
 
     Args:
         folder: radiographs and their table in the NIH layout; image, labels and patient are used.
         reader: predicts.
+        labels: a label map for own labels, as `own_tables.read_map` reads it.
 
     Raises:
-        StudyError: there is no table or no image, or none can be used.
+        StudyError: there is no table or no image, none can be used, or most rows or all of a class can't.
     """
-    entries = nih_tables.read_entries(folder)
+    entries = nih_tables.read_entries(folder, labels)
     present = nih_tables.match_images(entries, sources.find_images(folder))
     greys = pixels.greys(present.paths.values())
     unreadable = [f"{line.file}: {line.value}; {line.remedy}" for line in sources.unusable_files(folder)]
@@ -125,7 +122,7 @@ def predict(folder: Path, reader: Reader) -> Labelled:
     labels = present.table[["image", "patient", "findings", "label"]]
     table = labels.assign(selected=labels["label"] != "").merge(pd.DataFrame(rows, columns=answers.columns()))
     table.attrs["source"] = str(folder)
-    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged, greys.notes)
+    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged, (*entries.notes, *greys.notes))
 
 
 def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -173,6 +173,23 @@ def test_greys_of_12_bits_measure_as_those_of_8(tiny_raw, model):
     pd.testing.assert_frame_equal(labelled.measure(found.table), expected)
 
 
+def test_a_flat_folder_with_own_labels_in_its_one_table(tiny_raw, model, tmp_path, monkeypatch, capsys):
+    (flat := tmp_path / "flat").mkdir()
+    for path in (tiny_raw / "images").iterdir():
+        shutil.copy(path, flat)
+    rows = [[row[0], row[1].replace("Effusion", "fluid"), row[3]] for row in tiny_rows()]
+    rows += [["other.png", "fracture", "99"]]
+    (flat / "mine.csv").write_text("".join(";".join(row) + "\n" for row in [["image", "labels", "patient"], *rows]))
+    (tmp_path / "map.csv").write_text("own label,study label\nfluid,Effusion\nfracture,\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--dataset", "flat", "--labels", "map.csv", "--out", "own.csv"]) == 0
+    assert "map.csv, which leaves out 1 rows" in capsys.readouterr().out
+    assert main(["evaluate", "--dataset", str(tiny_raw), "--out", "nih.csv"]) == 0
+    assert Path("own.csv").read_text() == Path("nih.csv").read_text()
+    assert main(["evaluate", "--dataset", "flat", "--out", "own.csv"]) == 0
+    assert "unknown labels: 'fluid' (12 rows)" in capsys.readouterr().out
+
+
 def test_the_command_names_what_it_leaves_out_and_only_reads_the_folder(tiny_raw, model, tmp_path, capsys, monkeypatch):
     files = sorted((tiny_raw / "images").iterdir())
     for path in files[:4]:

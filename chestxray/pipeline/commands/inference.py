@@ -24,6 +24,7 @@ def add_commands(commands: Commands) -> None:
     predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
     evaluate = add_command(commands, "evaluate", run_evaluate)
     evaluate.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="radiographs and their table")
+    evaluate.add_argument("--labels", type=Path, metavar="MAP", help="a table: own label, study label")
     where = "the CSV table to write (default: %(default)s)"
     evaluate.add_argument("--out", type=Path, default=Path("evaluation.csv"), metavar="FILE", help=where)
     serve = add_command(commands, "serve", run_serve)
@@ -84,7 +85,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
     with files.atomic_file(chosen.out) as file:  # a place that can't be written is known before the work
-        found = labelled.predict(chosen.dataset, model)
+        found = labelled.predict(chosen.dataset, model, chosen.labels)
         measured = labelled.measure(found.table)
         file.write(measured.to_csv(lineterminator="\n").encode())
     path = chosen.model or engines.reference_model()
