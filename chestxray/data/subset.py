@@ -380,18 +380,18 @@ def require_equal(raw: Path, images: Mapping[str, Path]) -> None:
     Raises:
         StudyError: the first that is missing, unexpected or has other pixels.
     """
-    faults, _ = compare(images, raw / sources.LARGER)
+    faults, _ = compare(images)
     if faults:
         more = f" ({len(faults) - 1:,} more: chestxray verify {NAME})" if faults[1:] else ""
         raise StudyError(f"{raw}: {faults[0].file}: {faults[0].value}{more}; {faults[0].remedy}")
 
 
-def compare(images: Mapping[str, Path], larger: Path) -> tuple[list[Rejection], str]:
+def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[list[Rejection], str]:
     """Compare every radiograph with the list.
 
     Args:
         images: file name → path of those at 128 px.
-        larger: the folder of those at 256 px; that it has none at all is no fault.
+        larger: the folder of those at 256 px, if they are compared too; that it has none at all is no fault.
 
     Returns:
         What is missing, unexpected or has other pixels; and what was compared, in words.
@@ -399,11 +399,11 @@ def compare(images: Mapping[str, Path], larger: Path) -> tuple[list[Rejection], 
     from chestxray.data.nih_tables import Rejection
 
     rows, remedy = read_list(), "remove it, if it is there, and run stage 1 again with --from"
-    at_256 = {path.name: path for path in sorted(larger.glob("[!.]*"))}
+    at_256 = {path.name: path for path in sorted(larger.glob("[!.]*"))} if larger else {}
     faults = []
     for side, found in ((128, images), (256, at_256)):
         listed = {row.image for row in rows.values() if row.digest(side)} if found else set()
-        place = "" if side == 128 else f"{larger.name}/"
+        place = "" if side == 128 else f"{FOLDERS[side]}/"
         faults += [Rejection(place + name, f"is not in {LIST.name}", "remove it") for name in found.keys() - listed]
         faults += [Rejection(place + name, "is not there", remedy) for name in listed - found.keys()]
 
