@@ -246,8 +246,8 @@ def install_here(extras: Sequence[str] = ()) -> list[str]:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         reason = next((line for line in lines if line.lower().startswith("error")), lines[-1])
         raise StudyError(
-            f"{sys.executable}: pip could not install {', '.join(wanted)} ({reason}); check the network and run it "
-            "again, or run `python3 -m chestxray run --only 1` in the repository, once, and choose its .venv as kernel"
+            f"{sys.executable}: pip could not install the {len(wanted)} packages ({reason}); check the network and run "
+            "it again, or run `python3 -m chestxray run --only 1` in the repository once and choose its .venv as kernel"
         )
     importlib.invalidate_caches()
     return list(wanted)

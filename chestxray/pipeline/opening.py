@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from chestxray.config import NIH_9K, PROFILES, SOURCES, Paths, Profile, Study, StudyError, open_study, source_folder
-from chestxray.data import kaggle, subset
+from chestxray.data import kaggle, sources, subset
 from chestxray.images import pixels
 from chestxray.pipeline import runner
 from chestxray.pipeline.stages import STAGES, Stage
@@ -44,13 +44,10 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
     asked = open_study(dataset, profile, seed, overrides)
     if runner.STAGE_VARIABLE in os.environ:
         return asked
-    source = dataset
-    if not _is_to_be_had(dataset, asked):
+    reason, source = _reason_against(dataset, asked), dataset
+    if reason:
         source = "phantom"
-        print(
-            f"{dataset}: not here, not mounted, and no Kaggle account is known: phantoms in the quick profile take its "
-            "place (1_Datasets/README.md says how to get it)."
-        )
+        print(f"{reason} Phantoms in the quick profile take its place; how to get it: 1_Datasets/README.md.")
     prepared = _prepared(asked.paths if source == dataset else Paths(source), asked.profile)
     changes = {**(overrides or {}), **prepared}
     quick = open_study(source, "quick", seed, changes)
@@ -69,22 +66,28 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
     return quick
 
 
-def _is_to_be_had(dataset: str, study: Study) -> bool:
-    """Whether the dataset is here, or can be fetched.
+def _reason_against(dataset: str, study: Study) -> str:
+    """Why the dataset is not to be had; empty where it is here. A published one is fetched where it can be.
 
     Raises:
         StudyError: it is a path, and nothing is there.
     """
     if study.is_phantom or study.paths.manifest.exists() or study.paths.raw.exists() or source_folder(dataset):
-        return True
+        return ""
     if os.sep in dataset or "/" in dataset:
         raise StudyError(
             f"dataset {dataset!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout"
         )
     if dataset not in SOURCES:
-        return False
+        return f"{dataset}: there is no such dataset here."
     copy = subset.is_here() if dataset == NIH_9K else kaggle.find_copy(kaggle.DATASETS[dataset])
-    return bool(copy) or kaggle.may_ask()
+    if not copy and not kaggle.may_ask():
+        return f"{dataset}: not here, not mounted, and no Kaggle account is known."
+    try:
+        sources.prepare_raw(dataset, study)
+    except StudyError as error:
+        return f"{error}."
+    return ""
 
 
 def _prepared(paths: Paths, asked: Profile) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def test_elsewhere_an_older_tensorflow_is_upgraded(pip, monkeypatch):
 def test_what_cannot_be_installed_is_one_line(pip, monkeypatch):
     pip(COLAB)["stderr"] = "WARNING: retrying\nERROR: Could not find a version that satisfies it\nmore\n"
     with pytest.raises(
-        StudyError, match=r"pip could not install .*\(ERROR: Could not find .*\); check the network"
+        StudyError, match=r"pip could not install the \d+ packages \(ERROR: Could not find .*\); check the network"
     ) as error:
         pipeline_environment.prepare_kernel()
     assert "\n" not in str(error.value)

@@ -37,6 +37,7 @@ def ran(monkeypatch, tmp_path):
         return True
 
     monkeypatch.setattr(runner.Pipeline, "run", run)
+    monkeypatch.setattr(opening.sources, "prepare_raw", lambda source, study: study.paths.raw.mkdir(parents=True))
     return runs
 
 
@@ -120,7 +121,7 @@ def test_an_account_or_a_folder_gives_the_data(ran, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     assert begin("2.2", str(tmp_path / "mine"), "cpu", 1).data_note == "mine radiographs"
     assert [(source, numbers) for source, _, numbers in ran[1:]] == [
-        ("nih", ["1", "2.1"]),
+        ("nih", ["2.1"]),
         (str(tmp_path / "mine"), ["1", "2.1"]),
     ]
     with pytest.raises(StudyError, match="no such folder"):
@@ -137,9 +138,19 @@ def test_a_mount_or_from_gives_nih_9k(ran, tmp_path):
     assert begin("2.2", "nih_9k", "cpu", 1).is_phantom
     (images / last).touch()
     assert begin("2.2", "nih_9k", "cpu", 1).data_note == "nih_9k radiographs"
-    assert [(source, numbers) for source, _, numbers in ran] == [("phantom", DATA[:2]), ("nih_9k", DATA[:2])]
+    assert [(source, numbers) for source, _, numbers in ran] == [("phantom", DATA[:2]), ("nih_9k", ["2.1"])]
     shutil.rmtree(images.parent)  # what stage 1 has made, from a mount or from `--from`, is enough
     assert begin("4.1", "nih_9k", "cpu", 1).data_note == "nih_9k radiographs"
+
+
+def test_phantoms_take_the_place_of_data_that_kaggle_does_not_give(ran, monkeypatch, capsys):
+    def fails(source, study):
+        raise StudyError("Kaggle's nih: cannot be fetched (no connection); check the network")
+
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setattr(opening.sources, "prepare_raw", fails)
+    assert begin("2.1", "nih_9k", "cpu", 1).is_phantom
+    assert "(no connection); check the network. Phantoms in the quick profile take" in capsys.readouterr().out
 
 
 def test_a_failure_before_is_one_line(ran, monkeypatch):
