@@ -119,15 +119,14 @@ def find_table(raw: Path) -> Path:
     """Return the table that lists the images of a folder: by its name in the NIH layout, or the only CSV file there.
 
     Raises:
-        StudyError: there is none, or several.
+        StudyError: there is none, or several; or a table or list is a link to nothing.
     """
+    own_tables.refuse_links_to_nothing(raw)
     known = [raw / name for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME)]
-    for path in [*known, *sorted(raw.glob("Data_Entry_2017*.csv"))]:
-        if path.is_file():
-            return path
+    found = [path for path in (*known, *sorted(raw.glob("Data_Entry_2017*.csv"))) if path.is_file()]
     others = [path for path in raw.glob("*.csv") if path.name != BOXES_NAME]
-    if len(others) == 1:
-        return others[0]
+    if found or len(others) == 1:
+        return (found or others)[0]
     raise StudyError(f"{raw}: no Data_Entry_2017*.csv there, and {len(others)} other CSV files, not one; {LAYOUT}")
 
 
@@ -341,9 +340,8 @@ def read_lists(raw: Path, entries: Entries | None = None) -> Lists | None:
         return None
     if missing:
         (other,) = set(paths) - set(missing)
-        raise StudyError(
-            f"{missing[0]}: missing, though {other.name} is there; add it, or remove that one to split by patient"
-        )
+        remedy = "add it, or remove that one to split by patient"
+        raise StudyError(f"{missing[0]}: missing, though {other.name} is there; {remedy}")
     lists = _read_lists(*paths, entries)
     if not (raw / VALID_NAME).is_file():
         return lists

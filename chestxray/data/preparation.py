@@ -180,11 +180,7 @@ def make_plan(study: Study, raw: Path | None = None, labels: Path | None = None)
         notes.append(f"Validation is that of {nih_tables.VALID_NAME}, whatever valid_share and seed are.")
     if lacking := splits.shortage(table):
         notes.append(f"No model: {lacking}")
-    unusable = sources.unusable_files(raw)
-    if unusable:
-        first = f"{unusable[0].file}: {unusable[0].value}"
-        notes.append(f"{len(unusable):,} of what lies where images do is no file, such as {first}; left out.")
-    return Plan(table, present.paths, (*present.rejected, *unusable), tuple(notes))
+    return Plan(table, present.paths, (*present.rejected, *sources.unusable_files(raw)), tuple(notes))
 
 
 def _one_stem_each(present: nih_tables.Present) -> nih_tables.Present:

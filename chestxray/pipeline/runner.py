@@ -138,11 +138,13 @@ class Pipeline:
         if not raw.exists():
             return []
         from chestxray.data import nih_tables, own_tables, preparation, splits  # here, because they import pandas
+        from chestxray.images import pixels
 
         plan = preparation.make_plan(self.study, raw, self.labels)
         if any(stage.trains for stage in chosen):
             splits.require_trainable(plan.table, nih_tables.find_table(raw).name)
-        return [*plan.notes, *own_tables.summary(plan.rejected)]
+        greys = () if paths.manifest.exists() else pixels.greys(plan.paths.values()).notes  # else stage 2.1 has told it
+        return [*plan.notes, *greys, *own_tables.summary(plan.rejected)]
 
     def _check_size(self) -> None:
         record, size = sources.unpacked(self.study.paths), self.study.profile.image_size

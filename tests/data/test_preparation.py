@@ -479,7 +479,6 @@ def test_what_is_no_file_is_named_left_out_and_counted(tiny_raw, study_of):
     done = preparation.prepare(study)
     assert len(done.manifest) == 55
     assert dict(zip(done.rejected["file"], done.rejected["value"], strict=True)) == said
-    assert "5 of what lies where images do is no file, such as 00000001_000.png: is a link to nothing" in done.notes[-1]
     for row in done.rejected.iloc[[0, 4]].itertuples(index=False):
         note(f"image: {row.value}", ", ".join(row), study.paths.store / row.file)
     faults = integrity.verify(tiny_raw).faults
@@ -487,6 +486,10 @@ def test_what_is_no_file_is_named_left_out_and_counted(tiny_raw, study_of):
     before = raw_fingerprint(tiny_raw)
     (tiny_raw / "images" / "00000001_000.png").unlink()
     assert raw_fingerprint(tiny_raw) != before
+    (tiny_raw / "test_list.txt").unlink()
+    (tiny_raw / "test_list.txt").symlink_to("nowhere")
+    with pytest.raises(StudyError, match=r"test_list\.txt: is a link to nothing; mend or remove it"):
+        preparation.prepare(study)
 
 
 def test_a_mended_image_moves_nobody_else(tiny_raw, study_of):
