@@ -12,7 +12,7 @@ import pytest
 from conftest import texts
 
 from chestxray.config import REFERENCE, REPOSITORY, StudyError
-from chestxray.pipeline import documents, notebooks
+from chestxray.pipeline import documents, notebooks, staleness
 from chestxray.pipeline.stages import BESIDE, STAGES
 
 COMMITTED = notebooks.find()
@@ -45,6 +45,21 @@ def test_outputs_are_of_the_parameters_shown(path):
     assert set(re.findall(r"\bprofile +'?(quick|cpu|gpu)\b", said)) == {values["profile"]}
     assert set(re.findall(r"\bprofile +\w+, seed (\d+)", said)) == {str(values["seed"])}
     assert ("phantom images" in said) == (values["dataset"] == "phantom")
+
+
+def test_a_stages_notebook_opens_as_that_stage():
+    for stage in filter(lambda stage: stage.notebook, STAGES):
+        sources = "\n".join(cell.source for cell in notebooks.read(REPOSITORY / stage.notebook).cells)
+        assert f'study = begin("{stage.number}", dataset, profile, seed, overrides)' in sources
+
+
+def test_how_a_notebook_opens_makes_no_stage_stale():
+    opens, other = (
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"from chestxray.pipeline{end}")])
+        for end in (".opening import begin", " import __doc__")
+    )
+    modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
+    assert modules.of_notebook(opens) == modules.of_notebook(other)
 
 
 def test_all_committed_notebooks_are_of_one_run():
