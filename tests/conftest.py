@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestxray.config import Paths, Study, open_study
+from chestxray.config import PROFILES, Paths, Study, open_study
 
 HEADER_2020 = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -133,25 +133,64 @@ def tiny_study(study_of: Callable[..., Study], tiny_raw: Path) -> Study:
     return study_of(tiny_raw)
 
 
-@pytest.fixture(scope="session")
-def nih() -> Path:
-    """The folder of real radiographs that CHESTXRAY_NIH names; skips without it."""
-    folder = os.environ.get("CHESTXRAY_NIH")
+def _real(variable: str, what: str) -> Path:
+    """The folder that a variable names; skips without it."""
+    folder = os.environ.get(variable)
     if not folder:
-        pytest.skip("needs real radiographs: set CHESTXRAY_NIH to a folder in the NIH layout")
+        pytest.skip(f"needs {what}: set {variable}")
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
-def nih_plan(nih: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The plan of stage 2.1 for the real radiographs in the `cpu` profile."""
-    from chestxray.config import PROFILES
+def nih() -> Path:
+    """The radiographs of nih_9k at 128 px, with the NIH's own tables and lists, laid out as an NIH download."""
+    return _real("CHESTXRAY_NIH", "real radiographs, a folder with nih_9k in the NIH layout")
+
+
+@pytest.fixture(scope="session")
+def nih_256() -> Path:
+    """Those of nih_9k at 256 px, in `images/`."""
+    return _real("CHESTXRAY_NIH_256", "a folder with the radiographs of nih_9k at 256 px")
+
+
+@pytest.fixture(scope="session")
+def nih_native() -> Path:
+    """Some of the NIH's originals, at 1024 px."""
+    return _real("CHESTXRAY_NIH_NATIVE", "a folder with the NIH's originals of some radiographs of nih_9k")
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Inputs that once failed: `files/` and `own_data/`."""
+    return _real("CHESTXRAY_CASES", "a folder of inputs that once failed")
+
+
+@pytest.fixture(scope="session")
+def others() -> Path:
+    """Images that are not from the NIH, with `index.csv`."""
+    return _real("CHESTXRAY_OTHERS", "a folder of images that are not from the NIH")
+
+
+@pytest.fixture(scope="session")
+def nih_study(nih: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study on nih_9k in the `cpu` profile: raw is linked, with the list's validation, and nothing prepared."""
+    from chestxray.data import subset
+
+    study = Study(Paths("nih_9k", tmp_path_factory.mktemp("nih")), PROFILES["cpu"], 2024)
+    study.paths.raw.mkdir(parents=True)
+    for path in nih.iterdir():
+        (study.paths.raw / path.name).symlink_to(path.resolve())
+    valid = [image for image, split in subset.splits().items() if split == "valid"]
+    (study.paths.raw / "valid_list.txt").write_text("\n".join(valid))
+    return study
+
+
+@pytest.fixture(scope="session")
+def nih_plan(nih_study: Study):
+    """The plan of stage 2.1 for nih_9k in the `cpu` profile."""
     from chestxray.data import preparation
 
-    paths = Paths(nih.name, tmp_path_factory.mktemp("nih"))
-    paths.data.mkdir(parents=True)
-    paths.raw.symlink_to(nih)
-    return preparation.make_plan(Study(paths, PROFILES["cpu"], 2024))
+    return preparation.make_plan(nih_study)
 
 
 @pytest.fixture(scope="session")

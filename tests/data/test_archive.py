@@ -310,6 +310,7 @@ FORGED = {
     "packed dataset: absolute path": (renamed("/tmp/escaped.png"), "no prepared dataset has"),
     "packed dataset: a file that no dataset has": (renamed("train/Mass/escaped.sh"), "no prepared dataset has"),
     "packed dataset: dataset of a bad name": (lambda i, m: i.update(dataset="../../escaped"), "names dataset"),
+    "packed dataset: dataset of a committed name": (lambda i, m: i.update(dataset="Reference"), "that is committed"),
     "packed dataset: link": (as_link, "is a link"),
     "packed dataset: other pixels than listed": (other_pixels, "has not the SHA-256"),
     "packed dataset: a file twice": (one_twice, "where its index lists"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import sys
 import types
 from collections import Counter
@@ -57,11 +56,9 @@ def test_an_original_is_reduced_by_these_rules():
         subset.reduce_256(pixels.astype(np.int64))
 
 
-def test_the_natives_become_the_radiographs_to_the_bit():
-    if not os.environ.get("CHESTXRAY_NIH_NATIVE"):
-        pytest.skip("set CHESTXRAY_NIH_NATIVE to a folder of the NIH's originals to run this")
+def test_the_natives_become_the_radiographs_to_the_bit(nih_native):
     rows, seen = subset.read_list(), [0, 0]
-    for path in sorted(Path(os.environ["CHESTXRAY_NIH_NATIVE"]).rglob("*.png")):
+    for path in sorted(nih_native.rglob("*.png")):
         pixels, row = np.asarray(Image.open(path)), rows[path.name]
         assert hashlib.sha256(subset.reduce(pixels).tobytes()).hexdigest() == row.sha256_128
         seen[0] += 1

@@ -123,6 +123,7 @@ def test_a_folder_is_complete(prepared_study):
     areas = [roc_auc_score(truth[:, k], single[name]) for k, name in enumerate(CLASSES) if truth[:, k].any()]
     assert record["valid_macro_auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
     assert record["data_fingerprint"] == manifest.fingerprint(prepared_study.paths)
+    assert record["prepared_fingerprint"] == manifest.prepared_fingerprint(prepared_study.paths)
     assert record["seed"] == 2024 and record["versions"]["tensorflow"]
     # The kept weights are those of the best epoch.
     assert record["valid_macro_auroc"] == pytest.approx(history["val_macro_auroc"].max(), abs=1e-4)
