@@ -1,6 +1,6 @@
 """Ablation: what each part of the fine-tuning recipe is worth on validation, one change at a time.
 
-`python -m tests.benchmarks.bench_recipes --dataset nih_sample [--only NAME ...]` fits every recipe of `RECIPES` on a
+`python -m tests.benchmarks.bench_recipes --dataset nih_9k [--only NAME ...]` fits every recipe of `RECIPES` on a
 small budget (`SIZE`, `EPOCHS`) and every remedy for class imbalance of `IMBALANCE` on the features of the first one. A
 row is added to `4_models/ablation/recipes.csv` or `imbalance.csv` when it is measured; rows that are there stay, so an
 interrupted run resumes. Only validation images are used; no test image is read.
@@ -125,7 +125,7 @@ IMBALANCE = {
 def main() -> None:
     """Measure what is missing and print both tables."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--dataset", default="nih_sample", help="a dataset prepared by stages 2.1 and 2.2")
+    arguments.add_argument("--dataset", default="nih_9k", help="a dataset prepared by stages 2.1 and 2.2")
     arguments.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
     chosen = arguments.parse_args()
     for name in chosen.only:

@@ -45,7 +45,7 @@ def results(tmp_path_factory):
     manifest["balanced_test"] = manifest["split"].eq("test") & (manifest.index < 70)
     boxes = pd.DataFrame({"image": [test["image"][0], "absent.png"], "finding": ["Mass", "Mass"]})
     sizes = {"images": 123, "patients": 45}
-    summary = {"dataset": "nih_sample", "profile": "cpu", "seed": 1, "draws": 10}
+    summary = {"dataset": "nih_9k", "profile": "cpu", "seed": 1, "draws": 10}
     summary |= {"single_label_test": sizes, "all_test_images": {"images": 678, "patients": 90}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "data.json").write_text(json.dumps(documents.data_facts(manifest, boxes)))
