@@ -296,7 +296,9 @@ def _make(row: Row, candidates: Iterable[Path], place: Path) -> list[Rejection]:
             if wanted == side:
                 _link(path, lacking.pop(wanted))
             else:
-                _save(pixels, lacking.pop(wanted))
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                files.atomic_write(lacking.pop(wanted), png.getvalue())
     return refused
 
 
@@ -321,12 +323,6 @@ def _versions(path: Path, side: int, row: Row, wanted: Iterable[int]) -> dict[in
     return made
 
 
-def _save(pixels: np.ndarray, place: Path) -> None:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    files.atomic_write(place, data.getvalue())
-
-
 def _link(target: Path, place: Path) -> None:
     """Make `place` a link to a file that is never written; a copy where the file system has no links."""
     with files.atomic_path(place) as temporary:
@@ -346,7 +342,7 @@ def _tell(refused: Sequence[Rejection], raw: Path) -> None:
         files.remove(report)
         return
     files.atomic_write(report, rejections_frame(refused).to_csv(index=False, lineterminator="\n").encode())
-    print(f"{len(refused):,} files are refused; {report} names all:")
+    print(f"Files refused: {len(refused):,}; {report} names all, the first are")
     print(*(f"  {line.file}: {line.value}; {line.remedy}" for line in refused[:3]), sep="\n")
 
 
@@ -359,7 +355,7 @@ def _finish(place: Path, raw: Path, rows: Mapping[str, Row]) -> None:
     lacking = {row.image: _lacking(row, place) for row in rows.values()}
     if missing := [image for image, sides in lacking.items() if 128 in sides]:
         raise StudyError(
-            f"{NAME}: {len(missing):,} of {len(rows):,} radiographs are missing at 128 px, such as "
+            f"{NAME}: {len(missing):,} of {len(rows):,} radiographs missing at 128 px, such as "
             f"{', '.join(missing[:3])}; give a folder that has them, or a full copy of ChestX-ray14, by --from"
         )
     larger = sum(bool(row.sha256_256) for row in rows.values())
@@ -398,23 +394,24 @@ def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[lis
     """
     from chestxray.data.nih_tables import Rejection
 
-    rows, remedy = read_list(), "remove it, if it is there, and run stage 1 again with --from"
     at_256 = {path.name: path for path in sorted(larger.glob("[!.]*"))} if larger else {}
-    faults = []
-    for side, found in ((128, images), (256, at_256)):
-        listed = {row.image for row in rows.values() if row.digest(side)} if found else set()
-        place = "" if side == 128 else f"{FOLDERS[side]}/"
-        faults += [Rejection(place + name, f"is not in {LIST.name}", "remove it") for name in found.keys() - listed]
-        faults += [Rejection(place + name, "is not there", remedy) for name in listed - found.keys()]
+    present = {(side, name): path for side, found in ((128, images), (256, at_256)) for name, path in found.items()}
+    sides = (128, 256) if at_256 else (128,)
+    listed = {(side, row.image): row.digest(side) for row in read_list().values() for side in sides if row.digest(side)}
 
-        def differs(name: str, side: int = side, found: Mapping[str, Path] = found) -> str:
-            try:
-                pixels = decode(found[name])
-            except StudyError as error:
-                return str(error).removeprefix(f"{found[name]}: ").rpartition("; ")[0]
-            return "" if digest(pixels) == rows[name].digest(side) else f"its pixels differ from {LIST.name}"
+    def fault(key: tuple[int, str]) -> str:
+        if key not in listed or key not in present:
+            return "is not there" if key in listed else f"is not in {LIST.name}"
+        try:
+            return "" if digest(decode(present[key])) == listed[key] else f"its pixels differ from {LIST.name}"
+        except StudyError as error:
+            return str(error).removeprefix(f"{present[key]}: ").rpartition("; ")[0]
 
-        names = sorted(listed & found.keys())
-        results = zip(names, files.in_threads(differs, names, -1, batch=64), strict=True)
-        faults += [Rejection(place + name, fault, remedy) for name, fault in results if fault]
+    keys, remedy = (
+        sorted(present.keys() | listed.keys()),
+        "remove it, if it is there, and run stage 1 again with --from",
+    )
+    results = zip(keys, files.in_threads(fault, keys, -1, batch=64), strict=True)
+    names = {128: "", 256: f"{FOLDERS[256]}/"}
+    faults = [Rejection(names[side] + name, value, remedy) for (side, name), value in results if value]
     return faults, f"compared with {LIST.name}: {len(images):,} images of 128 px, {len(at_256):,} of 256 px"

@@ -146,12 +146,12 @@ def test_a_full_copy_is_reduced_and_goes_on_where_it_was_stopped(world, capsys):
     save(full / "images_001" / "images" / NAMES[1], np.zeros((1024, 1024), np.uint8))
     (full / "images_002" / "images" / NAMES[6]).write_bytes(b"no image")
     raw = Paths("nih_9k").raw
-    with pytest.raises(StudyError, match=f"2 of 10 radiographs are missing at 128 px, such as {NAMES[1]}, {NAMES[6]};"):
+    with pytest.raises(StudyError, match=f"2 of 10 radiographs missing at 128 px, such as {NAMES[1]}, {NAMES[6]};"):
         provide(full)
     assert not raw.exists()
     refused = (raw.parent / "refused.csv").read_text()
     assert NAMES[1] in refused and "brought to 128 px, differ from" in refused and "no PNG" in refused
-    assert "2 files are refused" in capsys.readouterr().out
+    assert "Files refused: 2;" in capsys.readouterr().out
     made = {path: path.stat().st_mtime_ns for path in raw.with_name("raw.unfinished").rglob("*.png")}
     assert len(made) == 8 + 5
     (raw.with_name("raw.unfinished") / "images" / f".{NAMES[1][:-4]}.tmp-1.png").write_bytes(b"of a killed run")
