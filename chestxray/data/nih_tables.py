@@ -127,7 +127,7 @@ def find_table(raw: Path) -> Path:
     others = [path for path in raw.glob("*.csv") if path.name != BOXES_NAME]
     if found or len(others) == 1:
         return (found or others)[0]
-    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there, and {len(others)} other CSV files, not one; {LAYOUT}")
+    raise StudyError(f"{raw}: no Data_Entry_2017*.csv there, and {len(others) or 'no'} other CSV files; {LAYOUT}")
 
 
 def _years(text: str) -> int | None:
