@@ -101,9 +101,10 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         if made != prepared:
             other = "" if name == study.paths.dataset else "another dataset, "
             raise StudyError(
-                f"{study.paths.relative(study.paths.manifest)}: {study.paths.dataset}, data {data}, prepared "
-                f"{prepared}; the reference is of {other}{name}, data {theirs}, prepared {made}; run stages 1 and 2 on "
-                f"{name} with --profile {run['parameters']['profile']} --seed {run['seed']}, or train anew"
+                f"{study.paths.relative(study.paths.manifest)}: {study.paths.dataset} with data fingerprint {data}, "
+                f"prepared {prepared}; the committed reference is of {other}{name} with {theirs}, prepared {made}; run "
+                f"stages 1 and 2 on {name} with --profile {run['parameters']['profile']} --seed {run['seed']}, or "
+                "train anew"
             )
         if there.exists() and json.loads(there.read_text())["key"] != run["key"]:
             raise StudyError(f"{study.paths.relative(there)}: of another fit; move it away, or give another --root")

@@ -479,8 +479,9 @@ def test_what_is_no_file_is_named_left_out_and_counted(tiny_raw, study_of):
     done = preparation.prepare(study)
     assert len(done.manifest) == 55
     assert dict(zip(done.rejected["file"], done.rejected["value"], strict=True)) == said
-    for row in done.rejected.iloc[[0, 4]].itertuples(index=False):
-        note(f"image: {row.value}", ", ".join(row), study.paths.store / row.file)
+    names = ("image: is a link to nothing", "image: is a pipe, socket or device")
+    for name, row in zip(names, done.rejected.iloc[[0, 4]].itertuples(index=False), strict=True):
+        note(name, ", ".join(row), study.paths.store / row.file)
     faults = integrity.verify(tiny_raw).faults
     assert {fault.file: fault.value for fault in faults} == said
     before = raw_fingerprint(tiny_raw)

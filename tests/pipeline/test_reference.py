@@ -105,7 +105,7 @@ def test_it_is_not_laid_out_over_other_data_or_models(prepared_study, tmp_path):
     other = made_from(prepared_study, tmp_path / "other", "another")
     with pytest.raises(
         StudyError,
-        match=r"the reference is of tiny, data another, prepared another; run stages 1 and 2 on tiny with --",
+        match=r"reference is of tiny with another, prepared another; run stages 1 and 2 on tiny with --",
     ):
         reference.restore(prepared_study, other)
     source = made_from(prepared_study, tmp_path / "reference")
