@@ -130,12 +130,17 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
         `train`, `valid` or `test` for each row, on the table's index.
 
     Raises:
-        StudyError: as `check_lists`; the lists put a patient into both splits, or there are too few patients to split.
+        StudyError: as `check_lists`; the lists put a patient into both splits, there are too few patients to split, or
+            no image has one of the seven labels.
     """
     patients = table["patient"].nunique()
     if patients < FEWEST_PATIENTS:
         raise StudyError(
             f"the image table: images of {patients} patients; add images, at least {FEWEST_PATIENTS} are needed"
+        )
+    if table["label"].eq("").all():
+        raise StudyError(
+            "the image table: no image shows one of the seven classes alone; add images, or map own labels"
         )
     named = []
     check_lists(table, lists)

@@ -75,13 +75,14 @@ def binary_effects(
     if strata is not None:
         group, _ = pd.factorize(strata)
         known = known & (group >= 0)
+    groups = max(group.max(initial=0), 0) + 1
     cells = 2 * group + exposed.where(exposed.notna(), False).to_numpy(dtype=bool)
-    shape = (-1, group.max() + 1, 2)
-    everyone = _counts(draws, cells, known, 2 * (group.max() + 1)).reshape(shape)
+    shape = (-1, groups, 2)
+    everyone = _counts(draws, cells, known, 2 * groups).reshape(shape)
     rows = []
     for finding in marks.columns:
         where = known & marks[finding].to_numpy()
-        with_it = _counts(draws, cells, where, 2 * (group.max() + 1)).reshape(shape)
+        with_it = _counts(draws, cells, where, 2 * groups).reshape(shape)
         row = _row(factor, finding, where, draws)
         ratio = _odds_ratio(with_it, everyone)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -150,6 +151,8 @@ def association(labels: pd.Series, factor: pd.Series, draws: Draws) -> tuple[flo
     rows, columns = pd.factorize(labels), pd.factorize(factor)
     known = (rows[0] >= 0) & (columns[0] >= 0)
     shape = (len(rows[1]), len(columns[1]))
+    if min(shape) < 2:
+        return (np.nan,) * 3
     tables = _counts(draws, rows[0] * shape[1] + columns[0], known, shape[0] * shape[1]).reshape(-1, *shape)
     total = tables.sum(axis=(1, 2), keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -183,12 +186,17 @@ def predictability(
         groups: rows of one group (patient, source image) stay in one fold.
         seed: seeds folds and trees.
         folds: cross-validation folds.
+
+    Returns:
+        The AUROC of each class; empty where there is one class, or one of fewer groups than folds.
     """
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
     names = sorted(target.unique())
+    if len(names) < 2 or groups.groupby(target).nunique().min() < folds:
+        return pd.Series(np.nan, index=names)
     trees = ExtraTreesClassifier(60, max_depth=8, min_samples_leaf=10, random_state=seed)
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     numbers = features.astype(float)

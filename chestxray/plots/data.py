@@ -85,7 +85,7 @@ def grey_levels(histograms: pd.DataFrame, by_view: pd.DataFrame, title: str, not
             smooth = row.rolling(5, center=True, min_periods=1).mean() * 100
             style = {"color": colours.get(name), "linestyle": DASHES.get(name, "-"), "linewidth": 1.4}
             axis.plot(range(256), smooth, label=label, **style)
-        top = 1.3 * 100 * table.iloc[:, 8:248].to_numpy().max()
+        top = 1.3 * 100 * table.iloc[:, 8:248].to_numpy().max(initial=0.001)
         axis.set(xlabel="grey level", ylabel="% of pixels", xlim=(0, 255), ylim=(0, top))
         axis.legend(frameon=False, fontsize="x-small")
         sns.despine(ax=axis)

@@ -180,3 +180,14 @@ def test_sex_and_pneumothorax_in_the_whole_nih_table(nih) -> None:
     row = associations.binary_effects(mark, single["sex"] == "F", draws, "sex").iloc[0]
     assert (round(row["rate"], 4), round(row["rate_other"], 4)) == (0.0320, 0.0209)
     assert row["odds_low"] > 1.2 and row["p"] < 0.001
+
+
+def test_what_cannot_be_measured_is_empty():
+    rows = pd.DataFrame({"patient": list("abcdefgh"), "label": ["Mass"] * 4 + ["Nodule"] * 4, "x": range(8)})
+    few = associations.predictability(rows[["x"]], rows["label"], rows["patient"], seed=1)
+    assert list(few.index) == ["Mass", "Nodule"] and few.isna().all()
+    assert associations.predictability(rows[["x"]], rows["label"].str[:0], rows["patient"], seed=1).isna().all()
+    draws, unknown = Draws.of(rows["patient"], 20, 1), pd.Series([pd.NA] * 8, dtype="boolean")
+    assert np.isnan(associations.association(rows["label"], unknown, draws)).all()
+    effects = associations.binary_effects(pd.DataFrame({"Mass": [True, False] * 4}), unknown, draws, "AP", unknown)
+    assert effects["odds_ratio"].isna().all() and effects["images"].tolist() == [0]
