@@ -239,7 +239,8 @@ def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, 
     Raises:
         StudyError: there is no space, Kaggle cannot be reached, or files cannot be fetched; the others were used.
     """
-    files.require_space(cache(), dataset.size // dataset.images * len(images), "set KAGGLEHUB_CACHE to a larger disk")
+    needed = dataset.size // dataset.images * len(images)
+    files.require_space(cache(), needed, "set KAGGLEHUB_CACHE to a larger disk")
     with _quiet():
         table = _fetch_file(dataset.handle, dataset.tables[-1])
     names = nih_tables.read_entries(table).table["image"].tolist()  # sorted
@@ -262,7 +263,8 @@ def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, 
         return path.stat().st_size
 
     print(
-        f"Kaggle's {dataset.handle}: {len(images):,} images are fetched, {_AT_A_TIME} at a time. Stopped, it goes on."
+        f"{len(images):,} images, about {files.gigabytes(needed)}, are fetched from Kaggle's {dataset.handle}, "
+        f"{_AT_A_TIME} at a time. Stopped, it goes on when it is run again."
     )
     bar, started, size = tqdm(total=len(images), desc="Fetching", unit="image", disable=None), time.monotonic(), 0
     with bar, _quiet():
