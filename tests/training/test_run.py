@@ -136,12 +136,17 @@ def test_a_folder_is_complete(prepared_study):
     assert np.allclose(test[list(CLASSES)], again, atol=1e-5)
 
 
-def test_a_finished_fit_is_not_fitted_again(prepared_study, monkeypatch):
+def test_a_finished_fit_is_fitted_again_only_if_the_data_are_prepared_otherwise(prepared_study, monkeypatch):
+    monkeypatch.setattr(manifest, "fingerprint", lambda paths: "of the dataset")  # the same for each, as nih_9k's is
     _, history, model = fit_small(prepared_study.paths.dataset)
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("fitted again"))
     _, stored, loaded = fit_small(prepared_study.paths.dataset)
     pd.testing.assert_frame_equal(stored, history, check_dtype=False)
     assert all(np.array_equal(a, b) for a, b in zip(model.weights, loaded.weights, strict=True))
+    with prepared_study.paths.augmented_rows.open("a") as rows:
+        rows.write("\n")
+    with pytest.raises(pytest.fail.Exception, match="fitted again"):
+        fit_small(prepared_study.paths.dataset)
 
 
 def test_other_parameters_are_fitted_anew(prepared_study):

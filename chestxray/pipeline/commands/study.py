@@ -66,7 +66,8 @@ def run_study(chosen: argparse.Namespace) -> int:
     if study.paths.dataset == NIH_9K and source != NIH_9K:
         source, folders = NIH_9K, [source, *folders]
     line = runner.Pipeline(study, source, overrides, jobs, folders=folders, labels=chosen.labels)
-    print(*line.look_ahead(wanted), sep="\n", file=sys.stderr)
+    for note in line.look_ahead(wanted):
+        print(note, file=sys.stderr)
     if not line.run(wanted, chosen.force):
         again = "Mend it and run the same command again: it goes on there."
         print(f"Failed: {', '.join(stage.label for stage in line.failed)}. {again}", file=sys.stderr)
