@@ -173,29 +173,30 @@ def walk(folder: Path) -> Iterator[tuple[Path, str]]:
     """
     seen, waiting = set(), [folder]
     while waiting:
-        place, folders = waiting.pop(), []
+        place = waiting.pop()
         try:
             status = place.stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above or beside
-                continue
+            again = (status.st_dev, status.st_ino) in seen  # a link to a folder above or beside
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            found = [] if again else sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
             yield place, f"cannot be searched ({error.strerror})"
             continue
-        for entry in entries:
-            path = Path(entry.path)
-            try:
-                kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "is a pipe, socket or device"
-                if kind not in ("file", "folder") and not path.exists():
-                    kind = "is a link to nothing"
-            except OSError as error:
-                kind = f"cannot be read ({error.strerror})"
-            yield path, kind
-            if kind == "folder":
-                folders.append(path)
-        waiting += reversed(folders)
+        entries = [(Path(entry.path), _kind(entry)) for entry in found]
+        yield from entries
+        waiting += [path for path, kind in reversed(entries) if kind == "folder"]
+
+
+def _kind(entry: os.DirEntry) -> str:
+    try:
+        if entry.is_dir() or entry.is_file():
+            return "folder" if entry.is_dir() else "file"
+        entry.stat()
+    except FileNotFoundError:
+        return "is a link to nothing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "is a pipe, socket or device"
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:

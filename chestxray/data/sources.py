@@ -5,6 +5,7 @@ Datasets that were unpacked from an archive have no raw images and are recognise
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import shutil
@@ -72,22 +73,15 @@ def find_images(raw: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in image_files(raw):
         other = found.setdefault(path.name, path)
-        if other is not path and not _same(other, path):
-            raise StudyError(f"{path}: differs from {other}, which has the same name; remove one of them")
+        with contextlib.suppress(OSError):  # of one that cannot be read, decoding tells
+            if other is not path and not filecmp.cmp(other, path, shallow=False):
+                raise StudyError(f"{path}: differs from {other}, which has the same name; remove one of them")
     if not found:
         from chestxray.data import nih_tables  # here, because it imports pandas, which the runner waits for otherwise
 
         others = "".join(f" ({other.file}: {other.value})" for other in unusable_files(raw)[:1])
         raise StudyError(f"{raw}: no image there{others}; {nih_tables.LAYOUT}")
     return dict(sorted(found.items()))
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two files hold the same bytes; where one cannot be read, decoding the first tells."""
-    try:
-        return filecmp.cmp(one, other, shallow=False)
-    except OSError:
-        return True
 
 
 def unpacked(paths: Paths) -> dict[str, Any] | None:

@@ -111,13 +111,7 @@ def largest_value(path: Path) -> int | None:
 
 
 class Greys(NamedTuple):
-    """How the 16-bit files of a dataset are read.
-
-    Attributes:
-        bits: one of `DEPTHS`; None where no file has 16 bits.
-        files: the files of 16 bits.
-        notes: what a reader should know of it: one line, or none.
-    """
+    """How a dataset's 16-bit files are read: by so many bits, None where there are none; which; and notes on it."""
 
     bits: int | None
     files: frozenset[Path]

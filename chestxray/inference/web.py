@@ -138,8 +138,7 @@ def _check_address(host: str, port: int | None) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
-            if os.name != "nt":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port left a moment ago is free
             probe.bind(address)
     except (OSError, UnicodeError) as error:
         raise _cannot_listen(host, port, error) from error
