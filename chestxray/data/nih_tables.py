@@ -7,7 +7,6 @@ empty columns) are put right on reading, and each row or value that cannot be us
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -176,7 +175,7 @@ def _without_repeated(text: pd.DataFrame) -> tuple[pd.DataFrame, list[Rejection]
     Equal rows are one row. Rows that contradict each other are all left out: which of them is right cannot be known.
     """
     names = by_value(text["image"], own_tables.image_name)
-    text = text.assign(image=names.where(names.notna(), text["image"]))
+    text = text.assign(image=names.where(names.notna(), text["image"]).astype(str))
     names = text["image"].str.casefold()
     drop, lines, lost = [], [], 0
     for _, group in text[names.duplicated(keep=False)].groupby(names, sort=False):
@@ -198,11 +197,10 @@ def _reject(text: pd.DataFrame, table: pd.DataFrame, file: str) -> tuple[list[Re
     failed = failed[failed.any(axis=1)].stack()
     lines, lost = [], {}
     for index, column in failed.index[failed]:
-        value = f"{COLUMNS[column][0]} {text.at[index, column]!r}"
-        if column in required:
-            value = f"row {index + 2}: {value}"
+        row = f"row {index + 2}: " if column in required else ""
+        value = f"{row}{COLUMNS[column][0]} {text.at[index, column]!r}"
         lines.append(Rejection(text.at[index, "image"] or file, value, _RULES[column].remedy))
-        if column in required:
+        if row:
             lost.setdefault(index, lines[-1])
     return lines, lost
 
@@ -231,17 +229,21 @@ def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> 
         kept = table["findings"].ne("")
         text, table = text[kept], table[kept]
         notes.append(f"{path.name}: labels are read by {labels.name}, which leaves out {(~kept).sum():,} rows")
+    if table.empty:
+        raise StudyError(f"{path}: has no row to use; add rows, or map a label to one of the study's")
     more, lost = _reject(text, table, path.name)
     table = table.drop(index=list(lost))
     cells = text.loc[list(lost), "findings"].tolist()
-    if unknown := Counter(label for cell in cells for label in own_tables.unknown(cell, own)):
-        named = ", ".join(f"{label!r} ({count:,} rows)" for label, count in unknown.most_common(3))
-        notes.append(f"{path.name}: {len(unknown):,} unknown labels: {named}{' …' if len(unknown) > 3 else ''}")
+    if unknown := own_tables.unknown(cells, own):
+        notes.append(f"{path.name}: {unknown}")
     count, fault = len(lost) + contradicting, None
     what = f"{count:,} of its {rows:,} rows cannot be used" if 2 * count > rows or table.empty else ""
-    if what := what or own_tables.class_lost(cells, table["findings"].unique(), own):
+    label, part = ("", "") if what else own_tables.class_lost(cells, table["findings"].unique(), own)
+    if what or label:
         left_out = [*lost.values(), *(line for line in lines if "contradict" in line.remedy)]
+        left_out.sort(key=lambda line: part not in line.value)
         examples = ", ".join(f"{line.file} ({line.value})" for line in left_out[:3])
+        what = what or f"no row of {label} can be used"
         fault = Rejection(path.name, f"{what}, such as {examples}", left_out[0].remedy.rpartition("; ")[2])
         if strict or table.empty:
             raise StudyError(f"{path}: {fault.value}; {fault.remedy}")
@@ -435,8 +437,7 @@ def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
 def box_side(boxes: pd.DataFrame, image_side: int) -> int:
     """Say in pixels of which image the lesion boxes are.
 
-    The NIH's are in pixels of its 1024-px images, whatever size the images here have been brought to; those of other
-    sources are in pixels of the images they came with.
+    The NIH's are in pixels of its 1024-px images, whatever size these have here; others' in pixels of their own.
 
     Args:
         boxes: `x`, `y`, `width`, `height`.

@@ -11,6 +11,7 @@ import difflib
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,14 +199,17 @@ def findings(text: str, own: Mapping[str, str]) -> str | None:
     return None
 
 
-def unknown(text: str, own: Mapping[str, str]) -> list[str]:
-    """The labels of a cell that are neither the study's nor in the map.
+def unknown(cells: Iterable[str], own: Mapping[str, str]) -> str:
+    """The labels of cells that are neither the study's nor in the map, the most frequent ones named; "" if none.
 
     Args:
-        text: the cell.
+        cells: labels joined by |.
         own: a label map, of `read_map`.
     """
-    return [part.strip() for part in text.split("|") if key(part) not in own and key(part) not in _SPELLINGS]
+    known = {"", *own, *_SPELLINGS}
+    found = Counter(part.strip() for cell in cells for part in cell.split("|") if key(part) not in known)
+    named = ", ".join(f"{label!r} ({count:,} rows)" for label, count in found.most_common(3))
+    return f"{len(found):,} unknown labels: {named}{' …' if len(found) > 3 else ''}" if found else ""
 
 
 def _resembled(label: str) -> str:
@@ -217,8 +221,8 @@ def _resembled(label: str) -> str:
     return _SPELLINGS[close[0]] if close else ""
 
 
-def class_lost(cells: Iterable[str], there: Iterable[str], own: Mapping[str, str]) -> str:
-    """The first of the seven classes, in words, that only rows which were left out show or resemble; "" if none.
+def class_lost(cells: Iterable[str], there: Iterable[str], own: Mapping[str, str]) -> tuple[str, str]:
+    """The first of the seven classes that only rows which were left out show or resemble, and its label there; or "".
 
     Args:
         cells: labels of the rows that were left out.
@@ -230,8 +234,8 @@ def class_lost(cells: Iterable[str], there: Iterable[str], own: Mapping[str, str
         known = findings(part, own)
         label = _resembled(part) if known is None else known
         if key(label) in map(key, CLASSES) and label not in named:
-            return f"no row of {label} can be used"
-    return ""
+            return label, part.strip()
+    return "", ""
 
 
 def read_map(path: Path) -> dict[str, str]:

@@ -152,7 +152,7 @@ def test_a_label_map_reads_own_labels(tiny_raw, tmp_path, study_of):
     pd.testing.assert_frame_equal(entries.table, kept)
     assert entries.rejected == () and "labels are read by map.csv, which leaves out 6 rows" in entries.notes[0]
     study = study_of(tiny_raw)
-    with pytest.raises(StudyError, match=r"no row of No Finding can be used, .*'Normal'"):
+    with pytest.raises(StudyError, match=r"no row of No Finding can be used, such as \S+ \(row 6: .*'Normal'\)"):
         preparation.make_plan(study)
     shutil.copy(labels, study.paths.labels)
     assert set(preparation.make_plan(study).table["image"]) == set(kept["image"])
@@ -174,6 +174,15 @@ def test_a_map_that_cannot_be_used_is_one_line(tmp_path, text, said):
     with pytest.raises(StudyError, match=said) as error:
         own_tables.read_map(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_a_table_without_a_row_to_use_is_one_line(tiny_raw, tmp_path):
+    labels = tmp_path / "map.csv"
+    labels.write_text("Normal,\n")
+    for rows in ([], [["a.png", "Normal", "1"]], [["a.png", "Mass", "1"], ["a.png", "Nodule", "1"]]):
+        write_table(tiny_raw, rows, "Image Index,Finding Labels,Patient ID")
+        with pytest.raises(StudyError, match=rf"{TABLE}: has no row to use; add rows"):
+            nih_tables.read_entries(tiny_raw, labels)
 
 
 def test_every_label_of_the_study_is_a_study_label(tmp_path):
