@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,6 +74,14 @@ class StudyError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Show the one line, and no stack, in Jupyter."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class Rejection(NamedTuple):
+    """One thing that could not be used, as the user reads it."""
+
+    file: str
+    value: str
+    remedy: str
 
 
 class StageMissing(StudyError):

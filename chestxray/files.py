@@ -130,6 +130,27 @@ def link(target: Path, place: Path) -> None:
             shutil.copyfile(target, temporary)
 
 
+def symlink(target: Path, place: Path) -> None:
+    """Make `place` a link to a file or folder that is never written; a copy where the file system has no links.
+
+    Args:
+        target: the file or folder.
+        place: where the link goes.
+
+    Raises:
+        StudyError: the disk is full or read-only.
+    """
+    with atomic_path(place) as temporary:
+        remove(temporary)
+        try:
+            temporary.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+        except OSError:
+            if target.is_dir():
+                shutil.copytree(target, temporary, ignore_dangling_symlinks=True)
+            else:
+                shutil.copyfile(target, temporary)
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all it holds; nothing is done where there is none.
 

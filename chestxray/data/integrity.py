@@ -18,10 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import StudyError
+from chestxray.config import Rejection, StudyError
 from chestxray.data import kaggle, nih_tables, own_tables, sources, splits, subset
 from chestxray.data.kaggle import Published
-from chestxray.data.nih_tables import Rejection
 from chestxray.images import pixels
 from chestxray.images.pixels import MOST_PIXELS, decode
 

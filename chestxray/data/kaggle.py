@@ -170,19 +170,11 @@ def _download(dataset: Published) -> Copy:
     """Download a dataset into kagglehub's cache, which resumes by itself.
 
     Raises:
-        StudyError: there is no space, or Kaggle cannot be reached; kagglehub has many kinds of errors for that.
+        StudyError: there is no space, or Kaggle cannot be reached.
     """
-    import kagglehub  # here, because only a download needs it and it takes a second to import
-
     # The archive and what is unpacked from it lie on the disk together for a while.
     files.require_space(cache(), 2 * dataset.size, "set KAGGLEHUB_CACHE to a folder on a larger disk")
-    try:
-        folder = Path(kagglehub.dataset_download(dataset.handle))
-    except Exception as error:
-        raise StudyError(
-            f"Kaggle's {dataset.handle}: cannot be fetched ({_reason(error)}); check the network, run it again to go "
-            "on, or fill a folder with the NIH's own script and give that as --dataset (see 1_Datasets/README.md)"
-        ) from error
+    folder = _fetch(dataset.handle)
     copy = _copy_in(dataset, folder)
     if copy is None:
         raise StudyError(
@@ -192,38 +184,41 @@ def _download(dataset: Published) -> Copy:
     return copy
 
 
-def _reason(error: Exception) -> str:
-    """What kagglehub says of a failure, in a few words."""
-    if any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__):  # its message fills a screen
-        return "no connection"
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _fetch(handle: str, *path: str) -> Path:
+    """Fetch a dataset, or one file of it, into kagglehub's cache, unless it is there; say where it lies.
 
-
-def _fetch_file(handle: str, path: str) -> Path:
-    """Fetch one file of a dataset into kagglehub's cache, unless it is there; say where it lies.
+    Args:
+        handle: Kaggle's name for the dataset.
+        *path: of the file; the whole dataset where there is none.
 
     Raises:
-        StudyError: it cannot be fetched.
+        StudyError: it cannot be fetched; kagglehub has many kinds of errors for that.
     """
-    import kagglehub  # here, as above
+    import kagglehub  # here, because only a download needs it and it takes a second to import
 
     try:
-        return Path(kagglehub.dataset_download(handle, path))
+        return Path(kagglehub.dataset_download(handle, *path))
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__):  # its message fills a screen
+            reason = "no connection"
+        what = " ".join((*path, f"cannot be fetched ({reason})"))
+        own = (
+            "give a folder by --from" if path else "fill a folder with the NIH's own script and give that as --dataset"
+        )
         raise StudyError(
-            f"Kaggle's {handle}: {path} cannot be fetched ({_reason(error)}); what came stays: check the network and "
-            "run it again to go on, or give a folder by --from (see 1_Datasets/README.md)"
+            f"Kaggle's {handle}: {what}; check the network, run it again to go on, or {own} (see 1_Datasets/README.md)"
         ) from error
 
 
-def fetch_tables(dataset: Published) -> dict[str, Path]:
-    """Fetch the first edition of the image table and the boxes: file name → path in the cache.
+def fetch_tables(dataset: Published) -> list[Path]:
+    """Fetch the first edition of the image table and the boxes, and say where they lie in the cache.
 
     Raises:
         StudyError: Kaggle cannot be reached.
     """
     with _quiet():
-        return {name: _fetch_file(dataset.handle, name) for name in (dataset.tables[-1], nih_tables.BOXES_NAME)}
+        return [_fetch(dataset.handle, name) for name in (dataset.tables[-1], nih_tables.BOXES_NAME)]
 
 
 def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, Path], object]) -> None:
@@ -241,8 +236,7 @@ def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, 
     """
     needed = dataset.size // dataset.images * len(images)
     files.require_space(cache(), needed, "set KAGGLEHUB_CACHE to a larger disk")
-    with _quiet():
-        table = _fetch_file(dataset.handle, dataset.tables[-1])
+    table, _ = fetch_tables(dataset)
     names = nih_tables.read_entries(table).table["image"].tolist()  # sorted
     position = {name: number for number, name in enumerate(names)}
     if len(names) != dataset.images or not position.keys() >= set(images):
@@ -251,49 +245,37 @@ def fetch_images(dataset: Published, images: Sequence[str], use: Callable[[str, 
     handle = dataset.handle + (version[0] if version else "")  # else kagglehub asks for the newest before each file
     failures: list[StudyError] = []
 
-    def fetch(image: str) -> int:
-        if len(failures) >= _PATIENCE:
-            return 0
-        try:
-            path = _fetch_file(handle, f"{folder_on_kaggle(position[image])}/{image}")
-        except StudyError as error:
-            failures.append(error)
-            return 0
-        use(image, path)
-        return path.stat().st_size
+    def fetch(image: str) -> None:
+        if len(failures) < _PATIENCE:
+            try:
+                path = _fetch(handle, f"{folder_on_kaggle(position[image])}/{image}")
+            except StudyError as error:
+                failures.append(error)
+            else:
+                use(image, path)
 
     print(
         f"{len(images):,} images, about {files.gigabytes(needed)}, are fetched from Kaggle's {dataset.handle}, "
         f"{_AT_A_TIME} at a time. Stopped, it goes on when it is run again."
     )
-    bar, started, size = tqdm(total=len(images), desc="Fetching", unit="image", disable=None), time.monotonic(), 0
+    bar, started = tqdm(total=len(images), desc="Fetching", unit="image", disable=None), time.monotonic()
     with bar, _quiet():
-        for done, fetched in enumerate(files.in_threads(fetch, images, _AT_A_TIME, ordered=False), 1):
+        for done, _ in enumerate(files.in_threads(fetch, images, _AT_A_TIME, ordered=False), 1):
             bar.update()
-            size += fetched
             if done == _MEASURED and not failures:
                 rest, seconds = len(images) - done, time.monotonic() - started
-                print(
-                    f"The first {done} took {seconds:.0f} s for {files.gigabytes(size)}: the other {rest:,} are about "
-                    f"{files.gigabytes(size * rest // done)} and {seconds * rest / done / 60:,.0f} min."
-                )
+                minutes = seconds * rest / done / 60
+                print(f"The first {done} took {seconds:.0f} s: the other {rest:,} are about {minutes:,.0f} min.")
     if failures:
         raise StudyError(f"{len(failures):,} of {len(images):,} files failed, the first: {failures[0]}")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> contextlib.AbstractContextManager:
     """Hold back what kagglehub prints of every file: a line, and a bar on the error stream."""
     import kagglehub  # here, as above; it sets the level of its logger when it is imported
 
-    logger = logging.getLogger(kagglehub.__name__)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+    logging.getLogger(kagglehub.__name__).setLevel(logging.WARNING)
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def folder_on_kaggle(position: int) -> str:

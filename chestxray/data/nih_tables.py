@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, Paths, StudyError
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, Paths, Rejection, StudyError
 from chestxray.data import own_tables
 from chestxray.data.own_tables import BOX_SPELLING, by_value, read_csv
 
@@ -64,14 +64,6 @@ UNLISTED = "without a row"  # the value of the rejection of an image that the ta
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
 _VIEWS = {"PA": "PA", "AP": "AP"}
 _YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
-
-
-class Rejection(NamedTuple):
-    """One thing that could not be used, as the user reads it."""
-
-    file: str
-    value: str
-    remedy: str
 
 
 @dataclass(frozen=True)

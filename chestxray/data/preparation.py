@@ -18,10 +18,9 @@ from PIL import PngImagePlugin
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, NIH_9K, SPLITS, Paths, Study, StudyError
+from chestxray.config import CLASSES, NIH_9K, SPLITS, Paths, Rejection, Study, StudyError
 from chestxray.data import nih_tables, sources, splits, subset
 from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
-from chestxray.data.nih_tables import Rejection
 from chestxray.files import atomic_write, in_threads
 from chestxray.images import pixels
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chestxray import files
-from chestxray.config import IMAGE_SUFFIXES, NIH_9K, Paths, Study, StudyError, source_folder
-
-if TYPE_CHECKING:
-    from chestxray.data.nih_tables import Rejection
+from chestxray.config import IMAGE_SUFFIXES, NIH_9K, Paths, Rejection, Study, StudyError, source_folder
 
 UNPACKED = "unpacked.json"
 """What `archive.unpack` leaves beside the files: a dataset that has this has raw tables, but no raw images."""
@@ -54,8 +50,6 @@ def unusable_files(raw: Path) -> list[Rejection]:
 
     Whether a file can be decoded isn't looked at.
     """
-    from chestxray.data.nih_tables import Rejection  # here, because it imports pandas, which the runner waits for
-
     remedy = "it is left out; mend or remove it"
     others = ((path, "is a folder" if kind == "folder" else kind) for path, kind in _listing(raw) if kind != "file")
     return [Rejection(path.name, value, remedy) for path, value in others]
@@ -164,13 +158,7 @@ def refuse_other(folder: Path, raw: Path) -> None:
 def _link_folder(folder: Path, raw: Path) -> None:
     """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
     refuse_other(folder, raw)
-    if raw.exists() and raw.samefile(folder):
-        return
-    if raw.is_dir() and not raw.is_symlink():
-        return  # a copy made earlier
+    if raw.is_dir() and (raw.samefile(folder) or not raw.is_symlink()):
+        return  # linked, or copied earlier
     files.remove(raw)
-    with files.atomic_path(raw) as temporary:
-        try:
-            temporary.symlink_to(folder, target_is_directory=True)
-        except OSError:
-            shutil.copytree(folder, temporary, ignore_dangling_symlinks=True)
+    files.symlink(folder, raw)

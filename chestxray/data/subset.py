@@ -10,24 +10,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import itertools
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import NIH_9K, NIH_9K_LIST, StudyError
+from chestxray.config import NIH_9K, NIH_9K_LIST, Rejection, StudyError
 from chestxray.data import sources
 from chestxray.images.pixels import decode
-
-if TYPE_CHECKING:  # it imports pandas, which reading the list doesn't need
-    from chestxray.data.nih_tables import Rejection
 
 NAME, LIST = NIH_9K, NIH_9K_LIST
 COLUMNS = ("image", "list", "split", "sha256_128", "sha256_256")
@@ -158,12 +153,12 @@ def provide(raw: Path, folders: Sequence[Path] = ()) -> None:
         StudyError: a folder has nothing of the list or there is no image table; a radiograph is missing at 128 px;
             Kaggle cannot be reached; or the file system refuses.
     """
-    from chestxray.data import kaggle
+    from chestxray.data import kaggle  # here, because it imports pandas, which reading the list doesn't need
 
     rows, nih = read_list(), kaggle.DATASETS["nih"]
     place = raw if raw.exists() else raw.with_name("raw.unfinished")
-    lacking = [row for row in rows.values() if _lacking(row, place)]
-    if raw.exists() and not (folders and lacking) and not any(128 in _lacking(row, place) for row in lacking):
+    lacking = _lacking(rows, place)
+    if raw.exists() and not (lacking if folders else _missing(lacking)):
         return
     for link in (raw, *(raw / name for name in FOLDERS.values())):
         if link.is_symlink():
@@ -171,34 +166,36 @@ def provide(raw: Path, folders: Sequence[Path] = ()) -> None:
     # Not from what stage 2.1 makes of it, which changes with the profile.
     own = raw.parents[1].resolve()
     mounted = (folder for folder in kaggle.candidates(nih) if own not in folder.resolve().parents)
-    found = _find(folders or mounted, rows, bool(folders))
-    tables = _tables([place, *(folders or found)])
-    if not folders and not tables.keys() & {*nih.tables}:
-        tables = kaggle.fetch_tables(nih) | tables
-    _check_table(tables, rows)
+    places, candidates = _find(folders or mounted, rows, bool(folders))
+    _add_tables(place, [place, *places], rows, ask=not folders)
     for leftover in place.glob(f"images*/.*{files.TEMPORARY}*"):
         files.remove(leftover)
-    for name, path in tables.items():
-        if path.parent != place:
-            files.atomic_write(place / name, path.read_bytes())
-    for name in ("train_val", "test", "valid"):
-        names = [row.image for row in rows.values() if name in (row.list, row.split)]
-        files.atomic_write(place / f"{name}_list.txt", "".join(f"{image}\n" for image in names).encode())
-    refused: list[Rejection] = []
-    paths = defaultdict(list)
-    for path in itertools.chain.from_iterable(found.values()):
-        paths[path.name].append(path)
-    jobs = [row for row in lacking if row.image in paths]
-    made = files.in_threads(lambda row: _make(row, paths[row.image], place), jobs, -1, batch=4)
-    for lines in tqdm(made, "Radiographs", len(jobs), unit="image", disable=None):
-        refused += lines
+    refused: list[str] = []
+
+    def make(image: str, *paths: Path) -> None:
+        refused.extend(_make(rows[image], paths or candidates[image], lacking[image]))
+
+    jobs = [image for image in lacking if image in candidates]
+    made = files.in_threads(make, jobs, -1, batch=4)
     try:
-        missing = [row.image for row in lacking if 128 in _lacking(row, place)]
-        if missing and not folders:
-            kaggle.fetch_images(nih, missing, lambda image, path: refused.extend(_make(rows[image], [path], place)))
+        for _ in tqdm(made, "Radiographs", len(jobs), unit="image", disable=None):
+            pass
+        if not folders and (missing := _missing(lacking)):
+            kaggle.fetch_images(nih, missing, make)
     finally:
-        _tell(refused, raw)
-    _finish(place, raw, rows)
+        if refused:
+            print(f"Files refused: {len(refused):,}, such as", *sorted(refused)[:3], sep="\n  ")
+    if missing := _missing(lacking):
+        raise StudyError(
+            f"{NAME}: {len(missing):,} of {len(rows):,} radiographs missing at 128 px, such as "
+            f"{', '.join(missing[:3])}; give a folder that has them, or a full copy of ChestX-ray14, by --from"
+        )
+    larger = sum(bool(row.sha256_256) for row in rows.values())
+    if absent := sum(256 in paths for paths in lacking.values()):
+        print(f"{larger - absent:,} of {larger:,} radiographs at 256 px are here; --from a folder adds the others.")
+    if place != raw:
+        with files.explained(raw):
+            place.rename(raw)
 
 
 def is_here() -> bool:
@@ -206,164 +203,140 @@ def is_here() -> bool:
     from chestxray.data import kaggle
 
     rows, nih = read_list(), kaggle.DATASETS["nih"]
-    found = _find(kaggle.candidates(nih), rows, False)
-    names = {path.name for path in itertools.chain.from_iterable(found.values())}
-    return names >= rows.keys() and bool(_tables(found).keys() & {*nih.tables})
+    places, candidates = _find(kaggle.candidates(nih), rows, False)
+    return candidates.keys() >= rows.keys() and _first(places, nih.tables) is not None
 
 
-def _lacking(row: Row, place: Path) -> dict[int, Path]:
-    """Side → path of each file that a listed image should have in `place` and hasn't."""
-    paths = {side: place / folder / row.image for side, folder in FOLDERS.items() if row.digest(side)}
-    return {side: path for side, path in paths.items() if not path.is_file()}
+def _lacking(rows: Mapping[str, Row], place: Path) -> dict[str, dict[int, Path]]:
+    """Image → side → path of each file that `place` should have and hasn't; without images that lack nothing."""
+    lacking = defaultdict(dict)
+    for row in rows.values():
+        for side, folder in FOLDERS.items():
+            path = place / folder / row.image
+            if row.digest(side) and not path.is_file():
+                lacking[row.image][side] = path
+    return lacking
 
 
-def _find(folders: Iterable[Path], names: Iterable[str], given: bool) -> dict[Path, list[Path]]:
+def _missing(lacking: Mapping[str, Mapping[int, Path]]) -> list[str]:
+    """The images that are lacking at 128 px."""
+    return [image for image, paths in lacking.items() if 128 in paths]
+
+
+def _find(folders: Iterable[Path], names: Iterable[str], given: bool) -> tuple[list[Path], dict[str, list[Path]]]:
     """Find files of listed names: directly in each folder, and anywhere below its `images*`.
+
+    Returns:
+        The folders that have any; and name → its files.
 
     Raises:
         StudyError: a folder that the user has `given` is none, or has none.
     """
-    found, names = {}, set(names)
+    places, found, names = [], defaultdict(list), set(names)
     for folder in folders:
-        walks = [files.walk(place) for place in sorted(folder.glob("images*")) if place.is_dir()]
-        directly = ((path, "file") for path in folder.glob("*.png") if path.is_file())
-        paths = [path for path, kind in itertools.chain(directly, *walks) if kind == "file" and path.name in names]
-        if paths:
-            found[folder] = paths
-        elif given:
+        paths = [*folder.glob("*.png"), *folder.glob("images*/**/*.png")]
+        paths = [path for path in paths if path.name in names and path.is_file()]
+        if given and not paths:
             reason = f"has none of the radiographs of {LIST.name}" if folder.is_dir() else "is no folder"
             raise StudyError(f"{folder}: {reason}; --from takes a folder of them, or a full copy of ChestX-ray14")
-    return found
+        for path in paths:
+            found[path.name].append(path)
+        places += [folder] if paths else []
+    return places, found
 
 
-def _tables(folders: Iterable[Path]) -> dict[str, Path]:
-    """File name → path of the best image table and of the boxes, as far as the folders have them."""
-    from chestxray.data.nih_tables import BOXES_NAME, TABLE_NAMES
-
-    folders = list(folders)
-    found = {}
-    for names in (TABLE_NAMES, (BOXES_NAME,)):
-        paths = [folder / name for name in names for folder in folders if (folder / name).is_file()]
-        found |= {path.name: path for path in paths[:1]}
-    return found
+def _first(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The file of the first of these names that any of the folders has."""
+    found = [folder / name for name in names for folder in folders if (folder / name).is_file()]
+    return found[0] if found else None
 
 
-def _check_table(tables: Mapping[str, Path], rows: Mapping[str, Row]) -> None:
-    """Make sure of an image table that has every listed image, and say where it is the first edition.
+def _add_tables(place: Path, folders: Sequence[Path], rows: Mapping[str, Row], ask: bool) -> None:
+    """Copy the best image table and the boxes into `place`, and write the lists; say where it is the first edition.
+
+    Args:
+        place: the folder.
+        folders: where the tables are looked for.
+        rows: the committed list.
+        ask: whether Kaggle is asked for them where there is no image table.
 
     Raises:
-        StudyError: there is none, or it lacks images.
+        StudyError: there is no image table or it lacks listed images, Kaggle cannot be reached, or the file system
+            refuses.
     """
-    from chestxray.data import nih_tables
+    from chestxray.data import kaggle, nih_tables
 
-    table = next((tables[name] for name in nih_tables.TABLE_NAMES if name in tables), None)
+    best = nih_tables.TABLE_NAMES[0]
+    table, boxes = _first(folders, nih_tables.TABLE_NAMES), _first(folders, [nih_tables.BOXES_NAME])
+    if table is None and ask:
+        table, boxes = kaggle.fetch_tables(kaggle.DATASETS["nih"])
     if table is None:
-        raise StudyError(f"{NAME}: no folder has the image table; put {nih_tables.TABLE_NAMES[0]} beside the images")
+        raise StudyError(f"{NAME}: no folder has the image table; put {best} beside the images")
     if absent := rows.keys() - set(nih_tables.read_entries(table).table["image"]):
         raise StudyError(
             f"{table}: lacks {len(absent):,} of the {len(rows):,} images of {LIST.name}, such as {min(absent)}; "
             "take the NIH's own table"
         )
-    if table.name != nih_tables.TABLE_NAMES[0]:
-        best = nih_tables.TABLE_NAMES[0]
+    if table.name != best:
         print(f"{table.name}: the first edition; the NIH has corrected ages and labels since, in {best}.")
+    for path in (table, boxes):
+        if path and path.parent != place:
+            files.atomic_write(place / path.name, path.read_bytes())
+    for name in ("train_val", "test", "valid"):
+        names = [row.image for row in rows.values() if name in (row.list, row.split)]
+        files.atomic_write(place / f"{name}_list.txt", "".join(f"{image}\n" for image in names).encode())
 
 
-def _side(path: Path) -> int:
-    """Side in pixels of a square image, as its header says; 0 where it is none."""
-    try:
-        with Image.open(path) as image:
-            return image.width if image.width == image.height else 0
-    except Exception:  # of a broken file; `decode` says what is wrong with it
-        return 0
+def _make(row: Row, candidates: Iterable[Path], lacking: dict[int, Path]) -> list[str]:
+    """Make the lacking files of one listed image.
 
+    Args:
+        row: the image.
+        candidates: files of its name.
+        lacking: side → place of each file to make; those that are made are removed from it.
 
-def _make(row: Row, candidates: Iterable[Path], place: Path) -> list[Rejection]:
-    """Put the files that `place` lacks of one listed image there; say which candidates are not what the list says."""
-    from chestxray.data.nih_tables import Rejection
+    Returns:
+        Which candidates are not what the list says, and why.
 
-    lacking, refused = _lacking(row, place), []
-    for side, path in sorted((_side(path), path) for path in candidates):
-        if not lacking or (side in FOLDERS and side not in lacking):
-            continue
+    Raises:
+        StudyError: the file system refuses.
+    """
+    refused = []
+    for path in candidates:
         try:
-            made = _versions(path, side, row, lacking)
+            made = _versions(path, row, lacking) if lacking else {}
         except StudyError as error:
-            value, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
-            refused.append(Rejection(str(path), value, remedy))
+            refused.append(str(error))
             continue
-        for wanted, pixels in made.items():
-            if wanted == side:
-                _link(path, lacking.pop(wanted))
+        for side, png in made.items():
+            if png is None:
+                files.symlink(path, lacking.pop(side))
             else:
-                png = io.BytesIO()
-                Image.fromarray(pixels).save(png, "PNG")
-                files.atomic_write(lacking.pop(wanted), png.getvalue())
+                files.atomic_write(lacking.pop(side), png)
     return refused
 
 
-def _versions(path: Path, side: int, row: Row, wanted: Iterable[int]) -> dict[int, np.ndarray]:
-    """Pixels of the wanted sides that a file has or gives.
+def _versions(path: Path, row: Row, wanted: Iterable[int]) -> dict[int, bytes | None]:
+    """What a file gives of the wanted sides: out of an original PNG files, else None for the file itself.
 
     Raises:
         StudyError: it is broken, of another size, or its pixels are not those of the list.
     """
-    pixels = decode(path)
-    if side == NATIVE:
-        made = {other: _RECIPES[other](pixels) for other in wanted}
-    elif side in FOLDERS:
-        made = {side: pixels}
-    else:
-        shape = f"{pixels.shape[1]} × {pixels.shape[0]} px"
-        raise StudyError(f"{path}: {shape}, not square of {', '.join(map(str, FOLDERS))} or {NATIVE} px; {_REMEDY}")
-    for other, version in made.items():
-        if digest(version) != row.digest(other):
-            brought = f", brought to {other} px," if other != side else ""
+    pixels, made = decode(path), {}
+    height, width = pixels.shape
+    if height != width or width not in (*FOLDERS, NATIVE):
+        sides = f"{', '.join(map(str, FOLDERS))} or {NATIVE} px"
+        raise StudyError(f"{path}: {width} × {height} px, not square of {sides}; {_REMEDY}")
+    for side in wanted if width == NATIVE else {width} & {*wanted}:
+        version = _RECIPES[side](pixels) if width == NATIVE else pixels
+        if digest(version) != row.digest(side):
+            brought = f", brought to {side} px," if width == NATIVE else ""
             raise StudyError(f"{path}: its pixels{brought} differ from {LIST.name}; {_REMEDY}")
+        made[side] = None
+        if width == NATIVE:
+            Image.fromarray(version).save(png := io.BytesIO(), "PNG")
+            made[side] = png.getvalue()
     return made
-
-
-def _link(target: Path, place: Path) -> None:
-    """Make `place` a link to a file that is never written; a copy where the file system has no links."""
-    with files.atomic_path(place) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(target.resolve())
-        except OSError:
-            shutil.copyfile(target, temporary)
-
-
-def _tell(refused: Sequence[Rejection], raw: Path) -> None:
-    """Name the files that are not what the list says: the first three here, all in `refused.csv` beside `raw`."""
-    from chestxray.data.nih_tables import rejections_frame
-
-    report = raw.with_name("refused.csv")
-    if not refused:
-        files.remove(report)
-        return
-    files.atomic_write(report, rejections_frame(refused).to_csv(index=False, lineterminator="\n").encode())
-    print(f"Files refused: {len(refused):,}; {report} names all, the first are")
-    print(*(f"  {line.file}: {line.value}; {line.remedy}" for line in refused[:3]), sep="\n")
-
-
-def _finish(place: Path, raw: Path, rows: Mapping[str, Row]) -> None:
-    """Let `raw` appear if all 128-px radiographs are there; say how many 256-px ones are.
-
-    Raises:
-        StudyError: some are missing.
-    """
-    lacking = {row.image: _lacking(row, place) for row in rows.values()}
-    if missing := [image for image, sides in lacking.items() if 128 in sides]:
-        raise StudyError(
-            f"{NAME}: {len(missing):,} of {len(rows):,} radiographs missing at 128 px, such as "
-            f"{', '.join(missing[:3])}; give a folder that has them, or a full copy of ChestX-ray14, by --from"
-        )
-    larger = sum(bool(row.sha256_256) for row in rows.values())
-    if absent := sum(256 in sides for sides in lacking.values()):
-        print(f"{larger - absent:,} of {larger:,} radiographs at 256 px are here; --from a folder adds the others.")
-    if place != raw:
-        with files.explained(raw):
-            place.rename(raw)
 
 
 def require_equal(raw: Path, images: Mapping[str, Path]) -> None:
@@ -392,8 +365,6 @@ def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[lis
     Returns:
         What is missing, unexpected or has other pixels; and what was compared, in words.
     """
-    from chestxray.data.nih_tables import Rejection
-
     at_256 = {path.name: path for path in sorted(larger.glob("[!.]*"))} if larger else {}
     present = {(side, name): path for side, found in ((128, images), (256, at_256)) for name, path in found.items()}
     sides = (128, 256) if at_256 else (128,)
@@ -407,10 +378,8 @@ def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[lis
         except StudyError as error:
             return str(error).removeprefix(f"{present[key]}: ").rpartition("; ")[0]
 
-    keys, remedy = (
-        sorted(present.keys() | listed.keys()),
-        "remove it, if it is there, and run stage 1 again with --from",
-    )
+    keys = sorted(present.keys() | listed.keys())
+    remedy = "remove it, if it is there, and run stage 1 again with --from"
     results = zip(keys, files.in_threads(fault, keys, -1, batch=64), strict=True)
     names = {128: "", 256: f"{FOLDERS[256]}/"}
     faults = [Rejection(names[side] + name, value, remedy) for (side, name), value in results if value]
