@@ -61,11 +61,13 @@ class Labelled:
 
     def lines(self, folder: Path) -> list[str]:
         """What was read of a folder, and what was left out, in lines to read."""
-        patients = self.table["patient"].nunique()
-        lines = [f"{folder}: {len(self.table):,} radiographs of {patients:,} patients"]
-        lines.append(f"{self.flagged:,} of {len(self.table):,} flagged by the input check; they count")
-        lines += self.notes
-        lines += own_tables.summary(self.rejected)
+        images, patients = len(self.table), self.table["patient"].nunique()
+        lines = [
+            f"{folder}: {images:,} radiographs of {patients:,} patients",
+            f"{self.flagged:,} of {images:,} flagged by the input check; they count",
+            *self.notes,
+            *own_tables.summary(self.rejected),
+        ]
         if self.unreadable:
             lines += [f"{len(self.unreadable):,} files can't be read:", *(f"  {line}" for line in self.unreadable[:3])]
         return lines
@@ -83,10 +85,10 @@ def check(folder: Path, out: Path) -> None:
     """
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; give one that holds radiographs and their table")
-    if out.is_dir():
-        raise StudyError(f"{out}: is a folder; give the name of a file")
-    if out.suffix.lower() != ".csv":
-        raise StudyError(f"{out}: unknown kind of table; give a name that ends in .csv")
+    if out.is_dir() or out.suffix.lower() != ".csv":
+        raise StudyError(
+            f"{out}: {'is a folder' if out.is_dir() else 'unknown kind of table'}; give a name that ends in .csv"
+        )
     if out.resolve().is_relative_to(folder.resolve()):
         raise StudyError(f"{out}: lies in {folder}, which is only read; give --out another place")
 
@@ -145,30 +147,29 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     Raises:
         StudyError: nothing can be measured.
     """
-    drawn, patients = Draws.of(table["patient"], draws, seed), table["patient"]
+    drawn = Draws.of(table["patient"], draws, seed)
     rows: dict[tuple[str, str], dict] = {}
     areas, sides = {}, {}
     for name in (*SIX_FINDINGS, "No_finding"):
         truth = shows(table, name)
         area, precision = rank_draws(truth, table[name].to_numpy(), drawn)
         present, absent = {f"with {name}": truth}, {f"without {name}": ~truth}
-        both = present | absent
-        known = table.get(f"{name}_above", pd.Series(dtype=object)).notna().any()
-        above = table[f"{name}_above"].to_numpy(dtype=bool) if known else np.full(len(table), np.nan)
+        above, no_point = table.get(f"{name}_above"), ""
+        if above is None or above.isna().all():
+            above, no_point = np.full(len(table), np.nan), NO_POINT[name in SIX_FINDINGS]
+        above = np.asarray(above, dtype=float)
         found = {
-            "auroc": (area, both),
-            "average_precision": (precision, both),
-            "sensitivity": (drawn.means(above, truth), present),
-            "specificity": (drawn.means(1.0 - above, ~truth), absent),
+            "auroc": (area, present | absent, ""),
+            "average_precision": (precision, present | absent, ""),
+            "sensitivity": (drawn.means(above, truth), present, no_point),
+            "specificity": (drawn.means(1 - above, ~truth), absent, no_point),
         }
-        for metric, (values, needed) in found.items():
-            note = "" if known or metric in ("auroc", "average_precision") else NO_POINT[name in SIX_FINDINGS]
-            size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
-            rows[name, metric] = _entry(values, needed, patients, note) | size
+        size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
+        rows |= {(name, metric): _entry(table["patient"], *values) | size for metric, values in found.items()}
         if name in SIX_FINDINGS and np.isfinite(area[0]):
             areas[name] = area
-            sides |= both
-    rows[MACRO, "macro_auroc"] = _mean(areas, sides, patients, 1)
+            sides |= present | absent
+    rows[MACRO, "macro_auroc"] = _mean(table["patient"], areas, sides, 1)
     rows |= _single_label(table, drawn)
     found = bootstrap.table(rows, ["finding", "metric"])
     if found["estimate"].isna().all():
@@ -177,25 +178,22 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     return found[[*order, "note"]].astype({"n_positive": "Int64", "n_negative": "Int64"})
 
 
-def _entry(values: np.ndarray, needed: Mapping[str, np.ndarray], patients: pd.Series, note: str) -> dict:
+def _entry(patients: pd.Series, values: np.ndarray, needed: Mapping[str, np.ndarray], note: str = "") -> dict:
     """A row of the table: `needed` are images, (n,) bool, that it can't do without, by what they are."""
-    people = {f" {side}": patients[images].nunique() for side, images in needed.items()}
+    people = {side: patients[images].nunique() for side, images in needed.items()}
+    reasons = [f"no image {side}" for side, number in people.items() if not number]
+    reasons = reasons or [f"only one patient {side}" for side, number in people.items() if number == 1]
     row = bootstrap.entry(values) | {"n_images": len(patients), "n_patients": patients.nunique()}
-    if patients.nunique() == 1 and all(people.values()):
-        people = {"": 1}
-    reasons = [f"no image{side}" for side, number in people.items() if not number] or [
-        f"only one patient{side}" for side, number in people.items() if number == 1
-    ]
     if reasons:
         row |= {"low": np.nan, "high": np.nan}
     return row | {"note": note or "; ".join(reasons)}
 
 
-def _mean(values: Mapping[str, np.ndarray], needed: Mapping[str, np.ndarray], patients: pd.Series, least: int) -> dict:
+def _mean(patients: pd.Series, values: Mapping[str, np.ndarray], needed: Mapping[str, np.ndarray], least: int) -> dict:
     """The row of a mean over what can be measured, at least so many."""
     if len(values) < least:
-        return _entry(np.full(1, np.nan), {}, patients, "too few classes for a mean")
-    row = _entry(np.mean(list(values.values()), axis=0), needed, patients, "")
+        return _entry(patients, np.full(1, np.nan), {}, "too few classes for a mean")
+    row = _entry(patients, np.mean(list(values.values()), axis=0), needed)
     return row | {"note": "; ".join(filter(None, (f"mean of {', '.join(values)}", row["note"])))}
 
 
@@ -204,13 +202,13 @@ def _single_label(table: pd.DataFrame, drawn: Draws) -> dict[tuple[str, str], di
     single = table[table["selected"]]
     inside = drawn.within(table["selected"].to_numpy())
     truth, scores = classes_and_scores(single)
-    there = {CLASSES[k]: k for k in np.unique(truth)}
-    guess = scores.argmax(axis=1)
-    right = {name: inside.means(guess == k, truth == k) for name, k in there.items()}
-    areas = {name: rank_draws(truth == k, scores[:, k], inside)[0] for name, k in there.items()}
-    needed = {f"with {name} alone": truth == k for name, k in there.items()}
+    guess, right, areas, needed = scores.argmax(axis=1), {}, {}, {}
+    for k in np.unique(truth):
+        right[CLASSES[k]] = inside.means(guess == k, truth == k)
+        areas[CLASSES[k]], _ = rank_draws(truth == k, scores[:, k], inside)
+        needed[f"with {CLASSES[k]} alone"] = truth == k
     found = {"balanced_accuracy": right, "macro_auroc": areas}
-    return {(SINGLE, metric): _mean(values, needed, single["patient"], 2) for metric, values in found.items()}
+    return {(SINGLE, metric): _mean(single["patient"], values, needed, 2) for metric, values in found.items()}
 
 
 def reasons(measured: pd.DataFrame) -> list[str]:
@@ -231,20 +229,14 @@ def cells(measured: pd.DataFrame) -> list[list[str]]:
 
 def means(measured: pd.DataFrame) -> list[str]:
     """The means in sentences, each with what it is over, and what to mind in the rows above them."""
-    macro, accuracy, areas = (
-        measured.loc[row] for row in ((MACRO, "macro_auroc"), (SINGLE, "balanced_accuracy"), (SINGLE, "macro_auroc"))
-    )
-
-    def over(row: pd.Series) -> str:
-        return row["note"].partition("; ")[0]
-
-    lines = [f"Macro AUROC, {over(macro)}: {shown(macro)}"] if shown(macro) else []
+    rows = (MACRO, "macro_auroc"), (SINGLE, "balanced_accuracy"), (SINGLE, "macro_auroc")
+    macro, accuracy, areas = (measured.loc[row] for row in rows)
+    over = measured["note"].str.partition("; ")[0]
+    lines = [f"Macro AUROC, {over[rows[0]]}: {shown(macro)}"] if shown(macro) else []
     if shown(accuracy):
-        what = f"{accuracy['n_images']:,} images with one class, {over(accuracy)}"
+        what = f"{accuracy['n_images']:,} images with one class, {over[rows[1]]}"
         lines.append(f"{what}: balanced accuracy {shown(accuracy)}, macro AUROC {shown(areas)}")
     lines.append("Average precision depends on the prevalence: compare it only with samples of the same.")
-    if (measured["low"] == measured["high"]).any():
-        lines.append("Where all images come out alike, resampling shows no spread: such an interval is too narrow.")
     if empty := reasons(measured):
         lines.append(f"Empty, for there is {'; '.join(empty)}.")
     return [line.replace("No_finding", "No finding") for line in lines]
