@@ -59,6 +59,7 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
     if source == dataset and not missing and not other_size and not any(map(line.ran, needed)):
         return asked
     if missing:
+        line.look_ahead([*missing, stage])  # stops here where these radiographs cannot train what is to be trained
         _run(missing, line)
     if quick != asked:
         published = f"python -m chestxray run --dataset {dataset} --profile {profile}"

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import tiny_rows, write_table
 from PIL import Image
 
 from chestxray.config import PROFILES, StudyError, open_study
@@ -37,6 +38,7 @@ def ran(monkeypatch, tmp_path):
         return True
 
     monkeypatch.setattr(runner.Pipeline, "run", run)
+    monkeypatch.setattr(runner.Pipeline, "look_ahead", lambda line, chosen: [])
     monkeypatch.setattr(opening.sources, "prepare_raw", lambda source, study: study.paths.raw.mkdir(parents=True))
     return runs
 
@@ -161,6 +163,16 @@ def test_a_failure_before_is_one_line(ran, monkeypatch):
     monkeypatch.setattr(runner.Pipeline, "run", fails)
     with pytest.raises(StudyError, match="1 Raw data failed, as said above; mend it"):
         begin("4.1", "phantom", "quick", 1)
+
+
+def test_a_dataset_that_cannot_train_is_refused_before_anything_runs(make_raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHESTXRAY_ROOT", str(tmp_path / "root"))
+    monkeypatch.delenv(runner.STAGE_VARIABLE, raising=False)
+    raw = make_raw("data")
+    write_table(raw, [row for row in tiny_rows() if row[1] != "Mass"])
+    with pytest.raises(StudyError, match=r"training needs all seven classes, .* lacks Mass \(0 patients\); add"):
+        begin("4.1", str(raw), "quick", 1)
+    assert not (tmp_path / "root").exists()
 
 
 def test_the_seconds_of_every_stage_that_may_be_run_are_known():

@@ -121,6 +121,7 @@ def test_rendered_notebook_lies_beside_the_results(place):
     [
         ("seed", ["2.1", "2.2"]),
         ("raw table", ["2.1"]),
+        ("label map", ["2.1"]),
         ("prose", ["2.1"]),
         ("stamp", []),
         ("outputs", []),
@@ -136,6 +137,8 @@ def test_what_makes_a_stage_stale(place, at_once, change, expected):
     changed = notebooks.read(source)
     if change == "raw table":
         (paths.raw / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\n")
+    elif change == "label map":
+        paths.labels.write_text("Normal,No Finding\n")
     elif change == "prose":
         changed.cells[0].source += "\nMore words."
     elif change == "stamp":
