@@ -40,52 +40,28 @@ class Report:
     """What `verify` found.
 
     Attributes:
-        raw: the folder.
-        table: the image table's name.
         images: image files.
         size: their bytes.
         sides: pixel size of the images, (width, height) → how many.
-        listed: how many images the table lists.
-        absent: names of those that have no file here; a fault only in a dataset that is to be whole.
-        unlisted: image files without a row.
-        unusable: rows and values of the table that stage 2.1 leaves out, as the NIH's own table has some.
+        absent: names of the table's images that have no file here; a fault only in a dataset that is to be whole.
         decoded: images decoded.
         faults: what is wrong; `file` is a name.
-        notes: what a reader should know besides.
-        whole: whether the dataset has to be whole.
+        notes: what was read and what a reader should know besides, one line each.
     """
 
-    raw: Path
-    table: str
     images: int
     size: int
     sides: dict[tuple[int, int], int]
-    listed: int
     absent: tuple[str, ...]
-    unlisted: int
-    unusable: tuple[Rejection, ...]
     decoded: int
     faults: tuple[Rejection, ...]
     notes: tuple[str, ...]
-    whole: bool
 
     def lines(self) -> list[str]:
         """The report as lines to read, faults last."""
-        sides = sorted(self.sides.items(), key=lambda item: -item[1])
-        shapes = ", ".join(f"{count:,} of {width} × {height} px" for (width, height), count in sides[:3])
-        more = f" and {len(sides) - 3} other sizes" if len(sides) > 3 else ""
-        part = "" if self.whole or not self.absent else " (a part of the dataset: no fault)"
-        lines = [
-            f"{self.raw}: {self.images:,} images, {files.gigabytes(self.size)}: {shapes or 'no size'}{more}",
-            f"{self.table}: {self.listed:,} images listed, {len(self.absent):,} of them not here{part}; "
-            f"{self.unlisted:,} images here without a row",
-            f"decoded: {self.decoded:,}" + ("" if self.decoded == self.images else "; all with --verify full"),
-            *self.notes,
-        ]
-        lines[2:2] = own_tables.summary(self.unusable)
         if not self.faults:
-            return [*lines, "Nothing is wrong."]
-        lines.append(f"{len(self.faults):,} wrong:")
+            return [*self.notes, "Nothing is wrong."]
+        lines = [*self.notes, f"{len(self.faults):,} wrong:"]
         lines += [f"  {fault.file}: {fault.value}; {fault.remedy}" for fault in self.faults[:SHOWN]]
         if len(self.faults) > SHOWN:
             lines.append(f"  … and {len(self.faults) - SHOWN:,} more; --report FILE lists all")
@@ -119,12 +95,10 @@ def verify(
     entries = nih_tables.read_entries(raw, labels, strict=False)
     images = sources.find_images(raw)
     present = nih_tables.match_images(entries, images)
-    listed = set(entries.table["image"])
-    absent = tuple(sorted(listed - set(present.paths)))
+    absent = tuple(image for image in entries.table["image"] if image not in present.paths)  # sorted by image
     faults = [*_list_faults(raw, entries, present, dataset), *sources.unusable_files(raw)]
     faults += [entries.fault] if entries.fault else []
-    if dataset:
-        faults += _absences(dataset, entries, absent)
+    faults += _absences(dataset, entries, absent) if dataset else []
     names = list(images)
     rng = np.random.default_rng(seed)
     chosen = set(names if full or len(names) <= SAMPLE else rng.choice(names, SAMPLE, replace=False))
@@ -133,29 +107,27 @@ def verify(
     checked = list(tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None))
     results = zip(names, checked, strict=True)
     faults += [Rejection(name, image.fault, image.remedy) for name, image in results if image.fault]
-    notes = pixels.greys(images.values()).notes
+    notes = [*entries.notes]
     if reference:
         known = {fault.file for fault in faults}
         others, compared = subset.compare(images, raw / sources.LARGER)
         faults += [fault for fault in others if fault.file not in known]
-        notes = (compared, *notes)
+        notes.append(compared)
+    notes += [*pixels.greys(images.values()).notes, *splits.no_model(present.table)]
+    size, sides = sum(image.size for image in checked), Counter(image.shape for image in checked if image.shape)
+    decoded = len(images if reference else chosen)
+    part = " (a part of the dataset: no fault)" if absent and not dataset else ""
+    shapes = [f"{count:,} of {width} × {height} px" for (width, height), count in sides.most_common(3)] or ["no size"]
+    more = f" and {len(sides) - 3} other sizes" if len(sides) > 3 else ""
     unlisted = sum(line.value == nih_tables.UNLISTED for line in present.rejected)
-    lacking = splits.shortage(present.table)
-    return Report(
-        raw=raw,
-        table=entries.source.name,
-        images=len(images),
-        size=sum(image.size for image in checked),
-        sides=dict(Counter(image.shape for image in checked if image.shape)),
-        listed=len(listed),
-        absent=absent,
-        unlisted=unlisted,
-        unusable=tuple(present.rejected),
-        decoded=len(images if reference else chosen),
-        faults=tuple(sorted(set(faults))),
-        notes=(*entries.notes, *notes, *([f"No model: {lacking}"] if lacking else [])),
-        whole=dataset is not None,
-    )
+    read = [
+        f"{raw}: {len(images):,} images, {files.gigabytes(size)}: {', '.join(shapes)}{more}",
+        f"{entries.source.name}: {len(entries.table):,} images listed, {len(absent):,} of them not here{part}; "
+        f"{unlisted:,} images here without a row",
+        *own_tables.summary(present.rejected),
+        f"decoded: {decoded:,}" + ("" if decoded == len(images) else "; all with --verify full"),
+    ]
+    return Report(len(images), size, dict(sides), absent, decoded, tuple(sorted(set(faults))), (*read, *notes))
 
 
 def _absences(dataset: Published, entries: nih_tables.Entries, absent: Sequence[str]) -> list[Rejection]:

@@ -177,8 +177,7 @@ def make_plan(study: Study, raw: Path | None = None, labels: Path | None = None)
     ]
     if lists and len(lists) > 2:
         notes.append(f"Validation is that of {nih_tables.VALID_NAME}, whatever valid_share and seed are.")
-    if lacking := splits.shortage(table):
-        notes.append(f"No model: {lacking}")
+    notes += splits.no_model(table)
     return Plan(table, present.paths, (*present.rejected, *sources.unusable_files(raw)), tuple(notes))
 
 

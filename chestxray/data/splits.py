@@ -338,6 +338,12 @@ def shortage(table: pd.DataFrame) -> str:
     )
 
 
+def no_model(table: pd.DataFrame) -> list[str]:
+    """The note that no model can be trained on these images, as `shortage` says; none where one can."""
+    lacking = shortage(table)
+    return [f"No model: {lacking}"] if lacking else []
+
+
 def require_trainable(planned: pd.DataFrame, name: str) -> None:
     """Make sure that a model can be trained.
 
@@ -370,15 +376,7 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
         given = f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images"
     crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())
     chosen = f"{int(planned['selected'].sum()):,} images selected; {crossing} patients in two splits"
-    lacking = shortage(planned)
-    return [
-        read,
-        *entries.notes,
-        *summary(entries.rejected),
-        given,
-        chosen,
-        *([f"No model: {lacking}"] if lacking else []),
-    ]
+    return [read, *entries.notes, *summary(entries.rejected), given, chosen, *no_model(planned)]
 
 
 def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
