@@ -381,17 +381,15 @@ def _holds_nih_9k(folder: Path) -> bool:
     """Whether the images under `folder` have the names of the committed list, and the first one has 128 px."""
     try:
         listed = {line.partition(",")[0] for line in NIH_9K_LIST.read_text("utf-8").splitlines()[1:]}
-        found, first = set(), None
-        for place in sorted(folder.glob("images*")):
-            for parent, _, names in os.walk(place):
-                images = {name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
-                if not images <= listed:
+        found: dict[str, Path] = {}
+        for path in (path for place in sorted(folder.glob("images*")) for path in place.rglob("[!.]*")):
+            if path.name.lower().endswith(IMAGE_SUFFIXES):
+                found.setdefault(path.name, path)
+                if path.name not in listed:
                     return False
-                found |= images
-                first = first or next((Path(parent, name) for name in images), None)
-        if first is None or found != listed:
+        if found.keys() != listed:
             return False
-        with first.open("rb") as file:
+        with next(iter(found.values())).open("rb") as file:
             return struct.unpack(">16x2I", file.read(24)) == (128, 128)  # width and height in a PNG's header
     except (OSError, struct.error):
         return False

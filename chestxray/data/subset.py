@@ -58,12 +58,13 @@ def read_list() -> dict[str, Row]:
     try:
         with LIST.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file)
-        if tuple(header) == COLUMNS:
-            return {line[0]: Row(*line) for line in lines}
-        reason = f"has the columns {', '.join(header)}"
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"columns {', '.join(header)}")
+        return {line[0]: Row(*line) for line in lines}
     except (OSError, ValueError, TypeError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    raise StudyError(f"{LIST}: {reason}; take the file from the repository, such as by git checkout 1_Datasets")
+        reason = getattr(error, "strerror", None) or error
+        remedy = "take the file from the repository, such as by git checkout 1_Datasets"
+        raise StudyError(f"{LIST}: cannot be read ({reason}); {remedy}") from error
 
 
 def splits() -> dict[str, str]:
@@ -327,10 +328,12 @@ def _versions(path: Path, row: Row, wanted: Iterable[int]) -> dict[int, bytes | 
     if height != width or width not in (*FOLDERS, NATIVE):
         sides = f"{', '.join(map(str, FOLDERS))} or {NATIVE} px"
         raise StudyError(f"{path}: {width} × {height} px, not square of {sides}; {_REMEDY}")
-    for side in wanted if width == NATIVE else {width} & {*wanted}:
+    for side in wanted:
+        if width not in (side, NATIVE):
+            continue
         version = _RECIPES[side](pixels) if width == NATIVE else pixels
+        brought = f", brought to {side} px," if width == NATIVE else ""
         if digest(version) != row.digest(side):
-            brought = f", brought to {side} px," if width == NATIVE else ""
             raise StudyError(f"{path}: its pixels{brought} differ from {LIST.name}; {_REMEDY}")
         made[side] = None
         if width == NATIVE:
@@ -365,22 +368,22 @@ def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[lis
     Returns:
         What is missing, unexpected or has other pixels; and what was compared, in words.
     """
-    at_256 = {path.name: path for path in sorted(larger.glob("[!.]*"))} if larger else {}
-    present = {(side, name): path for side, found in ((128, images), (256, at_256)) for name, path in found.items()}
-    sides = (128, 256) if at_256 else (128,)
-    listed = {(side, row.image): row.digest(side) for row in read_list().values() for side in sides if row.digest(side)}
+    rows, prefix = read_list().values(), f"{FOLDERS[256]}/"
+    at_256 = {prefix + path.name: path for path in larger.glob("[!.]*")} if larger else {}
+    listed = {row.image: row.sha256_128 for row in rows}
+    listed |= {prefix + row.image: row.sha256_256 for row in rows if row.sha256_256 and at_256}
+    present = {**images, **at_256}
 
-    def fault(key: tuple[int, str]) -> str:
-        if key not in listed or key not in present:
-            return "is not there" if key in listed else f"is not in {LIST.name}"
+    def fault(name: str) -> str:
+        if name not in listed or name not in present:
+            return "is not there" if name in listed else f"is not in {LIST.name}"
         try:
-            return "" if digest(decode(present[key])) == listed[key] else f"its pixels differ from {LIST.name}"
+            return "" if digest(decode(present[name])) == listed[name] else f"its pixels differ from {LIST.name}"
         except StudyError as error:
-            return str(error).removeprefix(f"{present[key]}: ").rpartition("; ")[0]
+            return str(error).removeprefix(f"{present[name]}: ").rpartition("; ")[0]
 
-    keys = sorted(present.keys() | listed.keys())
+    names = sorted(present.keys() | listed.keys())
+    results = zip(names, files.in_threads(fault, names, -1, batch=64), strict=True)
     remedy = "remove it, if it is there, and run stage 1 again with --from"
-    results = zip(keys, files.in_threads(fault, keys, -1, batch=64), strict=True)
-    names = {128: "", 256: f"{FOLDERS[256]}/"}
-    faults = [Rejection(names[side] + name, value, remedy) for (side, name), value in results if value]
+    faults = [Rejection(name, value, remedy) for name, value in results if value]
     return faults, f"compared with {LIST.name}: {len(images):,} images of 128 px, {len(at_256):,} of 256 px"

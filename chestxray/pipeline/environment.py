@@ -20,12 +20,8 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chestxray.config import IS_CLONE, REPOSITORY, StudyError
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 PYTHONS = ((3, 11), (3, 13))
 """The oldest and the newest Python that every required package has wheels for."""
@@ -89,9 +85,10 @@ def requirements(extras: Sequence[str] = ()) -> list[str]:
 def satisfied(requirement: str) -> bool:
     """Whether what is installed here meets one requirement; never where `packaging` is missing, on a bare Python."""
     try:
-        wanted = _parsed(requirement)
+        from packaging.requirements import Requirement
     except ImportError:
         return False
+    wanted = Requirement(requirement)
     if wanted.marker is not None and not wanted.marker.evaluate():
         return True
     if wanted.name == "jupyter":  # Colab has the parts that the study needs of this bundle, but not the bundle
@@ -354,12 +351,6 @@ def _check_version(version: Sequence[int], remedy: str) -> None:
 def _name(requirement: str) -> str:
     """The package that a requirement names; `packaging` may still be missing."""
     return re.match(r"[\w.-]+", requirement)[0]
-
-
-def _parsed(requirement: str) -> Requirement:
-    from packaging.requirements import Requirement
-
-    return Requirement(requirement)
 
 
 def _installed(name: str) -> str | None:

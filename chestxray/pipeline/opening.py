@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from chestxray.config import NIH_9K, PROFILES, SOURCES, Paths, Profile, Study, StudyError, open_study, source_folder
@@ -53,8 +54,9 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
     quick = open_study(source, "quick", seed, changes)
     line = runner.Pipeline(quick, source, changes, runner.default_jobs("quick"), stream=sys.stdout)
     stage = next(one for one in STAGES if one.number == number)
-    needed = [] if number == "2.1" else _writers(stage, quick.paths)  # 2.1 gets the raw data itself
-    missing = _missing(stage, quick.paths) if needed else []
+    reads = set() if number == "2.1" else _reads(stage, quick.paths)  # 2.1 gets the raw data itself
+    needed = [one for one in STAGES if reads & {*one.writes(quick.paths)}]
+    missing = _missing(reads, quick.paths)
     other_size = bool(needed) and prepared.get("image_size", asked.profile.image_size) != asked.profile.image_size
     if source == dataset and not missing and not other_size and not any(map(line.ran, needed)):
         return asked
@@ -106,22 +108,19 @@ def _prepared(paths: Paths, asked: Profile) -> dict[str, Any]:
     return {"image_size": side} if like is None else {name: getattr(like, name) for name in _DATA_FIELDS}
 
 
-def _writers(stage: Stage, paths: Paths, of_missing: bool = False) -> list[Stage]:
-    """The stages that write what a stage reads, or those of its inputs that are missing."""
-    reads = {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
-    wanted = {path for path in reads if not (of_missing and path.exists())}
-    return [other for other in STAGES if wanted & set(other.writes(paths))]
+def _reads(stage: Stage, paths: Paths) -> set[Path]:
+    """What a stage reads, the raw data included."""
+    return {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
 
 
-def _missing(stage: Stage, paths: Paths) -> list[Stage]:
-    """The earlier stages that have to be run, in the order of the study."""
-    found: set[str] = set()
-    waiting = [stage]
-    while waiting:
-        more = [one for one in _writers(waiting.pop(), paths, of_missing=True) if one.number not in found]
-        found |= {one.number for one in more}
-        waiting += more
-    return [one for one in STAGES if one.number in found]
+def _missing(reads: set[Path], paths: Paths) -> list[Stage]:
+    """The stages that have to be run for these files, in the order of the study."""
+    wanted, found = {*reads}, []
+    for one in reversed(STAGES):
+        if any(path in wanted and not path.exists() for path in one.writes(paths)):
+            found.insert(0, one)
+            wanted |= _reads(one, paths)
+    return found
 
 
 def _run(missing: list[Stage], line: runner.Pipeline) -> None:
