@@ -272,22 +272,10 @@ def read_map(path: Path) -> dict[str, str]:
     return found
 
 
-def refuse_links_to_nothing(raw: Path) -> None:
-    """Look for a table or list that is a link to nothing: another, or none, would be taken in its place.
-
-    Raises:
-        StudyError: there is one.
-    """
-    for path in sorted((*raw.glob("*.csv"), *raw.glob("*.txt"))):
-        if not path.exists():
-            raise StudyError(f"{path}: is a link to nothing; mend or remove it")
-
-
 def summary(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
     """How many rows, values and images cannot be used, and the first three of them, to print; each `Rejection`'s."""
     if not rejected:
         return []
-    head = f"{len(rejected):,} rows, values or images cannot be used" + (
-        ", the first three:" if len(rejected) > 3 else ":"
-    )
-    return [head, *(f"  {file}: {value}; {remedy}" for file, value, remedy in rejected[:3])]
+    first = ", the first three" if len(rejected) > 3 else ""
+    lines = [f"  {file}: {value}; {remedy}" for file, value, remedy in rejected[:3]]
+    return [f"{len(rejected):,} rows, values or images cannot be used{first}:", *lines]

@@ -7,8 +7,8 @@ scores are those that `batch` writes, and operating points come from the model's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,36 +41,18 @@ MACRO, SINGLE = "macro", "single-label"
 """Rows that stand for no finding: the mean AUROC of the six, and the images that show one of the seven classes only."""
 
 
-@dataclass(frozen=True)
-class Labelled:
+class Labelled(NamedTuple):
     """Predictions for a labelled folder.
 
     Attributes:
         table: one row per radiograph: `image`, `patient`, `findings`, `label`, `selected`, and `answers.columns`.
         unreadable: what is wrong with each file that could not be read, as one line.
-        rejected: rows of the table that can't be used, and images without one.
-        flagged: radiographs that the input check objects to; they count in the metrics.
-        notes: what a reader should know of how the folder was read.
+        lines: what was read, how, and what was left out, to print.
     """
 
     table: pd.DataFrame
     unreadable: tuple[str, ...]
-    rejected: tuple[nih_tables.Rejection, ...]
-    flagged: int
-    notes: tuple[str, ...]
-
-    def lines(self, folder: Path) -> list[str]:
-        """What was read of a folder, and what was left out, in lines to read."""
-        images, patients = len(self.table), self.table["patient"].nunique()
-        lines = [
-            f"{folder}: {images:,} radiographs of {patients:,} patients",
-            f"{self.flagged:,} of {images:,} flagged by the input check; they count",
-            *self.notes,
-            *own_tables.summary(self.rejected),
-        ]
-        if self.unreadable:
-            lines += [f"{len(self.unreadable):,} files can't be read:", *(f"  {line}" for line in self.unreadable[:3])]
-        return lines
+    lines: tuple[str, ...]
 
 
 def check(folder: Path, out: Path) -> None:
@@ -124,7 +106,17 @@ def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelle
     labels = present.table[["image", "patient", "findings", "label"]]
     table = labels.assign(selected=labels["label"] != "").merge(pd.DataFrame(rows, columns=answers.columns()))
     table.attrs["source"] = str(folder)
-    return Labelled(checked(table), tuple(unreadable), present.rejected, flagged, (*entries.notes, *greys.notes))
+    images, patients = len(table), table["patient"].nunique()
+    lines = [
+        f"{folder}: {images:,} radiographs of {patients:,} patients",
+        f"{flagged:,} of {images:,} flagged by the input check; they count",  # in the metrics
+        *entries.notes,
+        *greys.notes,
+        *own_tables.summary(present.rejected),
+    ]
+    if unreadable:
+        lines += [f"{len(unreadable):,} files can't be read:", *(f"  {line}" for line in unreadable[:3])]
+    return Labelled(checked(table), tuple(unreadable), tuple(lines))
 
 
 def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:

@@ -169,7 +169,7 @@ def test_greys_of_12_bits_measure_as_those_of_8(tiny_raw, model):
     for path in (tiny_raw / "images").iterdir():  # the darkest use 11 bits, and are no brighter for that
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16 + 8).save(path)
     found = labelled.predict(tiny_raw, model)
-    assert any("12-bit greys" in line for line in found.lines(tiny_raw))
+    assert any("12-bit greys" in line for line in found.lines)
     pd.testing.assert_frame_equal(labelled.measure(found.table), expected)
 
 

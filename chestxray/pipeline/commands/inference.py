@@ -90,7 +90,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
         file.write(measured.to_csv(lineterminator="\n").encode())
     path = chosen.model or engines.reference_model()
     print(f"{shown(path)}: SHA-256 {files.digest(path)}")
-    print(*found.lines(chosen.dataset), "", sep="\n")
+    print(*found.lines, "", sep="\n")
     documents.print_rows(labelled.cells(measured))
     print(*labelled.means(measured), sep="\n")
     print(f"\n{chosen.out}: {len(measured)} rows")
