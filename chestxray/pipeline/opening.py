@@ -54,7 +54,7 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
     quick = open_study(source, "quick", seed, changes)
     line = runner.Pipeline(quick, source, changes, runner.default_jobs("quick"), stream=sys.stdout)
     stage = next(one for one in STAGES if one.number == number)
-    reads = set() if number == "2.1" else _reads(stage, quick.paths)  # 2.1 gets the raw data itself
+    reads = set() if number == "2.1" else stage.inputs(quick.paths)  # 2.1 gets the raw data itself
     needed = [one for one in STAGES if reads & {*one.writes(quick.paths)}]
     missing = _missing(reads, quick.paths)
     other_size = bool(needed) and prepared.get("image_size", asked.profile.image_size) != asked.profile.image_size
@@ -108,18 +108,13 @@ def _prepared(paths: Paths, asked: Profile) -> dict[str, Any]:
     return {"image_size": side} if like is None else {name: getattr(like, name) for name in _DATA_FIELDS}
 
 
-def _reads(stage: Stage, paths: Paths) -> set[Path]:
-    """What a stage reads, the raw data included."""
-    return {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
-
-
 def _missing(reads: set[Path], paths: Paths) -> list[Stage]:
     """The stages that have to be run for these files, in the order of the study."""
     wanted, found = {*reads}, []
     for one in reversed(STAGES):
         if any(path in wanted and not path.exists() for path in one.writes(paths)):
             found.insert(0, one)
-            wanted |= _reads(one, paths)
+            wanted |= one.inputs(paths)
     return found
 
 

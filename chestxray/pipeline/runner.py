@@ -193,8 +193,7 @@ class Pipeline:
     def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[str]:
         """The numbers of the chosen stages that write what this one reads; raw data is of stage 1."""
         paths = self.study.paths
-        reads = {*stage.reads(paths), *([paths.raw] if stage.reads_raw else [])}
-        return {other.number for other in chosen if reads & set(other.writes(paths))}
+        return {other.number for other in chosen if stage.inputs(paths) & set(other.writes(paths))}
 
     def _entry(self, stage: Stage, record: staleness.Record) -> staleness.Entry:
         """What the stage would run with now; for an unpacked one, which isn't compared, nothing."""

@@ -48,6 +48,10 @@ class Stage:
         """Whether it trains a model or prepares training."""
         return self.number == "2.2" or self.number.startswith("4.")
 
+    def inputs(self, paths: Paths) -> set[Path]:
+        """What it reads, the raw data included."""
+        return {*self.reads(paths), *([paths.raw] if self.reads_raw else [])}
+
     @property
     def label(self) -> str:
         return f"{self.number} {self.title}"
