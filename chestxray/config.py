@@ -61,7 +61,7 @@ NIH_9K_LIST = REPOSITORY / "1_Datasets" / f"{NIH_9K}.csv"
 """The committed list of the reference's radiographs, which `data.subset` reads."""
 SOURCES = ("phantom", "nih", "nih-sample", NIH_9K)
 """The words of `--dataset` that mean a source; any other is a folder, or the name of a dataset under `1_Datasets`."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ACKNOWLEDGEMENT = (
     "Radiographs: NIH Clinical Center, ChestX-ray14 (https://nihcc.app.box.com/v/ChestXray-NIHCC); "
     "Wang et al., ChestX-ray8, CVPR 2017."

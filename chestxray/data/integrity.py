@@ -22,7 +22,7 @@ from chestxray.config import Rejection, StudyError
 from chestxray.data import kaggle, nih_tables, own_tables, sources, splits, subset
 from chestxray.data.kaggle import Published
 from chestxray.images import pixels
-from chestxray.images.pixels import MOST_PIXELS, decode
+from chestxray.images.pixels import MOST_PIXELS, PNG, SIGNATURES, decode
 
 SAMPLE = 200
 """Images that are decoded unless all are."""
@@ -30,7 +30,6 @@ SAMPLE = 200
 SHOWN = 20
 """Faults that are printed, at most."""
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 _AGAIN = "download it again"
 
@@ -78,8 +77,8 @@ def verify(
 ) -> Report:
     """Check a folder of raw data: its tables, every image's header and end, and the pixels of some.
 
-    Every file is opened and its beginning and end are read: PNG or JPEG signature, width and height, end mark. A random
-    sample is read whole, with the checksum of every PNG chunk, and decoded.
+    Every file is opened and its beginning and end are read: signature, width and height, end mark. A random sample is
+    read whole, with the checksum of every PNG chunk, and decoded.
 
     Args:
         raw: a folder in the NIH layout.
@@ -198,9 +197,9 @@ def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImag
         return CheckedImage(0, None, f"cannot be read ({error.strerror})", "check the disk, or download it again")
     if not size:
         return CheckedImage(0, None, "0 bytes", _AGAIN)
-    if not head.startswith((_PNG, _JPEG)):
-        return CheckedImage(size, None, f"begins with {head!r}, no PNG or JPEG", _AGAIN)
-    is_png = head == _PNG
+    if not head.startswith(SIGNATURES):
+        return CheckedImage(size, None, f"begins with {head!r}, no PNG, JPEG or TIFF", _AGAIN)
+    is_png = head == PNG
     shape = None
     try:
         with Image.open(path) as image:

@@ -25,7 +25,7 @@ TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 SAMPLE_TABLE_NAME = "sample_labels.csv"
 """The image table of Kaggle's sample."""
 
-LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG or JPEG files in images/ or images_001/images/ …"
+LAYOUT = "the NIH layout has Data_Entry_2017*.csv, and PNG, JPEG or TIFF files in images/ or images_001/images/ …"
 BOXES_NAME = "BBox_List_2017.csv"
 LIST_NAMES = ("train_val_list.txt", "test_list.txt")
 VALID_NAME = "valid_list.txt"
@@ -142,7 +142,7 @@ _EMPTIED = "emptied, the image is kept; correct the table to use it"
 _RULES = {
     "image": _Rule(
         own_tables.image_name,
-        "not an image file name: the row is left out; put a PNG or JPEG name there",
+        "not an image file name: the row is left out; put a PNG, JPEG or TIFF name there",
     ),
     "patient": _Rule(
         lambda text: re.sub(r"^(\d+)\.0+$", r"\1", text) or None,  # 9001.0 is patient 9001
@@ -271,7 +271,7 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
     Raises:
         StudyError: no image has a row.
     """
-    # Of a.jpg and a.png, the PNG wins: it comes last.
+    # Of a.jpg and a.png, the PNG wins, and of a.png and a.tif the TIFF: it comes last.
     by_stem = {own_tables.stem(name): name for name in sorted(images)}
 
     def file_of(image: str) -> str | None:

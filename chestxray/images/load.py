@@ -1,6 +1,6 @@
 """Loading a user's radiograph: PNG, JPEG, TIFF or DICOM, recognised by content, not by name.
 
-Files are bounded in size before they are read. Datasets hold PNG and JPEG alone and are read by `pixels.decode`.
+Files are bounded in size before they are read. Datasets hold no DICOM and are read by `pixels.decode`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chestxray.config import IMAGE_SUFFIXES
 from chestxray.images import pixels
 from chestxray.images.pixels import Facts
 
-PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".dcm", ".dicom")
+PREDICTABLE_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
 """Lower-case suffixes of files that `read` takes. DICOM files often have none: see `is_predictable`."""
 
 _HEAD = 132
@@ -67,7 +67,7 @@ def read(path: Path, bits: int | None = None) -> Radiograph:
         from chestxray.images import dicom  # pydicom takes a tenth of a second to import
 
         return Radiograph(*dicom.decode(data, path))
-    image, facts = pixels.decode_bytes(data, path, ("PNG", "JPEG", "TIFF"), "PNG, JPEG, TIFF or DICOM", bits)
+    image, facts = pixels.decode_bytes(data, path, bits, "PNG, JPEG, TIFF or DICOM")
     return Radiograph(np.asarray(image), facts)
 
 

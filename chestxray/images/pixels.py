@@ -1,7 +1,7 @@
 """Pixels: image files decoded to 8-bit grey, padded to a square and resized.
 
-Only what Pillow reads is decoded here: PNG and JPEG, which datasets hold, and TIFF for `load`. Greys of 10, 12 or 14
-bits come stored in 16: files of 16 bits are read by the range that they use.
+Only what Pillow reads is decoded here: PNG, JPEG and TIFF. Greys of 10, 12 or 14 bits come stored in 16: files of 16
+bits are read by the range that they use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,13 @@ MOST_BYTES = 400_000_000
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that the greys of a 16-bit file may use; the smallest that holds its largest value is taken."""
+
+FORMATS = ("PNG", "JPEG", "TIFF")
+"""Pillow's names of the formats that are read."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = (PNG, b"\xff\xd8\xff", *TiffImagePlugin.PREFIXES)
+"""How files of these formats begin."""
 
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B")
 
@@ -75,7 +82,7 @@ class Facts:
 
 
 def decode(path: Path, bits: int | None = None) -> np.ndarray:
-    """Read a PNG or JPEG radiograph as 8-bit grey.
+    """Read a PNG, JPEG or TIFF radiograph (one page of 8 or 16 bits) as 8-bit grey.
 
     16-bit values are scaled by 255/(2^bits - 1), colour and palettes go to luma (ITU-R 601), transparent pixels are
     black, and a JPEG's orientation tag is obeyed.
@@ -88,7 +95,7 @@ def decode(path: Path, bits: int | None = None) -> np.ndarray:
         (height, width) uint8.
 
     Raises:
-        StudyError: the file is missing, empty, no PNG or JPEG, broken off or too large or small to be a radiograph.
+        StudyError: the file is missing, empty, of another format, broken off or too large or small to be a radiograph.
     """
     return np.asarray(decode_bytes(read_bytes(path), path, bits=bits)[0])
 
@@ -102,7 +109,7 @@ def largest_value(path: Path) -> int | None:
     """The largest value of a 16-bit grey file; None for every other file, and for one that cannot be read."""
     try:
         if path.is_file():
-            with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_header(image, path)
                 return int(np.asarray(image).max()) if image.mode.startswith("I") else None
     except Exception:  # `decode` says what it is
@@ -152,20 +159,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_bytes(
-    data: bytes,
-    path: Path,
-    formats: Sequence[str] = ("PNG", "JPEG"),
-    known: str = "PNG or JPEG",
-    bits: int | None = None,
+    data: bytes, path: Path, bits: int | None = None, known: str = "PNG, JPEG or TIFF"
 ) -> tuple[Image.Image, Facts]:
     """Decode the bytes of `path` to a grey image of mode `L` with facts; grey values as `decode` says.
 
     Args:
         data: the file.
         path: named in errors.
-        formats: Pillow's names of those that are taken.
-        known: the formats as errors name them.
         bits: as for `decode`.
+        known: the formats as errors name them.
 
     Raises:
         StudyError: the file is empty, of none of these formats, broken off, of several pages, or too large or small.
@@ -173,7 +175,7 @@ def decode_bytes(
     if not data:
         raise StudyError(f"{path}: 0 bytes; download it again")
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, path)
             halved = ";16" in str(image.tile)  # 16 bits a sample, of which Pillow keeps the upper 8 but in grey images
             image.load()
@@ -185,8 +187,7 @@ def decode_bytes(
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
         reason: object = error
         if isinstance(error, Image.UnidentifiedImageError):
-            accepts = [Image.OPEN[name][1] for name in formats if name in Image.OPEN]
-            if not any(accept is not None and accept(data[:16]) for accept in accepts):
+            if not data.startswith(SIGNATURES):
                 first = repr(data[:8])
                 raise StudyError(f"{path}: begins with {first}, no {known}; replace it or save it as PNG") from error
             reason = "its header"  # too broken for Pillow to recognise

@@ -53,16 +53,31 @@ BREAKS = {
     "image: cut off": (lambda data: data[:-40], "does not end as a PNG does"),
     "image: cut off in its header": (lambda data: data[:20], "broken PNG header"),
     "image: header damaged": (lambda data: flipped(data, 18), "broken PNG header"),
-    "image: a web page": (lambda data: b"<html>no</html>", "no PNG or JPEG"),
+    "image: a web page": (lambda data: b"<html>no</html>", "no PNG, JPEG or TIFF"),
     "image: a bit flipped in the pixels": (lambda data: flipped(data, len(data) // 2), "bad header checksum in"),
     "image: pixels destroyed before it was written": (rechecked, "broken ("),
     "image: bytes after its end": (lambda data: data + b"more", "does not end as a PNG does"),
-    "image: a GIF called PNG": (lambda data: as_gif(data), "no PNG or JPEG"),
+    "image: a GIF called PNG": (lambda data: as_gif(data), "no PNG, JPEG or TIFF"),
     "image: 8 × 8 px": (lambda data: png(8, 8), "too small for a radiograph"),
     "image: 30,000 × 30,000 px promised": (lambda data: bomb(), "pixels; save it smaller"),
     "image: JPEG header damaged": (lambda data: b"\xff\xd8\xff\xe0" + bytes(90), "broken (its header)"),
     "image: JPEG cut off": (lambda data: b"\xff\xd8\xff\xe0" + data[:90], "broken ("),
 }
+
+
+def test_a_dataset_of_tiffs(tiny_raw):
+    for path in (tiny_raw / "images").iterdir():
+        Image.open(path).save(path.with_suffix(".tif"), compression="tiff_lzw")
+        path.unlink()
+    report = integrity.verify(tiny_raw, full=True)
+    assert (report.images, report.decoded, report.absent, report.faults) == (60, 60, (), ())
+    bad = tiny_raw / "images" / "00000001_000.tif"
+    with Image.open(bad) as image:
+        pages, floats = [image.copy()] * 2, image.convert("F")
+    pages[0].save(bad, save_all=True, append_images=pages[1:])
+    assert "several pages" in integrity.verify(tiny_raw, full=True).faults[0].value
+    floats.save(bad)
+    assert "another kind than 8- or 16-bit" in integrity.verify(tiny_raw, full=True).faults[0].value
 
 
 def test_nothing_is_wrong_with_a_good_folder(tiny_raw, capsys):

@@ -211,10 +211,10 @@ def broken_files(folder: Path) -> dict[str, str]:
     return {
         "truncated.png": "broken",
         "empty.png": "0 bytes",
-        "text.png": "no PNG or JPEG",
+        "text.png": "no PNG, JPEG or TIFF",
         "flipped.png": "broken",
         "small.png": "8 × 8 px",
-        "gif.png": "no PNG or JPEG",
+        "gif.png": "no PNG, JPEG or TIFF",
         "absent.png": "cannot be read",
     }
 

@@ -164,10 +164,11 @@ def test_a_model_without_operating_points_and_one_class_has_nothing_to_measure(t
         labelled.measure(labelled.predict(relabel(tiny_raw, "Mass"), model).table)
 
 
-def test_greys_of_12_bits_measure_as_those_of_8(tiny_raw, model):
+def test_tiffs_of_12_bits_measure_as_those_of_8(tiny_raw, model):
     expected = labelled.measure(labelled.predict(tiny_raw, model).table)
     for path in (tiny_raw / "images").iterdir():  # the darkest use 11 bits, and are no brighter for that
-        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16 + 8).save(path)
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16 + 8).save(path.with_suffix(".tif"))
+        path.unlink()  # the table still names PNGs
     found = labelled.predict(tiny_raw, model)
     assert any("12-bit greys" in line for line in found.lines)
     pd.testing.assert_frame_equal(labelled.measure(found.table), expected)
