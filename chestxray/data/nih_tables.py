@@ -193,7 +193,10 @@ def _reject(text: pd.DataFrame, table: pd.DataFrame, file: str) -> tuple[list[Re
     for index, column in failed.index[failed]:
         row = f"row {index + 2}: " if column in required else ""
         value = f"{row}{COLUMNS[column][0]} {text.at[index, column]!r}"
-        lines.append(Rejection(text.at[index, "image"] or file, value, _RULES[column].remedy))
+        remedy = _RULES[column].remedy
+        if column == "findings" and own_tables.unlabelled(text.at[index, column]):
+            remedy = f"no label: the image is left out; write {NO_FINDING_NIH} where nothing was found"
+        lines.append(Rejection(text.at[index, "image"] or file, value, remedy))
         if row:
             lost.setdefault(index, lines[-1])
     return lines, lost
@@ -228,8 +231,7 @@ def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> 
     more, lost = _reject(text, table, path.name)
     table = table.drop(index=list(lost))
     cells = text.loc[list(lost), "findings"].tolist()
-    if unknown := own_tables.unknown(cells, own):
-        notes.append(f"{path.name}: {unknown}")
+    notes += [f"{path.name}: {line}" for line in own_tables.unused(cells, own)]
     count, fault = len(lost) + contradicting, None
     what = f"{count:,} of its {rows:,} rows cannot be used" if 2 * count > rows or table.empty else ""
     label, part = ("", "") if what else own_tables.class_lost(cells, table["findings"].unique(), own)

@@ -39,6 +39,7 @@ def key(text: str) -> str:
 
 _SPELLINGS = {key(name): name for name in (*NIH_FINDINGS, NO_FINDING_NIH)}
 _SPELLINGS |= {key(name): meant for name, meant in BOX_SPELLING.items()}
+_UNLABELLED = ("", "nan", "na", "n/a", "null")
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
@@ -129,7 +130,7 @@ def pick_columns(
         The columns, cells stripped; a missing one is empty, which the note says.
 
     Raises:
-        StudyError: the column of images, labels or patients is missing.
+        StudyError: the column of images, labels or patients is missing, or there are no rows.
     """
     chosen, absent, there = {}, [], {key(name).rstrip(" #"): name for name in reversed(table.columns)}
     for ours, theirs in columns.items():
@@ -141,6 +142,8 @@ def pick_columns(
             raise StudyError(f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; {one}")
         chosen[ours] = by_value(table[known[0]], str.strip) if known else ""
         absent += [] if known else [theirs[0]]
+    if table.empty:
+        raise StudyError(f"{path}: has no row to use; add rows")
     note = f"{path.name}: no column {', '.join(absent)}: empty, so nothing can be said by it"
     if "follow_up" in columns and columns["follow_up"][0] in absent:
         note += "; each image counts as visit 0, in no order"
@@ -188,28 +191,36 @@ def findings(text: str, own: Mapping[str, str]) -> str | None:
         own: a label map, of `read_map`.
 
     Returns:
-        "" where the map leaves all of them out; None unless all are known, none stands twice, and *No Finding* alone.
+        "" where the map leaves all of them out; None unless all are known, and *No Finding* alone.
     """
     for mark in ("\n", "|", ";", ","):  # first the cell as it is, which an own label with a comma may be
         parts = [key(part) for part in text.split(mark) if part.strip()]
         names = [own.get(part, _SPELLINGS.get(part)) for part in parts]
-        if parts and None not in names and len(set(parts)) == len(parts):
+        if parts and None not in names:
             found = list(dict.fromkeys(name for name in names if name))
             return "|".join(found) if len(found) == 1 or NO_FINDING_NIH not in found else None
     return None
 
 
-def unknown(cells: Iterable[str], own: Mapping[str, str]) -> str:
-    """The labels of cells that are neither the study's nor in the map, the most frequent ones named; "" if none.
+def unlabelled(cell: str) -> bool:
+    """Whether a cell says that there is no label, which does not mean that nothing was found."""
+    return key(cell) in _UNLABELLED
+
+
+def unused(cells: Sequence[str], own: Mapping[str, str]) -> list[str]:
+    """How many cells have no label, and which labels are neither the study's nor in the map, the most frequent named.
 
     Args:
-        cells: labels joined by |.
+        cells: labels of the rows that were left out, joined by |.
         own: a label map, of `read_map`.
     """
-    known = {"", *own, *_SPELLINGS}
+    known = {*own, *_SPELLINGS, *_UNLABELLED}
     found = Counter(part.strip() for cell in cells for part in cell.split("|") if key(part) not in known)
     named = ", ".join(f"{label!r} ({count:,} rows)" for label, count in found.most_common(3))
-    return f"{len(found):,} unknown labels: {named}{' …' if len(found) > 3 else ''}" if found else ""
+    lines = [f"{len(found):,} unknown labels: {named}{' …' if len(found) > 3 else ''}"] if found else []
+    empty = sum(map(unlabelled, cells))
+    why = f"{empty:,} rows have no label and are left out; write {NO_FINDING_NIH} where nothing was found"
+    return [*lines, why] if empty else lines
 
 
 def _resembled(label: str) -> str:

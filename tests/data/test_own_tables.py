@@ -35,6 +35,7 @@ def quoted(text):
         lambda text: text.replace("No Finding", "No_finding"),
         lambda text: text.replace("No Finding", " no finding ").replace("Mass", "MASS").replace("|", " | "),
         lambda text: text.replace("|", ";"),
+        lambda text: text.replace("Mass", "Mass|mass").replace("No Finding", "No Finding|No Finding"),
         lambda text: re.sub(r"^(?=0)", "images/", text, flags=re.MULTILINE),
         lambda text: re.sub(r"^(?=0)", r"C:\\data\\images\\", text, flags=re.MULTILINE),
         lambda text: text.replace(".png", ""),
@@ -89,15 +90,20 @@ def test_rows_that_become_one_image_are_repeated_rows(tiny_raw):
 
 def test_a_lost_row_is_named_by_file_row_value_and_remedy(tiny_raw):
     rows = tiny_rows()
-    for number in (3, 8, 20, 30):
-        rows[number][1] = "Sarcoidosis"
+    for number, label in {3: "Sarcoidosis", 8: "Sarcoidosis", 20: "n/a", 30: ""}.items():
+        rows[number][1] = label
     write_table(tiny_raw, rows)
     entries = nih_tables.read_entries(tiny_raw)
     head, first, *_, last = own_tables.summary(entries.rejected)
     assert head == "4 rows, values or images cannot be used, the first three:"
     assert first.startswith(f"  {rows[3][0]}: row 5: Finding Labels 'Sarcoidosis'; ") and "--labels" in first
-    assert "row 22" in last
-    assert entries.notes == (f"{TABLE}: 1 unknown labels: 'Sarcoidosis' (4 rows)",)
+    assert "row 22" in last and last.endswith(
+        "no label: the image is left out; write No Finding where nothing was found"
+    )
+    assert entries.notes == (
+        f"{TABLE}: 1 unknown labels: 'Sarcoidosis' (2 rows)",
+        f"{TABLE}: 2 rows have no label and are left out; write No Finding where nothing was found",
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,10 +185,11 @@ def test_a_map_that_cannot_be_used_is_one_line(tmp_path, text, said):
 def test_a_table_without_a_row_to_use_is_one_line(tiny_raw, tmp_path):
     labels = tmp_path / "map.csv"
     labels.write_text("Normal,\n")
-    for rows in ([], [["a.png", "Normal", "1"]], [["a.png", "Mass", "1"], ["a.png", "Nodule", "1"]]):
+    contradicting = [["a.png", "Mass", "1"], ["a.png", "Nodule", "1"]]
+    for rows, own in (([], None), ([], labels), ([["a.png", "Normal", "1"]], labels), (contradicting, labels)):
         write_table(tiny_raw, rows, "Image Index,Finding Labels,Patient ID")
         with pytest.raises(StudyError, match=rf"{TABLE}: has no row to use; add rows"):
-            nih_tables.read_entries(tiny_raw, labels)
+            nih_tables.read_entries(tiny_raw, own)
 
 
 def test_every_label_of_the_study_is_a_study_label(tmp_path):
