@@ -23,7 +23,7 @@ from tqdm import tqdm
 from chestxray import files
 from chestxray.config import CLASSES, SOURCES, Paths, StudyError, taken
 from chestxray.data import manifest as data_manifest
-from chestxray.data import nih_tables, preparation, sources
+from chestxray.data import nih_tables, own_tables, preparation, sources
 from chestxray.images import pixels
 
 INDEX = "chestxray.json"
@@ -195,7 +195,8 @@ def _places(paths: Paths) -> dict[str, Path]:
             places[f"train_augmented/{file}"] = paths.tree("train_augmented") / file
     lists = (*nih_tables.LIST_NAMES, nih_tables.VALID_NAME)
     tables = [nih_tables.find_table(paths.raw).name, nih_tables.BOXES_NAME, *lists]
-    places |= {f"raw/{name}": paths.raw / name for name in sorted(tables) if (paths.raw / name).is_file()}
+    there = {f"raw/{name}": own_tables.in_any_case(paths.raw, name) for name in sorted(tables)}
+    places |= {name: path for name, path in there.items() if path.is_file()}
     return places | {name: paths.data / name for name in TABLES if (paths.data / name).is_file()}
 
 

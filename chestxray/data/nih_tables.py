@@ -330,22 +330,25 @@ def read_lists(raw: Path, entries: Entries | None = None) -> Lists | None:
         entries: its image table, whose spelling of the names is used.
 
     Raises:
-        StudyError: one of the first two is missing, an image stands in both, or one of validation not in train_val.
+        StudyError: one of the first two is missing beside another list, an image stands in both, or one of validation
+            not in train_val.
     """
-    paths = [raw / name for name in LIST_NAMES]
-    missing = [path for path in paths if not path.is_file()]
-    if missing == paths:
+    *paths, chosen = [own_tables.in_any_case(raw, name) for name in (*LIST_NAMES, VALID_NAME)]
+    missing, there = (
+        [path for path in paths if not path.is_file()],
+        [path for path in (*paths, chosen) if path.is_file()],
+    )
+    if not there:
         return None
     if missing:
-        (other,) = set(paths) - set(missing)
         remedy = "add it, or remove that one to split by patient"
-        raise StudyError(f"{missing[0]}: missing, though {other.name} is there; {remedy}")
+        raise StudyError(f"{missing[0]}: missing, though {there[0].name} is there; {remedy}")
     lists = _read_lists(*paths, entries)
-    if not (raw / VALID_NAME).is_file():
+    if chosen not in there:
         return lists
-    valid = own_tables.read_list(raw / VALID_NAME, lists[0])
+    valid = own_tables.read_list(chosen, lists[0])
     if others := valid - lists[0]:
-        raise StudyError(f"{raw / VALID_NAME}: {min(others)} is not in {LIST_NAMES[0]}; add it there or remove it here")
+        raise StudyError(f"{chosen}: {min(others)} is not in {LIST_NAMES[0]}; add it there or remove it here")
     return *lists, valid
 
 

@@ -24,7 +24,7 @@ BOX_SPELLING = {"Infiltrate": "Infiltration"}
 """The NIH's box list's spelling of a finding → its image table's."""
 
 MAP_HEADER = ("own label", "study label")
-"""Columns of a label map; an empty study label leaves the own label out. The header may be missing."""
+"""Columns of a label map; an empty study label leaves the own label out. The header may be another, or missing."""
 
 
 _NEEDED = ("image", "findings", "patient")
@@ -163,6 +163,13 @@ def stem(image: str) -> str:
     return image.rpartition(".")[0].casefold()
 
 
+def in_any_case(folder: Path, name: str) -> Path:
+    """The file of this name in a folder, or else that of the same name in other letters; where none is, the first."""
+    if (path := folder / name).is_file() or not folder.is_dir():
+        return path
+    return min((other for other in folder.iterdir() if other.name.casefold() == name.casefold()), default=path)
+
+
 def read_list(path: Path, images: Iterable[str]) -> set[str]:
     """Read a list of images, one a line.
 
@@ -173,10 +180,13 @@ def read_list(path: Path, images: Iterable[str]) -> set[str]:
     Raises:
         StudyError: the file cannot be read.
     """
-    lines = (line.strip(" \t,;\"'") for line in read_text(path)[0].splitlines())
-    names = {name: stem(name) for line in lines if line and (name := image_name(line) or line)}
     there = {image: stem(image) for image in images}
-    listed, known = set(names.values()), set(there.values())
+    known = set(there.values())
+    lines = [name for line in read_text(path)[0].splitlines() if (name := line.strip(" \t,;\"'"))]
+    if lines and re.fullmatch(r"[A-Za-z_\s]+", lines[0]) and lines[0].casefold() not in known:
+        del lines[0]  # the name of the column
+    names = {name: stem(name) for line in lines if (name := image_name(line) or line)}
+    listed = set(names.values())
     found = {image for image, own in there.items() if own in listed}
     return found | {name for name, own in names.items() if own not in known}
 
@@ -249,24 +259,32 @@ def class_lost(cells: Iterable[str], there: Iterable[str], own: Mapping[str, str
     return "", ""
 
 
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether a label map's first row, of two cells and more, names the columns: nothing in it is like a label."""
+    names = [cell for cell in cells if not re.search("(?<!no)findings?$", key(cell))]  # "finding" is like No Finding
+    return bool(cells[1]) and not any(_resembled(cell) or key(cell) in _SPELLINGS for cell in names)
+
+
 def read_map(path: Path) -> dict[str, str]:
-    """Read a label map: own label, study label (one of the NIH's; empty: left out).
+    """Read a label map: own label, study label (one of the NIH's; empty: left out); further columns are not read.
 
     Returns:
         `key` of the own label → study label as the NIH spells it, or "".
 
     Raises:
-        StudyError: the file cannot be read, a row has not two columns, a study label is unknown, or an own label is
-            mapped to two.
+        StudyError: the file cannot be read, a row has not two columns or a label in a third, a study label is unknown,
+            or an own label is mapped to two.
     """
     text = read_text(path)[0]
-    rows = enumerate(csv.reader(text.splitlines(), delimiter=_separator(text)), 1)
+    lines = enumerate(csv.reader(text.splitlines(), delimiter=_separator(text)), 1)
+    rows = [(number, [cell.strip() for cell in cells]) for number, cells in lines if any(map(str.strip, cells))]
     found: dict[str, str] = {}
     for number, cells in rows:
-        own, *study = (cell.strip() for cell in cells) if any(map(str.strip, cells)) else ("",)
-        if (not own and not study) or [key(cell) for cell in cells[:2]] == [key(name) for name in MAP_HEADER]:
+        own, *study = cells
+        # Alone, such a row is a mistake, which is told below.
+        if number == rows[0][0] and study and _is_header(cells) and len(rows) > 1:
             continue
-        if not own or not study or any(study[1:]):
+        if not own or not study or any(key(cell) in _SPELLINGS for cell in study[1:]):
             raise StudyError(f"{path}: row {number} {','.join(cells)!r}; write two columns: {', '.join(MAP_HEADER)}")
         label = _SPELLINGS.get(key(study[0])) if study[0] else ""
         if label is None:

@@ -144,7 +144,16 @@ class Pipeline:
         if any(stage.trains for stage in chosen):
             splits.require_trainable(plan.table, nih_tables.find_table(raw).name)
         greys = () if paths.manifest.exists() else pixels.greys(plan.paths.values()).notes  # else stage 2.1 has told it
-        return [*plan.notes, *greys, *own_tables.summary(plan.rejected)]
+        return [*self._kept_map(), *plan.notes, *greys, *own_tables.summary(plan.rejected)]
+
+    def _kept_map(self) -> list[str]:
+        """That the label map of an earlier run is used, or that another replaces it."""
+        kept = self.study.paths.label_map
+        if not kept or (self.labels and self.labels.read_bytes() == kept.read_bytes()):
+            return []
+        if self.labels:
+            return [f"{shown(kept)}: the label map of an earlier run, which {self.labels} replaces: stage 2.1 is stale"]
+        return [f"{shown(kept)}: the label map of an earlier run is used; delete this file to read labels without it"]
 
     def _check_size(self) -> None:
         record, size = sources.unpacked(self.study.paths), self.study.profile.image_size

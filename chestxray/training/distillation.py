@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chestxray.config import Study, StudyError
-from chestxray.data import nih_tables
+from chestxray.data import nih_tables, own_tables
 from chestxray.data.manifest import read_manifest
 from chestxray.training import ridge
 from chestxray.training.samples import Samples, finding_targets
@@ -84,7 +84,7 @@ def distil(
 def fingerprint(study: Study) -> str:
     """Twelve hexadecimal digits that change with the image table, its label map, the lists and the split."""
     raw = study.paths.raw
-    more = [*(raw / name for name in nih_tables.LIST_NAMES), study.paths.labels]
+    more = [*(own_tables.in_any_case(raw, name) for name in nih_tables.LIST_NAMES), study.paths.labels]
     return _digest(nih_tables.find_table(raw), *(path for path in more if path.is_file()), study.paths.manifest)[:12]
 
 

@@ -210,7 +210,10 @@ def test_lists(tiny_raw):
     (tiny_raw / "test_list.txt").unlink()
     with pytest.raises(StudyError, match=r"test_list\.txt: missing"):
         nih_tables.read_lists(tiny_raw)
-    (tiny_raw / "train_val_list.txt").unlink()
+    valid = (tiny_raw / "train_val_list.txt").rename(tiny_raw / "valid_list.txt")
+    with pytest.raises(StudyError, match=r"train_val_list\.txt: missing, though valid_list\.txt is there"):
+        nih_tables.read_lists(tiny_raw)
+    valid.unlink()
     assert nih_tables.read_lists(tiny_raw) is None
 
 

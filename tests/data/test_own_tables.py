@@ -136,8 +136,10 @@ def test_lists_are_matched_by_the_files_name(tiny_raw, study_of):
     expected = nih_tables.read_lists(tiny_raw)
     entries = nih_tables.read_entries(tiny_raw)
     train_val, test = (tiny_raw / name for name in nih_tables.LIST_NAMES)
+    other = test.with_name("Test_List.TXT")
     train_val.write_bytes(train_val.read_text().replace("\n", "\r\n").replace(".png", "").encode())
-    test.write_text("".join(f" images/{line.upper()} \n" for line in test.read_text().splitlines()))
+    other.write_text("Image Index\n" + "".join(f" images/{line.upper()} \n" for line in test.read_text().splitlines()))
+    test.unlink()
     assert nih_tables.read_lists(tiny_raw, entries) == expected
     lines = train_val.read_text().splitlines()
     train_val.write_text("\n".join(lines[4:]))
@@ -152,7 +154,7 @@ def test_a_label_map_reads_own_labels(tiny_raw, tmp_path, study_of):
     rows = [[row[0], f'"{own.get(row[1], row[1])}"', *row[2:]] for row in tiny_rows()]
     write_table(tiny_raw, rows)
     labels = tmp_path / "map.csv"
-    labels.write_text('own label;study label\nnormal;no_finding\n"Tumour, large";MASS\nText;\n')
+    labels.write_text('label;class;seen by\nnormal;no_finding;X, Y\n"Tumour, large";MASS\nText;;Z\n')
     entries = nih_tables.read_entries(tiny_raw, labels)
     kept = expected[expected["findings"].ne("Cardiomegaly")].reset_index(drop=True)
     pd.testing.assert_frame_equal(entries.table, kept)
@@ -170,8 +172,11 @@ def test_a_label_map_reads_own_labels(tiny_raw, tmp_path, study_of):
         ("Normal,No Findng\n", r"row 1: 'No Findng' is no study label; there are Atelectasis, "),
         ("own label,study label\nNormal,Mass\nnormal,Nodule\n", "row 3: 'normal' is mapped twice"),
         ("Normal\n", r"row 1 'Normal'; write two columns: own label, study label"),
-        ("a,Mass,b\n", "row 1 'a,Mass,b'; write two columns"),
-        ("own label,study label\n", "maps no label; write two columns"),
+        ("Tumour, large,Mass\na,Mass\n", "row 1 'Tumour,large,Mass'; write two columns"),
+        ("own,study\n", "'study' is no study label"),
+        ("Normal,Healthy\na,Mass\n", "row 1: 'Healthy' is no study label"),
+        ("Nodul,Nodules\na,Mass\n", "row 1: 'Nodules' is no study label"),
+        ("\n", "maps no label; write two columns"),
     ],
 )
 def test_a_map_that_cannot_be_used_is_one_line(tmp_path, text, said):
