@@ -50,6 +50,24 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def keep_apart(out: Path, read: Iterable[Path | None], option: str = "--out") -> None:
+    """Make sure that what is to be written neither replaces nor lies in what is only read.
+
+    Args:
+        out: the file or folder to write.
+        read: files and folders; None, and what is not there, is passed over.
+        option: of the command line, by which `out` was chosen.
+
+    Raises:
+        StudyError: `out` is one of the files, or is or lies in one of the folders.
+    """
+    for path in read:
+        if path and path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise StudyError(f"{out}: lies in {path}, which is only read; give {option} another place")
+        if path and path.is_file() and out.exists() and out.samefile(path):
+            raise StudyError(f"{out}: is only read here; give {option} another name")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a path to write to, so that a reader of `path` sees the old file or the whole new one, never a part.

@@ -106,11 +106,13 @@ def pack(paths: Paths, target: Path | None = None) -> Path:
 
     Raises:
         StageMissing: stage 2.1 has not been run.
-        StudyError: a file is missing or is not the one that the manifest lists, or there is no space.
+        StudyError: a file is missing or is not the one that the manifest lists, the archive would lie in the dataset,
+            or there is no space.
     """
     target = target or paths.data.with_name(f"{paths.dataset}.tar")
     if target.is_dir():
         raise StudyError(f"{target}: is a folder; give the name of a file")
+    files.keep_apart(target, [paths.data, paths.raw])
     places = _places(paths)
     index = _index(paths, places)
     needed = sum(2 * tarfile.BLOCKSIZE + path.stat().st_size for path in places.values())

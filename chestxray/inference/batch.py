@@ -57,12 +57,15 @@ def predict_files(
         How many were answered.
 
     Raises:
-        StudyError: `out` has another suffix or cannot be written, the batch size is below 1, the finding is unknown,
-            or heat-maps are asked of a model that has none.
+        StudyError: as `check`; `out` cannot be written or is one of the radiographs, the folder for heat-maps holds
+            some of them, or the model has no heat-maps.
     """
     check(out, batch_size, finding)
     report = report or (lambda error: tqdm.write(str(error), file=sys.stderr))
     found = list(find_files(paths, report))
+    files.keep_apart(out, found)
+    if heat_maps and heat_maps.resolve() in {place.resolve() for place in {path.parent for path in found}}:
+        raise StudyError(f"{heat_maps}: holds radiographs that are read; give --heat-maps another folder")
     pictures = None if heat_maps is None else _Pictures(heat_maps, reader, finding)
     with tqdm(total=len(found), unit="image", desc="predict", disable=None) as bar:
 

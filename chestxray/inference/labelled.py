@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from chestxray import files
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.data import nih_tables, own_tables, sources
 from chestxray.evaluation import bootstrap
@@ -55,15 +56,17 @@ class Labelled(NamedTuple):
     lines: tuple[str, ...]
 
 
-def check(folder: Path, out: Path) -> None:
+def check(folder: Path, out: Path, labels: Path | None = None) -> None:
     """Check the places of an evaluation, before a model is loaded.
 
     Args:
         folder: the labelled folder.
         out: the table to write.
+        labels: a label map.
 
     Raises:
-        StudyError: there is no such folder, `out` is a folder or no CSV file by its name, or it lies in the folder.
+        StudyError: there is no such folder; or `out` is a folder or no CSV file by its name, lies in the folder or is
+            the label map.
     """
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; give one that holds radiographs and their table")
@@ -71,8 +74,7 @@ def check(folder: Path, out: Path) -> None:
         raise StudyError(
             f"{out}: {'is a folder' if out.is_dir() else 'unknown kind of table'}; give a name that ends in .csv"
         )
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise StudyError(f"{out}: lies in {folder}, which is only read; give --out another place")
+    files.keep_apart(out, [folder, labels])
 
 
 def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelled:

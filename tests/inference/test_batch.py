@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -273,6 +274,21 @@ def test_wrong_use_is_told_before_anything_is_done(model_path, tmp_path, options
     out = tmp_path / options.pop("out", "p.csv")
     with pytest.raises(StudyError, match=line):
         batch.predict_files([], out, reader.load(model_path), **options)
+
+
+def test_radiographs_are_not_written_over(mapped_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("in/a.png"), 1)
+    shutil.copy("in/a.png", "scan.csv")
+    before = {path: path.read_bytes() for path in (Path("in/a.png"), Path("scan.csv"))}
+    model = reader.load(mapped_path)
+    with pytest.raises(StudyError, match=r"scan\.csv: is only read here; give --out another name"):
+        batch.predict_files([Path("scan.csv")], tmp_path / "scan.csv", model)
+    for given in ("in", "in/a.png"):
+        with pytest.raises(StudyError, match="in: holds radiographs that are read; give --heat-maps another folder"):
+            batch.predict_files([Path(given)], Path("p.csv"), model, heat_maps=tmp_path / "in")
+    assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
+    assert batch.predict_files([Path("in")], Path("in/p.csv"), model, heat_maps=Path("in/maps")) == 1
 
 
 def test_predict_and_serve_need_neither_tensorflow_nor_pandas(tmp_path):

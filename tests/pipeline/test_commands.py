@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import tiny_rows, write_table
 
-from chestxray import __main__
+from chestxray import __main__, config
 from chestxray.config import CLASSES, REPOSITORY, StudyError
 from chestxray.data import preparation
 from chestxray.pipeline import commands, runner
@@ -113,6 +113,38 @@ def test_wrong_use_is_one_line_and_exit_code_2(predictor, tmp_path, monkeypatch,
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("plan --metadata F/T.csv --out F/T.csv", "F/T.csv: is only read here; give --out another name"),
+        ("plan --metadata F/T.csv --out link.csv", "link.csv: is only read here; give --out another name"),
+        ("plan --metadata F/T.csv --out F/test_list.txt", "F/test_list.txt: is only read here"),
+        ("plan --metadata F/T.csv --labels map.csv --out map.csv", "map.csv: is only read here"),
+        ("verify F --report F/T.csv", "F/T.csv: lies in F, which is only read; give --report another place"),
+        ("verify F --labels map.csv --report map.csv", "map.csv: is only read here; give --report another name"),
+        ("run --dataset F --root F", "F: lies in F, which is only read; give --root another place"),
+        ("run --dataset F --root F/deep/root", "root: lies in F, which is only read; give --root another place"),
+        ("evaluate --dataset F --labels map.csv --out map.csv", "map.csv: is only read here; give --out"),
+        ("export m.keras --model m.keras", "m.keras: is only read here; give OUT another name"),
+        ("pack D --out 1_Datasets/D/raw/D.tar", "D.tar: lies in 1_Datasets/D, which is only read; give --out"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(tmp_path, monkeypatch, capsys, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHESTXRAY_ROOT", "")
+    monkeypatch.setattr(config, "IS_CLONE", False)
+    names = ("F/T.csv", "F/test_list.txt", "F/images/a.png", "map.csv", "m.keras", "1_Datasets/D/raw/T.csv")
+    for path in map(Path, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("data")
+    Path("link.csv").symlink_to("F/T.csv")
+    assert __main__.main(arguments.split()) == 2
+    said = capsys.readouterr().err.replace(f"{tmp_path}/", "")
+    assert line in said and said.count("\n") == 1
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {*names, "link.csv"}
+    assert {path.read_text() for path in map(Path, names)} == {"data"}
 
 
 def test_usage_errors_of_the_parser_have_exit_code_2(capsys):

@@ -52,7 +52,8 @@ def known(dataset: str, folders: Sequence[str] = ()) -> str:
         folders: where the radiographs of nih_9k lie.
 
     Raises:
-        StudyError: there is no such dataset or folder, its name is refused, or another folder has it.
+        StudyError: there is no such dataset or folder, its name is refused, another folder has it, or it would be
+            written into a folder that is only read.
     """
     name, folder = dataset_name(dataset), source_folder(dataset)
     if dataset in SOURCES:
@@ -74,6 +75,9 @@ def known(dataset: str, folders: Sequence[str] = ()) -> str:
     for place in folders:
         if not Path(place).is_dir():
             raise StudyError(f"--from {place}: no such folder; give one that holds the radiographs of {NIH_9K}'s list")
+    from chestxray import files  # as above
+
+    files.keep_apart(Paths(name).root, [folder, *map(Path, folders)], "--root")
     return dataset
 
 

@@ -76,6 +76,9 @@ def run_plan(chosen: argparse.Namespace) -> int:
     from chestxray.data import nih_tables, splits
     from chestxray.pipeline import documents
 
+    beside = (*nih_tables.LIST_NAMES, nih_tables.VALID_NAME, nih_tables.BOXES_NAME)
+    data = [chosen.metadata, chosen.train_val, chosen.test, *(chosen.metadata.parent / name for name in beside)]
+    files.keep_apart(chosen.out, [*data, chosen.labels])
     entries = nih_tables.read_entries(chosen.metadata, chosen.labels)
     lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
     planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
@@ -106,6 +109,8 @@ def run_verify(chosen: argparse.Namespace) -> int:
                 f"dataset {chosen.dataset!r}: no such folder, and none of this name under 1_Datasets; give a folder, "
                 "or run stage 1 of a dataset first"
             )
+    if chosen.report:
+        files.keep_apart(chosen.report, [raw, labels], "--report")
     reference = dataset_name(chosen.dataset) == subset.NAME
     report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference, labels=labels)
     print(*report.lines(), sep="\n")

@@ -81,7 +81,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray.pipeline import documents
     from chestxray.pipeline.progress import shown
 
-    labelled.check(chosen.dataset, chosen.out)
+    labelled.check(chosen.dataset, chosen.out, chosen.labels)
     with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
     with files.atomic_file(chosen.out) as file:  # a place that can't be written is known before the work
@@ -115,10 +115,12 @@ def run_export(chosen: argparse.Namespace) -> int:
 
     Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven probabilities.
     """
+    from chestxray import files
     from chestxray.inference import engines
 
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
+    files.keep_apart(chosen.out, [chosen.model or engines.reference_model()], "OUT")
     with without_greetings():
         size = engines.export(chosen.out, chosen.model)
     print(f"{chosen.out}: {size / 1e6:.1f} MB")
