@@ -112,7 +112,9 @@ def verify(
         others, compared = subset.compare(images, raw / sources.LARGER)
         faults += [fault for fault in others if fault.file not in known]
         notes.append(compared)
-    notes += [*pixels.greys(images.values()).notes, *splits.no_model(present.table)]
+    greys = pixels.greys(images.values())
+    faults += greys.darker
+    notes += [*greys.notes, *splits.no_model(present.table)]
     size, sides = sum(image.size for image in checked), Counter(image.shape for image in checked if image.shape)
     decoded = len(images if reference else chosen)
     part = " (a part of the dataset: no fault)" if absent and not dataset else ""

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 from tqdm import tqdm
 
-from chestxray.config import StudyError
+from chestxray.config import Rejection, StudyError
 from chestxray.files import in_threads
 
 SMALLEST_SIDE = 16
@@ -118,11 +118,19 @@ def largest_value(path: Path) -> int | None:
 
 
 class Greys(NamedTuple):
-    """How a dataset's 16-bit files are read: by so many bits, None where there are none; which; and notes on it."""
+    """How a dataset's 16-bit files are read.
+
+    Attributes:
+        bits: those by which all are read; None where there are none.
+        files: which they are.
+        notes: what a user should know of it, one line each.
+        darker: files that use fewer bits: dark radiographs, or greys of another depth, which come out too dark.
+    """
 
     bits: int | None
     files: frozenset[Path]
     notes: tuple[str, ...]
+    darker: tuple[Rejection, ...] = ()
 
 
 def greys(paths: Iterable[Path]) -> Greys:
@@ -135,8 +143,15 @@ def greys(paths: Iterable[Path]) -> Greys:
         return Greys(None, frozenset(), ())
     largest = max(found.values())
     bits = used_bits(largest)
-    note = f"16-bit files hold {bits}-bit greys (largest value {largest:,} in {len(found):,} files): read as such."
-    return Greys(bits, frozenset(found), (note,))
+    note = f"16-bit files hold {bits}-bit greys (largest value {largest:,} in {len(found):,} files): read as such"
+    low = {path.name: value for path, value in sorted(found.items()) if used_bits(value) < bits}  # at most a quarter
+    darker: tuple[Rejection, ...] = ()
+    if low:
+        few = used_bits(max(low.values()))
+        remedy = f"if these are {few}-bit files, put them into a folder of their own"
+        note += f"; {len(low):,} of {len(found):,} stay within {few} bits, such as {', '.join([*low][:3])}: {remedy}"
+        darker = tuple(Rejection(name, f"stays within {few} bits, but is read by {bits}", remedy) for name in low)
+    return Greys(bits, frozenset(found), (f"{note}.",), darker)
 
 
 def read_bytes(path: Path) -> bytes:

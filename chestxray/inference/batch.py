@@ -39,6 +39,7 @@ def predict_files(
     report: Callable[[StudyError], None] | None = None,
     heat_maps: Path | None = None,
     finding: str | None = None,
+    others: list[Path] | None = None,
 ) -> int:
     """Answer for radiographs and folders of them, and write a table or a document.
 
@@ -52,6 +53,7 @@ def predict_files(
             without images; printed on standard error if None.
         heat_maps: a folder for a picture of each radiograph under its heat-map, as PNG.
         finding: the class of the heat-maps; if None, each radiograph's most probable finding.
+        others: a list to which files of folders are added that aren't looked at.
 
     Returns:
         How many were answered.
@@ -62,7 +64,7 @@ def predict_files(
     """
     check(out, batch_size, finding)
     report = report or (lambda error: tqdm.write(str(error), file=sys.stderr))
-    found = list(find_files(paths, report))
+    found = list(find_files(paths, report, others))
     files.keep_apart(out, found)
     if heat_maps and heat_maps.resolve() in {place.resolve() for place in {path.parent for path in found}}:
         raise StudyError(f"{heat_maps}: holds radiographs that are read; give --heat-maps another folder")
@@ -110,12 +112,15 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
         raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
 
 
-def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> Iterator[Path]:
+def find_files(
+    paths: Iterable[Path], report: Callable[[StudyError], None], others: list[Path] | None = None
+) -> Iterator[Path]:
     """Yield files as they are, and the radiographs below folders in order of names; hidden ones are left out.
 
     Args:
         paths: files or folders.
         report: called with one error for every folder that has no image, or cannot be searched.
+        others: a list to which the files below folders are added that are neither hidden nor, by their names, images.
     """
 
     def unreadable(error: OSError) -> None:
@@ -128,10 +133,12 @@ def find_files(paths: Iterable[Path], report: Callable[[StudyError], None]) -> I
         empty = True
         for place, folders, names in os.walk(given, onerror=unreadable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if not name.startswith(".") and load.is_predictable(Path(place, name)):
+            for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+                if load.is_predictable(path):
                     empty = False
-                    yield Path(place, name)
+                    yield path
+                elif others is not None:
+                    others.append(path)
         if empty:
             suffixes = ", ".join(load.PREDICTABLE_SUFFIXES)
             report(StudyError(f"{given}: no image in this folder ({suffixes}); give a folder that holds some"))

@@ -172,13 +172,18 @@ def test_a_dataset_has_one_depth_and_what_it_changes_is_made_anew(tiny_raw, stud
     study = study_of(tiny_raw)
     stored = [store_path(study.paths.store, name) for name in names[:2]]
     before = preparation.prepare(study)
-    assert before.notes[-1] == "16-bit files hold 12-bit greys (largest value 3,212 in 2 files): read as such."
+    assert before.notes[-1] == (
+        "16-bit files hold 12-bit greys (largest value 3,212 in 2 files): read as such; 1 of 2 stay within 10 bits, "
+        f"such as {names[0]}: if these are 10-bit files, put them into a folder of their own."
+    )
     for path, wanted in zip(stored, (dark, bright), strict=True):
         assert np.abs(np.asarray(Image.open(path)) - wanted).max() <= 1
     assert preparation.prepare(study).made == 0
     save(names[2], 16, 2, 255)
     after = preparation.prepare(study)
     assert after.made == 3 and "16-bit greys (largest value" in after.notes[-1]
+    assert f"; 2 of 3 stay within 12 bits, such as {names[0]}, {names[1]}: if" in after.notes[-1]
+    assert [line.file for line in integrity.verify(tiny_raw).faults] == names[:2]
     assert np.abs(np.asarray(Image.open(stored[1])) - bright / 16).max() < 1.5
     same = before.manifest["sha256"].eq(after.manifest["sha256"])
     assert same.tolist() == [False] * 3 + [True] * 57

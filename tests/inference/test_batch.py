@@ -103,13 +103,15 @@ def test_a_larger_image_is_averaged_down_to_the_models_size(model, model_path, t
 def test_folders_are_searched_and_same_names_told_apart(model_path, tmp_path, monkeypatch):
     for name in ("one/b.png", "one/a.jpeg", "one/deep/a.JPG", "two/b.png", "two/.hidden.png", "two/.cache/c.png"):
         draw(tmp_path / name, len(name))
-    (tmp_path / "one" / "notes.txt").write_text("not an image")
+    for name in ("notes.txt", "noext"):
+        (tmp_path / "one" / name).write_text("no suffix of an image")
     dicom_files.write(tmp_path / "one" / "1.2.840.1", tiny_pixels(1), 8)
     Image.fromarray(tiny_pixels(1)).save(tmp_path / "one" / "c.tif")
     monkeypatch.chdir(tmp_path)
-    table = predict([Path("two"), Path("one"), Path("two/b.png")], model_path, tmp_path / "p.csv")
+    others = []
+    table = predict([Path("two"), Path("one"), Path("two/b.png")], model_path, tmp_path / "p.csv", others=others)
     named = ["two/b.png", "one/1.2.840.1", "one/a.jpeg", "one/b.png", "one/c.tif", "one/deep/a.JPG", "two/b.png"]
-    assert list(table["image"]) == named
+    assert list(table["image"]) == named and others == [Path("one/noext"), Path("one/notes.txt")]
 
 
 def test_bad_files_are_reported_and_the_rest_answered(model, model_path, tmp_path, capsys):

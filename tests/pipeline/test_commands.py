@@ -29,9 +29,11 @@ def predictor(monkeypatch):
         called.load = (model, engine)
         return "a reader"
 
-    def predict_files(paths, out, asked, batch_size, report, heat_maps, finding):
+    def predict_files(paths, out, asked, batch_size, report, heat_maps, finding, others):
         called.predict = (paths, asked, batch_size, heat_maps, finding)
         for path in paths:
+            if not path.suffix:
+                others += [path / "note.txt", path / "b.bmp"]
             if "bad" in path.name:
                 report(StudyError(f"{path}: no image; give another"))
         good = [path.name for path in paths if "bad" not in path.name]
@@ -62,7 +64,8 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
     assert commands.main(["predict", "folder", "one.png", "--out", str(out), *options]) == 0
     assert predictor.load == (Path("m.keras"), "onnx")
     assert predictor.predict == ([Path("folder"), Path("one.png")], "a reader", 3, Path("maps"), "Mass")
-    assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable\n"
+    others = "2 other files not looked at, such as note.txt, b.bmp"
+    assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable, {others}\n"
 
     assert commands.main(["predict", "one.png", "--out", str(out)]) == 0
     assert predictor.load == (None, None)

@@ -51,6 +51,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
 
     batch.check(chosen.out, chosen.batch_size, chosen.finding)
     failed = 0
+    others: list[Path] = []
 
     def report(error: StudyError) -> None:
         nonlocal failed
@@ -60,12 +61,15 @@ def run_predict(chosen: argparse.Namespace) -> int:
     with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
         model = reader.load(chosen.model, chosen.engine)
     answered = batch.predict_files(
-        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding
+        chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding, others
     )
+    rest = f"{failed} files or folders not usable"
+    if others:
+        rest += f", {len(others)} other files not looked at, such as {', '.join(path.name for path in others[:3])}"
     if answered:
-        print(f"{chosen.out}: {answered} images answered, {failed} files or folders not usable")
+        print(f"{chosen.out}: {answered} images answered, {rest}")
         return 1 if failed else 0
-    print(f"nothing answered, {failed} files or folders not usable", file=sys.stderr)
+    print(f"nothing answered, {rest}", file=sys.stderr)
     return 2
 
 
