@@ -6,6 +6,7 @@ empty columns) are put right on reading, and each row or value that cannot be us
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 
 from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, Paths, Rejection, StudyError
 from chestxray.data import own_tables
-from chestxray.data.own_tables import BOX_SPELLING, by_value, read_csv
+from chestxray.data.own_tables import BOX_SPELLING, OLDEST, by_value, read_csv
 
 TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 """The image table: the NIH's corrected edition, and its first one."""
@@ -53,9 +54,6 @@ TABLE_HEADER = (
 BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 """The box list's header: four numbers under one name, and three columns without a name."""
 
-OLDEST = 120
-"""Ages above this many years are not believed: the first edition of the table has ages up to 414."""
-
 TABLE_COLUMNS = ("image", "patient", "follow_up", "age", "sex", "view", "findings", "label")
 LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): name for name in CLASSES}
 """Finding Labels that equal one class → the class as its folder is named."""
@@ -63,7 +61,6 @@ LABELS: dict[str, str] = {(NO_FINDING_NIH if name == "No_finding" else name): na
 UNLISTED = "without a row"  # the value of the rejection of an image that the table lacks
 _SEXES = {"M": "M", "F": "F", "MALE": "M", "FEMALE": "F"}
 _VIEWS = {"PA": "PA", "AP": "AP"}
-_YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True)
@@ -123,13 +120,6 @@ def find_table(raw: Path) -> Path:
     raise StudyError(f"{raw}: no Data_Entry_2017*.csv there, and {len(others) or 'no'} other CSV files; {LAYOUT}")
 
 
-def _years(text: str) -> int | None:
-    """An age in whole years of `58`, `058Y`, `013M` or `005D`; None where unreadable or not plausible."""
-    parts = re.fullmatch(r"(\d{1,6})(?:\.0+)?([YMD]?)", text.upper())
-    years = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2]]) if parts else OLDEST + 1
-    return years if years <= OLDEST else None
-
-
 class _Rule(NamedTuple):
     """How a cell becomes a value, or None where it cannot be used, and the remedy that is reported then."""
 
@@ -150,9 +140,10 @@ _RULES = {
     ),
     "follow_up": _Rule(
         lambda text: int(float(text or 0)) if re.fullmatch(r"(\d{1,9}(\.0+)?)?", text) else None,
-        "not a whole number: the image is left out; correct the table",
+        "not a whole number: it counts as visit 0, the image is kept; correct the table to use it",
+        keeps_row=True,
     ),
-    "age": _Rule(_years, f"not an age from 0 to {OLDEST} years: {_EMPTIED}", keeps_row=True),
+    "age": _Rule(own_tables.years, f"not an age from 0 to {OLDEST} years: {_EMPTIED}", keeps_row=True),
     "sex": _Rule(lambda text: _SEXES.get(text.upper()), f"neither M nor F: {_EMPTIED}", keeps_row=True),
     "view": _Rule(lambda text: _VIEWS.get(text.upper()), f"neither PA nor AP: {_EMPTIED}", keeps_row=True),
     "findings": _Rule(
@@ -219,6 +210,9 @@ def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> 
     sheet, notes = read_csv(path)
     text, absent = own_tables.pick_columns(sheet, COLUMNS, path)
     notes, rows = [*notes, *absent], len(text)
+    others = sorted(raw.glob("Data_Entry_2017*.csv"))  # none where the table itself was given
+    others = [other.name for other in others if not filecmp.cmp(path, other, shallow=False)]
+    notes += [f"{path.name} is read, and {other}, which differs, is not" for other in others]
     text, lines, contradicting = _without_repeated(text)
     parsers = {name: rule.parse for name, rule in _RULES.items()} | {"findings": partial(own_tables.findings, own=own)}
     table = pd.DataFrame({name: by_value(text[name], parse) for name, parse in parsers.items()})
@@ -231,7 +225,10 @@ def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> 
     more, lost = _reject(text, table, path.name)
     table = table.drop(index=list(lost))
     cells = text.loc[list(lost), "findings"].tolist()
-    notes += [f"{path.name}: {line}" for line in own_tables.unused(cells, own)]
+    table["patient"], joined = own_tables.as_one(table["patient"])
+    views = text.loc[table.index[table["view"].isna()], "view"]
+    more_notes = (*own_tables.unused(cells, own), *joined, *own_tables.not_frontal(views))
+    notes += [f"{path.name}: {line}" for line in more_notes]
     count, fault = len(lost) + contradicting, None
     what = f"{count:,} of its {rows:,} rows cannot be used" if 2 * count > rows or table.empty else ""
     label, part = ("", "") if what else own_tables.class_lost(cells, table["findings"].unique(), own)
@@ -243,7 +240,7 @@ def read_entries(raw: Path, labels: Path | None = None, strict: bool = True) -> 
         fault = Rejection(path.name, f"{what}, such as {examples}", left_out[0].remedy.rpartition("; ")[2])
         if strict or table.empty:
             raise StudyError(f"{path}: {fault.value}; {fault.remedy}")
-    table = table.astype({"follow_up": "int64", "age": "Int64"}).fillna({"sex": "", "view": ""})
+    table = table.fillna({"follow_up": 0, "sex": "", "view": ""}).astype({"follow_up": "int64", "age": "Int64"})
     table["label"] = table["findings"].map(LABELS).fillna("")
     table = table.sort_values("image", ignore_index=True)
     return Entries(path, table, (*lines, *more), rows, tuple(notes), fault)
@@ -401,7 +398,7 @@ def oddities(raw: Path) -> pd.DataFrame:
     path = find_table(raw)
     table, _ = read_csv(path)
     text, _ = own_tables.pick_columns(table, COLUMNS, path)
-    age, years = text["age"].str.upper(), by_value(text["age"], _years)
+    age, years = text["age"].str.upper(), by_value(text["age"], own_tables.years)
     unit, number = age.str.fullmatch(r"\d+[YMD]"), age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
     repeated = text["image"].duplicated().sum()
     renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
@@ -411,7 +408,7 @@ def oddities(raw: Path) -> pd.DataFrame:
         (path.name, "columns under another edition's name", renamed, "the same column"),
         (path.name, "ages with a unit, such as 060Y", unit.sum(), "whole years"),
         (path.name, f"ages above {OLDEST} years", (number & years.isna()).sum(), "empty"),
-        (path.name, "ages that are no number", (~number & text["age"].ne("")).sum(), "empty"),
+        (path.name, "ages that are no number", (~number & years.isna() & text["age"].ne("")).sum(), "empty"),
         (path.name, "sexes but M and F", sexes.sum(), "M or F where it can be told, else empty"),
         (path.name, "views but PA and AP", views.sum(), "PA or AP in capitals, else empty"),
         (path.name, "rows of an image that has another row", repeated, "one, if they are equal"),

@@ -27,6 +27,10 @@ MAP_HEADER = ("own label", "study label")
 """Columns of a label map; an empty study label leaves the own label out. The header may be another, or missing."""
 
 
+OLDEST = 120
+"""Ages above this many years are not believed: the first edition of the table has ages up to 414."""
+
+_YEARS_PER_UNIT = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 _NEEDED = ("image", "findings", "patient")
 _SHORT = {"findings": ("Labels", "Label"), "sex": ("Gender",)}
 """Further names of columns, beside the editions' names and ours."""
@@ -130,24 +134,72 @@ def pick_columns(
         The columns, cells stripped; a missing one is empty, which the note says.
 
     Raises:
-        StudyError: the column of images, labels or patients is missing, or there are no rows.
+        StudyError: the column of images, labels or patients is missing, two columns that differ are meant by one name,
+            or there are no rows.
     """
-    chosen, absent, there = {}, [], {key(name).rstrip(" #"): name for name in reversed(table.columns)}
+    chosen, absent = {}, []
+    plain = {
+        name: key(re.sub(r"\.\d+$", "", name)).rstrip(" #") for name in table.columns
+    }  # pandas numbers repetitions
     for ours, theirs in columns.items():
-        names = [key(name).rstrip(" #") for name in (*theirs, ours, *_SHORT.get(ours, ()))]
-        known = [name for name in theirs if name in table.columns] + [there[name] for name in names if name in there]
-        if not known and ours in _NEEDED:
-            own = [name for name in table.columns if findings(name, {})]
-            one = f"write the labels in {own[0]} and the like into one column, joined by |" if own else "add it"
-            raise StudyError(f"{path}: column {theirs[0]!r} is missing among {', '.join(table.columns)}; {one}")
-        chosen[ours] = by_value(table[known[0]], str.strip) if known else ""
-        absent += [] if known else [theirs[0]]
+        names = {key(name).rstrip(" #") for name in (*theirs, ours, *_SHORT.get(ours, ()))}
+        found = {name: by_value(table[name], str.strip) for name in table.columns if plain[name] in names}
+        first = next(iter(found.values()), "")
+        if differing := [name for name, column in found.items() if not column.equals(first)]:
+            both = f"columns {next(iter(found))!r} and {differing[0]!r} differ"
+            raise StudyError(f"{path}: {both}, and each may be {theirs[0]!r}; keep one")
+        chosen[ours] = first
+        absent += [] if found else [ours]
+    if needed := [columns[ours][0] for ours in absent if ours in _NEEDED]:
+        own = [name for name in table.columns if findings(name, {})]
+        remedy = "rename or add it" if len(needed) == 1 else "rename or add them"
+        if own and "findings" in absent:
+            remedy = f"write the labels in {own[0]} and the like into one column, joined by |"
+        elif len(table.columns) == 1:
+            remedy = "part the columns by commas, semicolons or tabs"
+        what = f"column {needed[0]!r} is" if len(needed) == 1 else f"columns {', '.join(map(repr, needed))} are"
+        raise StudyError(f"{path}: {what} missing among {', '.join(table.columns)}; {remedy}")
     if table.empty:
         raise StudyError(f"{path}: has no row to use; add rows")
-    note = f"{path.name}: no column {', '.join(absent)}: empty, so nothing can be said by it"
-    if "follow_up" in columns and columns["follow_up"][0] in absent:
+    missing = ", ".join(columns[ours][0] for ours in absent)
+    note = f"{path.name}: no column {missing}: empty, so nothing can be said by it"
+    if "follow_up" in absent:
         note += "; each image counts as visit 0, in no order"
     return pd.DataFrame(chosen, index=table.index), [note] if absent else []
+
+
+def years(text: str) -> int | None:
+    """An age in whole years of `58`, `45.5`, `058Y`, `58 years`, `013M` or `005D`; None where not plausible."""
+    parts = re.fullmatch(r"(\d{1,6})(?:[.,]\d+)?\s*(Y|YRS?|YEARS?|M|MONTHS?|D|DAYS?|)", text.upper())
+    age = int(int(parts[1]) * _YEARS_PER_UNIT[parts[2][:1]]) if parts else OLDEST + 1
+    return age if age <= OLDEST else None
+
+
+def as_one(patients: pd.Series) -> tuple[pd.Series, list[str]]:
+    """Write each patient one way: letter case, and zeros before a number, part nobody. A note says how many it joined.
+
+    Args:
+        patients: as the table has them, none empty.
+    """
+    spellings: dict[str, str] = {}
+    for name in sorted(patients.dropna().unique().tolist()):
+        spellings.setdefault(_patient(name), name)
+    one = by_value(patients, lambda name: spellings[_patient(name)])
+    joined = [f"{name!r} and {kept!r}" for name, kept in zip(patients, one, strict=True) if name != kept]
+    return one, [f"{len(set(joined)):,} spellings of patients are joined, such as {joined[0]}"] if joined else []
+
+
+def not_frontal(views: pd.Series) -> list[str]:
+    """A note on views that are neither PA nor AP; without the empty ones."""
+    odd = views[views.ne("")].tolist()
+    if not odd:
+        return []
+    said = f"{len(odd):,} images are of another view than PA or AP, such as {odd[0]!r}"
+    return [f"{said}: the study is of frontal radiographs; leave the others out"]
+
+
+def _patient(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdecimal() else name.casefold()
 
 
 def image_name(text: str) -> str | None:
@@ -164,7 +216,12 @@ def stem(image: str) -> str:
 
 
 def in_any_case(folder: Path, name: str) -> Path:
-    """The file of this name in a folder, or else that of the same name in other letters; where none is, the first."""
+    """Find a file by its name in a folder, in other letters if there is none in these; it need not be there.
+
+    Args:
+        folder: where to look; it need not be there either.
+        name: the file's name.
+    """
     if (path := folder / name).is_file() or not folder.is_dir():
         return path
     return min((other for other in folder.iterdir() if other.name.casefold() == name.casefold()), default=path)

@@ -72,10 +72,49 @@ def test_only_images_labels_and_patients_are_needed(tiny_raw):
     assert len(entries.table) == 60 and entries.table["follow_up"].eq(0).all() and entries.table["age"].isna().all()
 
 
-def test_a_table_with_one_column_per_label_says_what_is_needed(tiny_raw):
-    write_table(tiny_raw, [["a.png", "1", "0", "1"]], "Image Index,Mass,Effusion,Patient ID")
-    with pytest.raises(StudyError, match=r"'Finding Labels' is missing .*; write the labels in Mass and the like"):
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (
+            "Image Index,Mass,Effusion,Patient ID",
+            "'Finding Labels' is missing .*; write the labels in Mass and the like",
+        ),
+        (
+            "file,finding,Patient ID,Age",
+            "columns 'Image Index', 'Finding Labels' are missing among file, .*; rename or add",
+        ),
+        ("Image Index|Finding Labels", "are missing among .*; part the columns by commas, semicolons or tabs"),
+        (
+            "Image Index,Finding Labels,Finding Labels,Patient ID",
+            "'Finding Labels' and 'Finding Labels.1' differ, .*one",
+        ),
+        ("Image,Label,Patient ID,patient", "columns 'Patient ID' and 'patient' differ, and each may be 'Patient ID'"),
+    ],
+)
+def test_a_header_that_is_not_understood_says_what_is_needed(tiny_raw, header, said):
+    write_table(tiny_raw, [["a.png", "Mass", "Nodule", "1"]], header)
+    with pytest.raises(StudyError, match=said):
         nih_tables.read_entries(tiny_raw)
+
+
+def test_a_patient_written_in_several_ways_is_one(tiny_raw):
+    rows, names = tiny_rows(), ["7", "7.0", " 7", "0007", "P7", "p7", "0"]
+    for row, name in zip(rows, names, strict=False):
+        row[3] = name
+    write_table(tiny_raw, rows)
+    entries = nih_tables.read_entries(tiny_raw)
+    table = entries.table.set_index("image")["patient"]
+    assert [table[row[0]] for row in rows[: len(names)]] == ["0007"] * 4 + ["P7"] * 2 + ["0"]
+    assert len(entries.notes) == 1 and "2 spellings of patients are joined, such as '7' and '0007'" in entries.notes[0]
+
+
+def test_the_table_that_is_read_is_named_where_another_differs(tiny_raw):
+    other = shutil.copy(tiny_raw / TABLE, tiny_raw / "Data_Entry_2017.csv")
+    assert nih_tables.read_entries(tiny_raw).notes == ()
+    other.write_text(other.read_text() + "\n")
+    assert nih_tables.read_entries(tiny_raw).notes == (
+        f"{TABLE} is read, and Data_Entry_2017.csv, which differs, is not",
+    )
 
 
 def test_rows_that_become_one_image_are_repeated_rows(tiny_raw):
