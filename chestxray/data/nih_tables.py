@@ -109,9 +109,7 @@ def find_table(raw: Path) -> Path:
     Raises:
         StudyError: there is none, or several; or a table or list is a link to nothing.
     """
-    for path in sorted((*raw.glob("*.csv"), *raw.glob("*.txt"))):
-        if not path.exists():  # another, or none, would be taken in its place
-            raise StudyError(f"{path}: is a link to nothing; mend or remove it")
+    own_tables.refuse_links_to_nothing(raw)
     known = [raw / name for name in (*TABLE_NAMES, SAMPLE_TABLE_NAME)]
     found = [path for path in (*known, *sorted(raw.glob("Data_Entry_2017*.csv"))) if path.is_file()]
     others = [path for path in raw.glob("*.csv") if path.name != BOXES_NAME]

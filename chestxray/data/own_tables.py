@@ -215,6 +215,17 @@ def stem(image: str) -> str:
     return image.rpartition(".")[0].casefold()
 
 
+def refuse_links_to_nothing(raw: Path) -> None:
+    """Refuse a folder where a table or list is a link to nothing: another, or none, would be taken in its place.
+
+    Raises:
+        StudyError: there is such a link.
+    """
+    for path in sorted((*raw.glob("*.csv"), *raw.glob("*.txt"))):
+        if not path.exists():
+            raise StudyError(f"{path}: is a link to nothing; mend or remove it")
+
+
 def in_any_case(folder: Path, name: str) -> Path:
     """Find a file by its name in a folder, in other letters if there is none in these; it need not be there.
 

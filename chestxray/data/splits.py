@@ -28,11 +28,11 @@ def check_lists(table: pd.DataFrame, lists: Lists | None) -> None:
     """Make sure that the official lists decide the split of every image.
 
     Args:
-        table: the image table of the images that are here, a column `image`.
+        table: the image table of the images that are here, columns `image` and `patient`.
         lists: as `nih_tables.read_lists` gives, spelt as in the table.
 
     Raises:
-        StudyError: an image is in neither list, or all are in one.
+        StudyError: an image is in neither list, all are in one, or a patient has images in both.
     """
     if lists is None:
         return
@@ -46,6 +46,12 @@ def check_lists(table: pd.DataFrame, lists: Lists | None) -> None:
     for name, there in zip(LIST_NAMES, listed, strict=True):
         if not there.any():
             raise StudyError(f"{name}: lists none of the {len(table):,} images here; add images of it, {way}")
+    train_val, test = (set(table.loc[there, "patient"].tolist()) for there in listed)
+    if both := train_val & test:
+        raise StudyError(
+            f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
+            "move all of a patient's images to one list"
+        )
 
 
 def _strata(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -130,8 +136,7 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
         `train`, `valid` or `test` for each row, on the table's index.
 
     Raises:
-        StudyError: as `check_lists`; the lists put a patient into both splits, there are too few patients to split, or
-            no image has one of the seven labels.
+        StudyError: as `check_lists`; there are too few patients to split, or no image has one of the seven labels.
     """
     patients = table["patient"].nunique()
     if patients < FEWEST_PATIENTS:
@@ -146,12 +151,7 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
     check_lists(table, lists)
     if lists:
         named = [set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists]
-        train_val, test_patients = named[:2]
-        if both := train_val & test_patients:
-            raise StudyError(
-                f"the test list: patient {min(both)} and {len(both) - 1} more have images in the train_val list too; "
-                "move all of a patient's images to one list"
-            )
+        test_patients = named[1]
     else:
         test_patients = hold_out(table, TEST_SHARE, seed)
     test = table["patient"].isin(test_patients)
@@ -371,7 +371,7 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
         f"{entries.source.name}: {entries.rows:,} rows, {len(table):,} images of {table['patient'].nunique():,} "
         f"patients, {len(entries.rejected):,} things left out or emptied"
     )
-    given = "No lists given: test is held out here, by patient"
+    given = "No lists given or beside the table: test is held out here, by patient"
     if lists:
         given = f"Official lists: {len(lists[0]):,} and {len(lists[1]):,} images"
     crossing = int((planned.groupby("patient")["split"].nunique() > 1).sum())

@@ -89,6 +89,21 @@ def test_nothing_is_wrong_with_a_good_folder(tiny_raw, capsys):
     assert "Nothing is wrong." in capsys.readouterr().out
 
 
+def test_a_patient_in_both_lists_is_a_fault(tiny_raw):
+    rows = pd.read_csv(tiny_raw / "Data_Entry_2017_v2020.csv", index_col=False)
+    train_val = set((tiny_raw / "train_val_list.txt").read_text().split())
+    moved = next(
+        group for _, group in rows.groupby("Patient ID") if len(group) > 1 and {*group["Image Index"]} <= train_val
+    )
+    name = moved["Image Index"].iloc[0]
+    (tiny_raw / "train_val_list.txt").write_text("\n".join(train_val - {name}))
+    with (tiny_raw / "test_list.txt").open("a") as file:
+        file.write(f"\n{name}\n")
+    (fault,) = integrity.verify(tiny_raw).faults
+    assert fault.value.startswith(f"patient {moved['Patient ID'].iloc[0]} and 0 more have images in")
+    assert fault.file == "the test list" and fault.remedy == "move all of a patient's images to one list"
+
+
 @pytest.mark.parametrize("fault", BREAKS)
 def test_each_broken_image_is_named(tiny_raw, fault, capsys, tmp_path):
     destroy, said = BREAKS[fault]

@@ -282,6 +282,9 @@ def plan_of(tiny_raw, tmp_path):
                 "--test",
                 str(tiny_raw / "test_list.txt"),
             ]
+        else:
+            for name in ("train_val_list.txt", "test_list.txt"):
+                (tiny_raw / name).unlink(missing_ok=True)
         return __main__.main([*arguments, *more])
 
     return of
@@ -296,11 +299,22 @@ def printed_table(said: str, title: str) -> pd.DataFrame:
 
 def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study, tmp_path, capsys):
     manifest = preparation.prepare(tiny_study, workers=1).manifest
-    shutil.rmtree(tiny_study.paths.raw.resolve() / "images")
+    raw, out = tiny_study.paths.raw.resolve(), tmp_path / "beside.csv"
+    shutil.rmtree(raw / "images")
     share = str(tiny_study.profile.valid_share)
+    options = ["--no-finding", "8", "--valid-share", share, "--seed", str(tiny_study.seed), "--out", str(out)]
+    assert __main__.main(["plan", "--metadata", str(raw / "Data_Entry_2017_v2020.csv"), *options]) == 0
+    assert "Taken from beside the table: train_val_list.txt, test_list.txt\n" in capsys.readouterr().out
     assert plan_of("--no-finding", "8", "--valid-share", share, "--seed", str(tiny_study.seed)) == 0
     assert (tmp_path / "p.csv").read_text() == manifest.drop(columns="sha256").to_csv(index=False, lineterminator="\n")
     said = capsys.readouterr().out
+    assert "Taken" not in said and out.read_bytes() == (tmp_path / "p.csv").read_bytes()
+    (raw / "test_list.txt").unlink()
+    assert __main__.main(["plan", "--metadata", str(raw / "Data_Entry_2017_v2020.csv"), *options]) == 2
+    assert "test_list.txt: missing, though train_val_list.txt is there" in capsys.readouterr().err
+    (raw / "test_list.txt").symlink_to("nothing")
+    assert __main__.main(["plan", "--metadata", str(raw / "Data_Entry_2017_v2020.csv"), *options]) == 2
+    assert "test_list.txt: is a link to nothing" in capsys.readouterr().err
     assert "60 rows, 60 images of 20 patients, 0 things left out" in said
     assert "Official lists: 45 and 15 images" in said
     assert f"{manifest['selected'].sum()} images selected; 0 patients in two splits" in said
@@ -329,7 +343,7 @@ def test_plan_gives_the_manifest_of_stage_2_1_without_images(plan_of, tiny_study
 
 def test_plan_without_lists_splits_by_patient(plan_of, tmp_path, capsys):
     assert plan_of(lists=False) == 0
-    assert "No lists given: test is held out here, by patient" in capsys.readouterr().out
+    assert "No lists given or beside the table: test is held out here, by patient" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "p.csv")
     assert set(table["split"]) == {"train", "valid", "test"}
     assert table.groupby("patient")["split"].nunique().max() == 1

@@ -15,8 +15,11 @@ def add_commands(commands: Commands) -> None:
     plan = add_command(commands, "plan", run_plan)
     size = PROFILES["gpu"]
     plan.add_argument("--metadata", type=Path, required=True, metavar="FILE", help="the image table, Data_Entry_2017*")
-    plan.add_argument("--train-val", type=Path, metavar="LIST", help="the official list of train and validation images")
-    plan.add_argument("--test", type=Path, metavar="LIST", help="the official list of test images")
+    default = "(default: {} beside the table, if there)"
+    what = f"the official list of train and validation images {default.format('train_val_list.txt')}"
+    plan.add_argument("--train-val", type=Path, metavar="LIST", help=what)
+    what = f"the official list of test images {default.format('test_list.txt')}"
+    plan.add_argument("--test", type=Path, metavar="LIST", help=what)
     own = {"type": Path, "metavar": "FILE", "help": "a table of two columns that maps own labels to the study's"}
     plan.add_argument("--labels", **own)
     plan.add_argument(
@@ -58,11 +61,14 @@ def add_commands(commands: Commands) -> None:
 def run_plan(chosen: argparse.Namespace) -> int:
     """Show who would be in train, validation and test; needs no images.
 
-    Split and select a table's images as stage 2.1 does, show the counts, and write the manifest.
+    Split and select a table's images as stage 2.1 does, by the lists beside it if there are any; show the counts, and
+    write the manifest.
     """
     check_seed(chosen.seed)
     if (chosen.train_val is None) != (chosen.test is None):
-        raise StudyError("--train-val and --test: only one of them is given; give both, or neither to split by patient")
+        raise StudyError(
+            "--train-val and --test: only one of them is given; give both, or neither to take those beside the table"
+        )
     if not 0 <= chosen.valid_share < 1:
         raise StudyError(f"--valid-share {chosen.valid_share}: give a number from 0 to below 1")
     if chosen.no_finding < 0:
@@ -73,17 +79,23 @@ def run_plan(chosen: argparse.Namespace) -> int:
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; --out takes the name of a file")
     from chestxray import files
-    from chestxray.data import nih_tables, splits
+    from chestxray.data import nih_tables, own_tables, splits
     from chestxray.pipeline import documents
 
-    beside = (*nih_tables.LIST_NAMES, nih_tables.VALID_NAME, nih_tables.BOXES_NAME)
-    data = [chosen.metadata, chosen.train_val, chosen.test, *(chosen.metadata.parent / name for name in beside)]
-    files.keep_apart(chosen.out, [*data, chosen.labels])
+    folder, names = chosen.metadata.parent, (*nih_tables.LIST_NAMES, nih_tables.VALID_NAME)
+    beside = [own_tables.in_any_case(folder, name) for name in (*names, nih_tables.BOXES_NAME)]
+    files.keep_apart(chosen.out, [chosen.metadata, chosen.train_val, chosen.test, chosen.labels, *beside])
     entries = nih_tables.read_entries(chosen.metadata, chosen.labels)
-    lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test) if chosen.test else None
+    if chosen.test:
+        lists = nih_tables.read_lists_for(entries, chosen.train_val, chosen.test)
+    else:
+        own_tables.refuse_links_to_nothing(folder)
+        lists = nih_tables.read_lists(folder, entries)
     planned = splits.plan(entries.table, lists, chosen.valid_share, chosen.no_finding, chosen.seed)
     files.atomic_write(chosen.out, planned.to_csv(index=False, lineterminator="\n").encode())
     print(*splits.describe(entries, planned, lists), sep="\n")
+    if lists and not chosen.test:
+        print(f"Taken from beside the table: {', '.join(path.name for path in beside[: len(lists)])}")
     for title, table in splits.tables(planned).items():
         cells = table.map(lambda value: value if isinstance(value, str) else f"{value:,}").values.tolist()
         print(f"\n{title}")
