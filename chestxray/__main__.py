@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from chestxray.config import StudyError
+from chestxray.config import StudyError, printable
 from chestxray.pipeline import environment
 
 
@@ -51,7 +51,7 @@ class _Output:
     def write(self, text: str) -> int:
         """Write, or drop what nobody reads."""
         with self._dropping():
-            self._stream.write(text)
+            self._stream.write(printable(text))
         return len(text)
 
     def flush(self) -> None:

@@ -68,8 +68,16 @@ ACKNOWLEDGEMENT = (
 )
 
 
+def printable(text: str) -> str:
+    r"""A text with the bytes of file names that aren't UTF-8 escaped: `R\xf6ntgen.png`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class StudyError(Exception):
     """Something the user can put right. The message is one line: the file, the value and the remedy."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Show the one line, and no stack, in Jupyter."""

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import Rejection, StudyError
+from chestxray.config import Rejection, StudyError, printable
 from chestxray.data import kaggle, nih_tables, own_tables, sources, splits, subset
 from chestxray.data.kaggle import Published
 from chestxray.images import pixels
@@ -217,7 +217,7 @@ def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImag
     except Image.DecompressionBombError:
         return CheckedImage(size, None, f"more than {MOST_PIXELS:,} pixels", "save it smaller")
     except StudyError as error:
-        value, _, remedy = str(error).removeprefix(f"{path}: ").rpartition("; ")
+        value, _, remedy = str(error).removeprefix(printable(f"{path}: ")).rpartition("; ")
         return CheckedImage(size, shape, value, remedy)
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
         reason = "its header" if isinstance(error, Image.UnidentifiedImageError) else error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -420,12 +420,6 @@ def oddities(raw: Path) -> pd.DataFrame:
             (boxes.name, "rows without a usable box", len(table) - len(read_boxes(raw)), "left out"),
         ]
     return pd.DataFrame(found, columns=["file", "oddity", "count", "read as"])
-
-
-def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
-    """Rejections as a table: `file`, `value`, `remedy`, sorted by file."""
-    table = pd.DataFrame(list(lines), columns=list(Rejection._fields))
-    return table.sort_values(list(Rejection._fields), ignore_index=True)
 
 
 def box_side(boxes: pd.DataFrame, image_side: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, StudyError
+from chestxray.config import CLASSES, IMAGE_SUFFIXES, NIH_FINDINGS, NO_FINDING_NIH, Rejection, StudyError, printable
 
 BOX_SPELLING = {"Infiltrate": "Infiltration"}
 """The NIH's box list's spelling of a finding → its image table's."""
@@ -374,5 +374,11 @@ def summary(rejected: Sequence[tuple[str, str, str]]) -> list[str]:
     if not rejected:
         return []
     first = ", the first three" if len(rejected) > 3 else ""
-    lines = [f"  {file}: {value}; {remedy}" for file, value, remedy in rejected[:3]]
+    lines = [printable(f"  {file}: {value}; {remedy}") for file, value, remedy in rejected[:3]]
     return [f"{len(rejected):,} rows, values or images cannot be used{first}:", *lines]
+
+
+def rejections_frame(lines: Iterable[Rejection]) -> pd.DataFrame:
+    """Rejections as a table: `file`, `value`, `remedy`, sorted by file."""
+    table = pd.DataFrame([map(printable, line) for line in lines], columns=list(Rejection._fields))
+    return table.sort_values(list(Rejection._fields), ignore_index=True)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from chestxray import files
 from chestxray.config import CLASSES, NIH_9K, SPLITS, Paths, Rejection, Study, StudyError
-from chestxray.data import nih_tables, sources, splits, subset
+from chestxray.data import nih_tables, own_tables, sources, splits, subset
 from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
 from chestxray.files import atomic_write, in_threads
 from chestxray.images import pixels
@@ -227,7 +227,7 @@ def prepare(study: Study, workers: int | None = None) -> Preparation:
         for outdated in (paths.augmented_rows, paths.tree("train_augmented"), paths.near_duplicates, paths.cache):
             files.remove(outdated)
     link_trees(paths, manifest)
-    rejected = nih_tables.rejections_frame([*plan.rejected, *unreadable])
+    rejected = own_tables.rejections_frame([*plan.rejected, *unreadable])
     atomic_write(paths.rejected, rejected.to_csv(index=False, lineterminator="\n").encode())
     atomic_write(paths.manifest, after)
     return Preparation(manifest, rejected, (*plan.notes, *greys.notes), made)

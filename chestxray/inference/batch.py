@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import CLASSES, StudyError, printable
 from chestxray.images import load
 from chestxray.inference import overlay, plain_words
 from chestxray.inference.answers import HEAT_MAP, SIDES, Answer, columns, row
@@ -75,7 +75,7 @@ def predict_files(
             bar.update()
             report(error)
 
-        named = ((path.as_posix(), path) for path in found)
+        named = ((printable(path.as_posix()), path) for path in found)
         answers = reader.stream(named, batch_size, unusable, keep=overlay.LARGEST_SIDE if pictures else 1)
         first = next(answers, None)
         if first is None:

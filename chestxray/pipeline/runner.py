@@ -7,6 +7,7 @@ reads and writes stands in `stages`, what makes it stale in `staleness`.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import os
@@ -20,7 +21,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from chestxray import files
-from chestxray.config import NIH_9K, NIH_9K_LIST, PROFILES, REPOSITORY, StageMissing, Study, StudyError, source_folder
+from chestxray.config import (
+    NIH_9K,
+    NIH_9K_LIST,
+    PROFILES,
+    REPOSITORY,
+    StageMissing,
+    Study,
+    StudyError,
+    printable,
+    source_folder,
+)
 from chestxray.data import sources
 from chestxray.pipeline import notebooks, staleness
 from chestxray.pipeline.progress import Progress, shown
@@ -71,6 +82,7 @@ class Pipeline:
         self._modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
         self._workers: set[subprocess.Popen[str]] = set()
         self._stopped = False
+        self._told: set[tuple[str, ...]] = set()
 
     @property
     def state(self) -> Path:
@@ -143,6 +155,7 @@ class Pipeline:
         plan = preparation.make_plan(self.study, raw, self.labels)
         if any(stage.trains for stage in chosen):
             splits.require_trainable(plan.table, nih_tables.find_table(raw).name)
+        self._told = {tuple(map(printable, line)) for line in plan.rejected}
         greys = () if paths.manifest.exists() else pixels.greys(plan.paths.values()).notes  # else stage 2.1 has told it
         return [*self._kept_map(), *plan.notes, *greys, *own_tables.summary(plan.rejected)]
 
@@ -273,7 +286,19 @@ class Pipeline:
             return False
         self.executed.append(stage)
         self._progress.end(stage.label, "done")
+        if stage.number == "2.1":
+            self._tell_of_unreadable()
         return True
+
+    def _tell_of_unreadable(self) -> None:
+        """Say which images stage 2.1 found unusable when it read them; what the tables tell was said before."""
+        from chestxray.data import own_tables  # as above
+
+        if (table := self.study.paths.rejected).exists():
+            rows = list(csv.reader(table.read_text("utf-8").splitlines()))[1:]
+            new = own_tables.summary([tuple(row) for row in rows if tuple(row) not in self._told])
+            for line in [*new, f"{shown(table)}: {len(rows):,} rows"] if new else []:
+                self._progress.say(line)
 
     def _execute_notebook(self, stage: Stage) -> None:
         source, target = self.repository / stage.notebook, self.rendered(stage)

@@ -105,7 +105,7 @@ def text_fingerprint(*texts: str) -> str:
     """The fingerprint of some texts in their order."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(f"{len(text)}:".encode() + text.encode())
+        digest.update(f"{len(text)}:".encode() + text.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

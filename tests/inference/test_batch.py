@@ -293,6 +293,22 @@ def test_radiographs_are_not_written_over(mapped_path, tmp_path, monkeypatch):
     assert batch.predict_files([Path("in")], Path("in/p.csv"), model, heat_maps=Path("in/maps")) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names that are not UTF-8")
+def test_names_that_are_not_utf8_are_escaped(mapped_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    draw(Path("a.png"), 1)
+    Path("a.png").rename(os.fsdecode(b"R\xf6.png"))
+    Path(os.fsdecode(b"b\xf6d.png")).write_bytes(b"text")
+    model, maps = reader.load(mapped_path), Path("maps")
+    given = [Path(os.fsdecode(b"b\xf6d.png")), Path(os.fsdecode(b"R\xf6.png"))]
+    for name in ("p.csv", "p.json"):
+        assert batch.predict_files(given, Path(name), model, heat_maps=maps, finding="Mass") == 1
+        assert capsys.readouterr().err.startswith(r"b\xf6d.png: begins with")
+    assert [path.name for path in maps.iterdir()] == [r"R\xf6_Mass.png"]
+    assert pd.read_csv("p.csv").loc[0, ["image", "heat_map"]].tolist() == [r"R\xf6.png", r"R\xf6_Mass.png"]
+    assert json.loads(Path("p.json").read_text())["images"][0]["image"] == r"R\xf6.png"
+
+
 def test_predict_and_serve_need_neither_tensorflow_nor_pandas(tmp_path):
     """The command's process, and the page's own modules."""
     draw(tmp_path / "a.png", 1)

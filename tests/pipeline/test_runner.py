@@ -14,6 +14,8 @@ import nbformat
 import pytest
 
 from chestxray import config
+from chestxray.config import Rejection
+from chestxray.data import own_tables
 from chestxray.pipeline import notebooks, runner, stages, staleness
 from chestxray.pipeline.stages import Stage
 
@@ -96,6 +98,20 @@ def test_runs_in_order_and_nothing_again(place, at_once):
     assert run(place)[1] == []
     assert "2.2 Two: up to date" in run(place)[2]
     assert run(place, force=True)[1] == ["2.1", "2.2"]
+
+
+def test_what_cannot_be_used_is_told_after_stage_2_1(place, at_once):
+    data = config.Paths("tiny").data
+    name = os.fsdecode(b"R\xf6.png") if sys.platform == "linux" else "R.png"
+    (data / "raw" / name).write_text("")  # a name that is not UTF-8 does no harm
+    rows = [Rejection(file, "0 bytes", "it is left out") for file in (name, "a.png", "b.png", "c.png")]
+    (data / "rejected.csv").write_text(own_tables.rejections_frame(rows).to_csv(index=False), "utf-8")
+    complete, executed, said, _ = run(place)
+    assert complete and executed == ["2.1", "2.2"]
+    first = [f"  {config.printable(file)}: 0 bytes; it is left out\n" for file in (name, "a.png", "b.png")]
+    head = "4 rows, values or images cannot be used, the first three:\n"
+    assert "2.1 One: done (0 s)\n" + head + "".join(first) in said
+    assert said.count("cannot be used") == 1 and f"{Path('1_Datasets', 'tiny', 'rejected.csv')}: 4 rows\n" in said
 
 
 def test_rendered_notebook_lies_beside_the_results(place):

@@ -110,7 +110,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
     Compare the raw images with their table, and name each that is missing or broken.
     """
     from chestxray import files
-    from chestxray.data import integrity, kaggle, nih_tables, subset
+    from chestxray.data import integrity, kaggle, own_tables, subset
 
     raw, whole, labels = source_folder(chosen.dataset), None, chosen.labels
     if raw is None:
@@ -127,7 +127,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
     report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference, labels=labels)
     print(*report.lines(), sep="\n")
     if chosen.report:
-        table = nih_tables.rejections_frame(report.faults)
+        table = own_tables.rejections_frame(report.faults)
         files.atomic_write(chosen.report, table.to_csv(index=False, lineterminator="\n").encode())
         print(f"{chosen.report}: {len(table):,} lines")
     return 1 if report.faults else 0
