@@ -143,7 +143,9 @@ _RULES = {
     ),
     "age": _Rule(own_tables.years, f"not an age from 0 to {OLDEST} years: {_EMPTIED}", keeps_row=True),
     "sex": _Rule(lambda text: _SEXES.get(text.upper()), f"neither M nor F: {_EMPTIED}", keeps_row=True),
-    "view": _Rule(lambda text: _VIEWS.get(text.upper()), f"neither PA nor AP: {_EMPTIED}", keeps_row=True),
+    "view": _Rule(
+        lambda text: _VIEWS.get(re.split(r"[\W_]", text.upper())[0]), f"neither PA nor AP: {_EMPTIED}", keeps_row=True
+    ),
     "findings": _Rule(
         partial(own_tables.findings, own={}),
         f"not {NO_FINDING_NIH}, nor findings of ChestX-ray14 joined by |: the image is left out; "

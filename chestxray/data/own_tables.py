@@ -155,7 +155,7 @@ def pick_columns(
         remedy = "rename or add it" if len(needed) == 1 else "rename or add them"
         if own and "findings" in absent:
             remedy = f"write the labels in {own[0]} and the like into one column, joined by |"
-        elif len(table.columns) == 1:
+        elif len(table.columns) == 1 or "|" in table.columns[0]:
             remedy = "part the columns by commas, semicolons or tabs"
         what = f"column {needed[0]!r} is" if len(needed) == 1 else f"columns {', '.join(map(repr, needed))} are"
         raise StudyError(f"{path}: {what} missing among {', '.join(table.columns)}; {remedy}")

@@ -42,6 +42,7 @@ def quoted(text):
         lambda text: re.sub(r"^(0\d+_\d+\.png,[^,]+,\d)", r" \1.0", text, flags=re.MULTILINE),
         lambda text: text.replace("Image Index", "image_index").replace("Patient ID", "PATIENT  ID"),
         lambda text: text.replace("Image Index", "Image").replace("Finding Labels", "labels"),
+        lambda text: text.replace(",PA,", ",pa erect,").replace(",AP,", ",AP_supine,"),
         lambda text: text.replace("\n", "\n\n"),
         quoted,
     ],
