@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -443,3 +445,17 @@ def test_code_fingerprint_enters_rooms(tmp_path, cell, depends_on):
             changing.add(name)
         (tmp_path / name).write_text(code)
     assert changing == depends_on
+
+
+def test_a_label_map_of_an_earlier_run_is_told_before_it_is_used_or_replaced(tiny_raw, study_of, tmp_path):
+    study = study_of(tiny_raw)
+    kept, other = study.paths.labels, tmp_path / "other.csv"
+    kept.write_text("from,to\nTB,Mass\n")
+    other.write_text("TB,Nodule\n")
+
+    def first(labels):
+        return runner.Pipeline(study, str(tiny_raw), labels=labels).look_ahead([])[0]
+
+    assert re.search(r"labels\.csv: .* of an earlier run is used; delete this file", first(None))
+    assert re.search(r"labels\.csv: .*, which .*other\.csv replaces: stage 2\.1 is stale", first(other))
+    assert first(tmp_path / shutil.copy(kept, tmp_path / "same.csv")).startswith("Data_Entry_2017_v2020.csv: 60 rows")
