@@ -59,13 +59,12 @@ def predict_files(
         How many were answered.
 
     Raises:
-        StudyError: as `check`; `out` cannot be written or is one of the radiographs, the folder for heat-maps holds
-            some of them, or the model has no heat-maps.
+        StudyError: as `check`; `out` cannot be written, the folder for heat-maps holds radiographs, or the model has no
+            heat-maps.
     """
     check(out, batch_size, finding)
     report = report or (lambda error: tqdm.write(str(error), file=sys.stderr))
     found = list(find_files(paths, report, others))
-    files.keep_apart(out, found)
     if heat_maps and heat_maps.resolve() in {place.resolve() for place in {path.parent for path in found}}:
         raise StudyError(f"{heat_maps}: holds radiographs that are read; give --heat-maps another folder")
     pictures = None if heat_maps is None else _Pictures(heat_maps, reader, finding)
@@ -100,12 +99,18 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
         finding: the class of the heat-maps, or None.
 
     Raises:
-        StudyError: `out` is a folder or has another suffix, the batch size is below 1, or the finding is unknown.
+        StudyError: `out` is a folder, has another suffix or is another table, the batch size is below 1, or the finding
+            is unknown.
     """
     if out.is_dir():
         raise StudyError(f"{out}: is a folder; give the name of a file")
     if out.suffix.lower() not in FORMATS:
         raise StudyError(f"{out}: unknown kind of table; give a name that ends in {' or '.join(FORMATS)}")
+    if out.suffix.lower() == ".csv" and out.is_file():
+        header = ",".join(columns()[:2]).encode()
+        with out.open("rb") as file:
+            if not header.startswith(file.read(len(header))):  # such as the labels of a folder, which would be lost
+                raise StudyError(f"{out}: is there and holds no predictions; give --out another name")
     if batch_size < 1:
         raise StudyError(f"batch size {batch_size}: give 1 or more")
     if finding is not None and finding not in CLASSES:

@@ -284,7 +284,7 @@ def test_radiographs_are_not_written_over(mapped_path, tmp_path, monkeypatch):
     shutil.copy("in/a.png", "scan.csv")
     before = {path: path.read_bytes() for path in (Path("in/a.png"), Path("scan.csv"))}
     model = reader.load(mapped_path)
-    with pytest.raises(StudyError, match=r"scan\.csv: is only read here; give --out another name"):
+    with pytest.raises(StudyError, match=r"scan\.csv: is there and holds no predictions; give --out another name"):
         batch.predict_files([Path("scan.csv")], tmp_path / "scan.csv", model)
     for given in ("in", "in/a.png"):
         with pytest.raises(StudyError, match="in: holds radiographs that are read; give --heat-maps another folder"):

@@ -259,6 +259,7 @@ def test_a_host_that_is_none_of_this_machine_is_one_line(host):
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "no address"])
 def test_a_proxy_stands_not_before_the_page(proxy, monkeypatch):
+    pytest.importorskip("gradio", reason="only the page needs it")
     for name in ("http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, proxy)
     monkeypatch.setenv("no_proxy", "")

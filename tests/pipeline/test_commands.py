@@ -67,7 +67,7 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
     others = "2 other files not looked at, such as note.txt, b.bmp"
     assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable, {others}\n"
 
-    assert commands.main(["predict", "one.png", "--out", str(out)]) == 0
+    assert commands.main(["predict", "one.png", "--out", str(out.with_name("other.csv"))]) == 0
     assert predictor.load == (None, None)
     assert predictor.predict == ([Path("one.png")], "a reader", 8, None, None)
 
@@ -361,7 +361,11 @@ def test_plan_repeats_itself_and_obeys_its_seed(plan_of, tmp_path, capsys):
     ("arguments", "lists", "line"),
     [
         (["--metadata", "absent.csv"], True, "absent.csv: no such file"),
-        (["--metadata", "LISTS/test_list.txt"], True, "column 'Image Index' is missing"),
+        (
+            ["--metadata", "LISTS/test_list.txt"],
+            True,
+            "columns 'Image Index', 'Finding Labels', 'Patient ID' are missing",
+        ),
         (["--train-val", "LISTS/train_val_list.txt"], False, "only one of them is given; give both"),
         (["--test", "LISTS/test_list.txt"], False, "only one of them is given; give both"),
         (["--test", "absent.txt"], True, "absent.txt: no such file"),
