@@ -349,6 +349,11 @@ def source_folder(source: str) -> Path | None:
     return Path(source) if source and source not in SOURCES and Path(source).is_dir() else None
 
 
+def no_such_dataset(source: str) -> StudyError:
+    """The error for a `--dataset` that is no source, no folder and no dataset that is there already."""
+    return StudyError(f"dataset {source!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout")
+
+
 def dataset_name(source: str) -> str:
     """The dataset's name for `--dataset`: a source's word as it is, a folder by its own name.
 

@@ -26,7 +26,6 @@ BOX_SPELLING = {"Infiltrate": "Infiltration"}
 MAP_HEADER = ("own label", "study label")
 """Columns of a label map; an empty study label leaves the own label out. The header may be another, or missing."""
 
-
 OLDEST = 120
 """Ages above this many years are not believed: the first edition of the table has ages up to 414."""
 
@@ -138,9 +137,8 @@ def pick_columns(
             or there are no rows.
     """
     chosen, absent = {}, []
-    plain = {
-        name: key(re.sub(r"\.\d+$", "", name)).rstrip(" #") for name in table.columns
-    }  # pandas numbers repetitions
+    # pandas numbers the repetitions of a column's name: "Finding Labels.1".
+    plain = {name: key(re.sub(r"\.\d+$", "", name)).rstrip(" #") for name in table.columns}
     for ours, theirs in columns.items():
         names = {key(name).rstrip(" #") for name in (*theirs, ours, *_SHORT.get(ours, ()))}
         found = {name: by_value(table[name], str.strip) for name in table.columns if plain[name] in names}

@@ -11,7 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chestxray.config import NIH_9K, PROFILES, SOURCES, Paths, Profile, Study, StudyError, open_study, source_folder
+from chestxray.config import (
+    NIH_9K,
+    PROFILES,
+    SOURCES,
+    Paths,
+    Profile,
+    Study,
+    StudyError,
+    no_such_dataset,
+    open_study,
+    source_folder,
+)
 from chestxray.data import kaggle, sources, subset
 from chestxray.images import pixels
 from chestxray.pipeline import runner
@@ -78,9 +89,7 @@ def _reason_against(dataset: str, study: Study) -> str:
     if study.is_phantom or study.paths.manifest.exists() or study.paths.raw.exists() or source_folder(dataset):
         return ""
     if os.sep in dataset or "/" in dataset:
-        raise StudyError(
-            f"dataset {dataset!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout"
-        )
+        raise no_such_dataset(dataset)
     if dataset not in SOURCES:
         return f"{dataset}: there is no such dataset here."
     copy = subset.is_here() if dataset == NIH_9K else kaggle.find_copy(kaggle.DATASETS[dataset])

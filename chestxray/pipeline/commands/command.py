@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from chestxray.config import NIH_9K, SOURCES, Paths, StudyError, dataset_name, source_folder
+from chestxray.config import NIH_9K, SOURCES, Paths, StudyError, dataset_name, no_such_dataset, source_folder
 
 Commands = argparse._SubParsersAction
 """What `add_subparsers` returns."""
@@ -61,9 +61,7 @@ def known(dataset: str, folders: Sequence[str] = ()) -> str:
             remedy = f"give --from {dataset}" if dataset == NIH_9K else "rename it"
             print(f"dataset {dataset}: means the source, not the folder of this name here; {remedy} to use that")
     elif folder is None and not Paths(name).raw.exists():
-        raise StudyError(
-            f"dataset {dataset!r}: no such folder; give {', '.join(SOURCES)}, or a folder in the NIH layout"
-        )
+        raise no_such_dataset(dataset)
     elif name == NIH_9K:
         print(f"{dataset}: holds the images of {NIH_9K}'s list and is read as --dataset {NIH_9K} --from {dataset}")
     elif folder is not None:

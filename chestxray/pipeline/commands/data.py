@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from chestxray.config import PROFILES, Paths, StudyError, dataset_name, source_folder
+from chestxray.config import NIH_9K, PROFILES, Paths, StudyError, dataset_name, source_folder
 from chestxray.pipeline.commands.command import Commands, add_command, check_seed
 
 
@@ -110,12 +110,11 @@ def run_verify(chosen: argparse.Namespace) -> int:
     Compare the raw images with their table, and name each that is missing or broken.
     """
     from chestxray import files
-    from chestxray.data import integrity, kaggle, own_tables, subset
+    from chestxray.data import integrity, kaggle, own_tables
 
-    raw, whole, labels = source_folder(chosen.dataset), None, chosen.labels
+    raw, whole, labels, paths = source_folder(chosen.dataset), None, chosen.labels, Paths(dataset_name(chosen.dataset))
     if raw is None:
-        paths, whole = Paths(dataset_name(chosen.dataset)), kaggle.DATASETS.get(chosen.dataset)
-        raw, labels = paths.raw, labels or paths.label_map
+        raw, whole, labels = paths.raw, kaggle.DATASETS.get(chosen.dataset), labels or paths.label_map
         if not raw.exists():
             raise StudyError(
                 f"dataset {chosen.dataset!r}: no such folder, and none of this name under 1_Datasets; give a folder, "
@@ -123,8 +122,7 @@ def run_verify(chosen: argparse.Namespace) -> int:
             )
     if chosen.report:
         files.keep_apart(chosen.report, [raw, labels], "--report")
-    reference = dataset_name(chosen.dataset) == subset.NAME
-    report = integrity.verify(raw, whole, chosen.verify == "full", reference=reference, labels=labels)
+    report = integrity.verify(raw, whole, chosen.verify == "full", reference=paths.dataset == NIH_9K, labels=labels)
     print(*report.lines(), sep="\n")
     if chosen.report:
         table = own_tables.rejections_frame(report.faults)
