@@ -36,6 +36,8 @@ CLASSES = ("Atelectasis", "Effusion", "Infiltration", "Mass", "No_finding", "Nod
 
 SIX_FINDINGS: tuple[str, ...] = tuple(name for name in CLASSES if name != "No_finding")
 """The classes that are findings: what one-vs-rest AUROC is averaged over beside published figures."""
+PRESENT: tuple[str, ...] = tuple(f"{name}_present" for name in SIX_FINDINGS)
+"""Columns of the six findings' own probabilities, whatever else a radiograph shows, after the seven classes."""
 
 _OTHER_FINDINGS = "Cardiomegaly", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia"
 NIH_FINDINGS: tuple[str, ...] = tuple(sorted((*SIX_FINDINGS, *_OTHER_FINDINGS, "Pleural_Thickening", "Pneumonia")))

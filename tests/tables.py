@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.config import CLASSES, PRESENT, SIX_FINDINGS
 
 NIH_NAMES = {name: "No Finding" if name == "No_finding" else name for name in CLASSES}
 
@@ -34,5 +34,8 @@ def predictions_table(images=420, patients=150, skill=1.2, seed=1, decimals=None
             "view": np.where(rng.random(images) < 0.4, "AP", "PA"),
         }
     )
-    table[list(CLASSES)] = shares if decimals is None else shares.round(decimals)
+    shown = [[name in text.split("|") for name in SIX_FINDINGS] for text in findings]
+    odds = rng.normal(size=(images, len(SIX_FINDINGS))) + skill * np.array(shown) - 1
+    columns = np.hstack([shares, 1 / (1 + np.exp(-odds))])
+    table[[*CLASSES, *PRESENT]] = columns if decimals is None else columns.round(decimals)
     return table

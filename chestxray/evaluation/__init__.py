@@ -10,7 +10,7 @@ modules, as `operating_points.choose`.
 from chestxray.config import lazy
 
 _OWNERS = {
-    "predictions": "read_predictions read_models prediction_table balanced average one_class",
+    "predictions": "read_predictions read_models prediction_table balanced average",
     "metrics": "macro_auroc confusion roc_points confident_errors label_suspects",
     "comparison": "METRICS resample evaluate summary per_class compare_with compare_all ranking beside_published",
     "localisation": "targets",

@@ -2,8 +2,8 @@
 
 Metrics are taken over the single-label test images, or, where their name says `all_images` or `six_finding`, over all
 test images. Intervals resample patients, by the same draws for all models. A draw that leaves a metric undefined, since
-it has no image of some class, is left out of its interval; the column `draws` counts the rest. The seven probabilities
-need not sum to one: the predicted class is that of the largest.
+it has no image of some class, is left out of its interval; the column `draws` counts the rest. The predicted class is
+that of the largest of the seven probabilities.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
-from chestxray.evaluation.predictions import aligned, checked, classes_and_scores, require_classes, shows
+from chestxray.evaluation.predictions import aligned, checked, classes_and_scores, finding, require_classes, shows
 
 METRICS: dict[str, str] = {
     "macro_auroc": "Macro AUROC",
@@ -250,7 +250,7 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
     truth, scores = classes_and_scores(predictions[predictions["selected"]])
     number = len(CLASSES)
     single = [rank_draws(truth == k, scores[:, k], inside) for k in range(number)]
-    whole = [rank_draws(shows(predictions, name), predictions[name], draws) for name in SIX_FINDINGS]
+    whole = [rank_draws(*finding(predictions, name), draws) for name in SIX_FINDINGS]
     counts = inside.counts(truth * number + scores.argmax(axis=1), number**2).T.reshape(number, number, -1)
     right = counts[range(number), range(number)]
     of_truth, of_guess = counts.sum(axis=1), counts.sum(axis=0)

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.predictions import checked, classes_and_scores, one_class, require_classes
+from chestxray.evaluation.predictions import checked, classes_and_scores, require_classes
 
 _FLOATS_AT_ONCE = 4_000_000
 
@@ -90,8 +90,8 @@ def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """Single-label test images whose most probable class is not their label, the most confident first.
 
     Returns:
-        `image`, `patient`, `label`, `predicted`, `probability` of the predicted class among the seven brought to sum to
-        one, and `margin`, how much less the true class has.
+        `image`, `patient`, `label`, `predicted`, `probability` of the predicted class, and `margin`, how
+        much less the true class has.
 
     Raises:
         StudyError: as `comparison.evaluate`.
@@ -128,7 +128,7 @@ def _single_label_scores(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.nd
     predictions = checked(predictions)
     selected = predictions[predictions["selected"]]
     truth, scores = classes_and_scores(selected)
-    return selected, truth, scores.argmax(axis=1), one_class(scores)
+    return selected, truth, scores.argmax(axis=1), scores
 
 
 def _disagreements(

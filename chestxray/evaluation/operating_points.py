@@ -61,7 +61,7 @@ def choose(valid: pd.DataFrame, sensitivity: float = SENSITIVITY) -> pd.DataFram
     valid = predictions.checked(valid)
     rows = {}
     for name in SIX_FINDINGS:
-        scores, truth = valid[name].to_numpy(dtype=float), predictions.shows(valid, name)
+        truth, scores = predictions.finding(valid, name)
         line = threshold(scores, truth, sensitivity)
         above = scores >= line
         rows[name] = {
@@ -92,7 +92,8 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
     drawn = Draws.of(test["patient"], draws, seed)
     rows, sums = {}, dict.fromkeys(METRICS, 0.0)
     for name, line in points["threshold"].items():
-        truth, above = predictions.shows(test, name), test[name].to_numpy(dtype=float) >= line
+        truth, scores = predictions.finding(test, name)
+        above = scores >= line
         found = {
             "sensitivity": drawn.means(above, truth),
             "specificity": drawn.means(~above, ~truth),
@@ -169,7 +170,8 @@ def decision_curves(
     drawn = Draws.of(table["patient"], draws, seed)
     parts = []
     for name in SIX_FINDINGS:
-        curve = net_benefit(table[name].to_numpy(dtype=float), predictions.shows(table, name), thresholds, drawn)
+        truth, probabilities = predictions.finding(table, name)
+        curve = net_benefit(probabilities, truth, thresholds, drawn)
         curve.insert(0, "finding", name)
         parts.append(curve)
     return pd.concat(parts, ignore_index=True)

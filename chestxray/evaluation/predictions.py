@@ -3,35 +3,49 @@
 One row per image of a split. The **single-label test images** are the rows with `selected`: one of the seven classes
 each, true class in `label`. The **balanced test images** are those of them with `balanced_test`, as many of each class.
 **All test images** are every row, true labels in `findings`: an image may show several findings.
+
+Questions about the single label read the seven columns named as `CLASSES`, which sum to one: the probabilities of
+exactly one class each. Questions about a finding among all images read its own probability, `<Finding>_present`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from chestxray.config import CLASSES, MODELS, NIH_FINDINGS, NO_FINDING_NIH, SIX_FINDINGS, Study, StudyError
+from chestxray.config import (
+    ALL_LABELS,
+    CLASSES,
+    MODELS,
+    NIH_FINDINGS,
+    NO_FINDING_NIH,
+    PRESENT,
+    SIX_FINDINGS,
+    Study,
+    StudyError,
+)
 
 COLUMNS = ("image", "patient", "label", "selected", "balanced_test", "findings", "view", "sex", "age", "follow_up")
-"""Columns of the study's own tables, before the seven classes."""
+"""Columns of the study's own tables, before the probabilities."""
+
+PROBABILITIES = (*CLASSES, *PRESENT)
 
 _BOOLEANS = ("selected", "balanced_test")
-TINY = 1e-7
-"""Nearest that a probability comes to 0 or 1 before its logarithm or odds are taken."""
 
 
-def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Join the manifest's columns and the probabilities, rounded to six decimals.
+def prediction_table(table: pd.DataFrame, outputs: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Join the manifest's columns and a model's outputs, rounded to six decimals.
 
     Args:
         table: N rows with `COLUMNS`.
-        probabilities: (N, 7), columns in the order of `CLASSES`.
+        outputs: `findings`, (N, 15) in the order of `ALL_LABELS`, and `classes`, (N, 7) in the order of `CLASSES`.
     """
-    columns = pd.DataFrame(probabilities, columns=list(CLASSES), index=table.index).round(6)
-    return pd.concat([table[list(COLUMNS)], columns], axis=1)
+    six = np.asarray(outputs["findings"])[:, [ALL_LABELS.index(name) for name in SIX_FINDINGS]]
+    columns = np.hstack([outputs["classes"], six]).astype(float).round(6)
+    return pd.concat([table[list(COLUMNS)], pd.DataFrame(columns, table.index, list(PROBABILITIES))], axis=1)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -42,7 +56,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Returns:
         One row per image, `patient` as text as it stands in the file, `selected` and (where the file has it)
-        `balanced_test` as bool, empty text where the file has none, and seven probability columns named as `CLASSES`.
+        `balanced_test` as bool, empty text where the file has none, and `PROBABILITIES` as numbers.
 
     Raises:
         StudyError: the file is missing or no table, or a column or value in it can't be used.
@@ -50,7 +64,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     source = "/".join(path.parts[-2:])
     try:
         text = dict.fromkeys(("image", "patient", "label", "findings", "view", "sex"), str)
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={name: ["", "nan"] for name in CLASSES})
+        empty = {name: ["", "nan"] for name in PROBABILITIES}
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:
         raise StudyError(f"{source} can't be read ({type(error).__name__}): run the model's notebook again") from error
     for column in _BOOLEANS:
@@ -102,42 +117,16 @@ def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
     return rows
 
 
-def one_class(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, given that a radiograph has exactly one of them; (n, K) from (n, K) scores, 0 to 1.
-
-    Those of a softmax are that already. Where each class has a sigmoid of its own, the probability of one class and no
-    other is in proportion to its odds. Each row sums to one; the largest stays the largest.
-    """
-    scores = np.clip(np.asarray(scores, dtype=float), TINY, 1 - TINY)
-    if np.abs(scores.sum(axis=1) - 1).max(initial=0) > 1e-3:  # more than rounding takes a softmax from 1
-        scores = scores / (1 - scores)
-    return scores / scores.sum(axis=1, keepdims=True)
-
-
-def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The plain mean of several models' probabilities: the simplest ensemble.
-
-    Raises:
-        StudyError: no table, or tables of different images.
-    """
-    if not tables:
-        raise StudyError("no predictions to average: name at least one model")
-    first = checked(tables[0])
-    scores = [aligned(checked(table), first)[list(CLASSES)].to_numpy() for table in tables]
-    mean = pd.DataFrame(np.mean(scores, axis=0), columns=list(CLASSES))
-    return first.assign(**mean)
-
-
 def checked(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
     source = _source(predictions)
     again = "run the model's notebook again"
-    for column in ("image", "patient", "label", "selected", "findings", *CLASSES):
+    for column in ("image", "patient", "label", "selected", "findings", *PROBABILITIES):
         if column not in predictions:
             raise StudyError(f"{source} has no column {column!r}: {again}")
     if predictions.empty:
         raise StudyError(f"{source} has no row: {again}")
-    for column in CLASSES:
+    for column in PROBABILITIES:
         values = pd.to_numeric(predictions[column], errors="coerce").to_numpy(dtype=float)
         bad = ~((values >= 0) & (values <= 1))
         if bad.any():
@@ -216,6 +205,16 @@ def shows(predictions: pd.DataFrame, finding: str) -> np.ndarray:
     """
     finding = NO_FINDING_NIH if finding == "No_finding" else finding
     return predictions["findings"].astype(str).str.split("|").map(lambda found: finding in found).to_numpy(dtype=bool)
+
+
+def finding(predictions: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which images show one of the six findings, (n,) bool, and its probabilities `<Finding>_present`, (n,).
+
+    Args:
+        predictions: a predictions table of n rows.
+        name: one of `SIX_FINDINGS`.
+    """
+    return shows(predictions, name), predictions[f"{name}_present"].to_numpy(dtype=float)
 
 
 def classes_and_scores(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

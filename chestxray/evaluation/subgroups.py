@@ -11,7 +11,7 @@ from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
-from chestxray.evaluation.predictions import checked, shows
+from chestxray.evaluation.predictions import checked, finding
 
 FEWEST = 10
 """A finding with fewer positive patients, or fewer negative ones, in a group than this is not measured there."""
@@ -100,7 +100,7 @@ def _group_draws(table: pd.DataFrame, points: pd.DataFrame, draws: Draws) -> tup
     values, counts = {"auroc": {}, "tpr": {}}, {}
     patients = table["patient"].to_numpy()
     for name in SIX_FINDINGS:
-        truth, scores = shows(table, name), table[name].to_numpy(dtype=float)
+        truth, scores = finding(table, name)
         values["auroc"][name] = rank_draws(truth, scores, draws)[0]
         values["tpr"][name] = draws.means(scores >= points.loc[name, "threshold"], truth)
         enough = min(len(set(patients[truth])), len(set(patients[~truth]))) >= FEWEST

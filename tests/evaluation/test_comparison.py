@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 from tables import NIH_NAMES, predictions_table
 
 from chestxray import config
-from chestxray.config import CLASSES, SIX_FINDINGS, StageMissing, StudyError, open_study
+from chestxray.config import ALL_LABELS, CLASSES, PRESENT, SIX_FINDINGS, StageMissing, StudyError, open_study
 from chestxray.evaluation import bootstrap, comparison, metrics, predictions
 
 
@@ -36,7 +36,9 @@ def sklearn_metrics(table):
         "balanced_accuracy": sk.balanced_accuracy_score(single["label"], guess),
         "macro_f1": sk.f1_score(single["label"], guess, average="macro", labels=CLASSES, zero_division=0),
         "accuracy": sk.accuracy_score(single["label"], guess),
-        "six_finding_auroc": np.mean([sk.roc_auc_score(shown[name], table[name]) for name in SIX_FINDINGS]),
+        "six_finding_auroc": np.mean(
+            [sk.roc_auc_score(shown[name], table[f"{name}_present"]) for name in SIX_FINDINGS]
+        ),
     }
 
 
@@ -70,7 +72,8 @@ def test_interval_of_independent_images_has_the_width_of_delong():
     table["patient"] = table["image"]
     found = per_class(table, draws=2000).loc[("Effusion", "all_images_auroc")]
     shown = table["findings"].str.contains("Effusion").to_numpy()
-    above = table["Effusion"].to_numpy()[shown][:, None] > table["Effusion"].to_numpy()[~shown][None, :]
+    scores = table["Effusion_present"].to_numpy()
+    above = scores[shown][:, None] > scores[~shown][None, :]
     error = np.sqrt(above.mean(axis=1).var(ddof=1) / shown.sum() + above.mean(axis=0).var(ddof=1) / (~shown).sum())
     assert found["estimate"] == pytest.approx(above.mean(), abs=1e-12)
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.08)
@@ -115,6 +118,7 @@ def test_hand_count():
     table = labelled([true for true, _ in rows])
     for name in CLASSES:
         table[name] = [1.0 if guess == name else 0.0 for _, guess in rows]
+    table[list(PRESENT)] = 0.5
     counts = metrics.confusion(table)
     assert counts.loc["Effusion", "Mass"] == counts.loc["Nodule", "Mass"] == 1
     assert counts.loc["Mass", "Mass"] == 2
@@ -142,7 +146,7 @@ def test_metrics_of_all_images_count_images_with_several_findings():
     assert found.loc[("Mass", "auroc"), "n_images"] == table["selected"].sum()
     assert found.loc[("Mass", "auroc"), "n_positive"] == (table["label"] == "Mass").sum()
     assert found.loc[("Mass", "all_images_average_precision"), "estimate"] == pytest.approx(
-        sk.average_precision_score(shown, table["Mass"]), abs=1e-12
+        sk.average_precision_score(shown, table["Mass_present"]), abs=1e-12
     )
     assert ("No_finding", "all_images_auroc") not in found.index
     single = table[table["selected"]]
@@ -168,7 +172,8 @@ def test_a_comparison_is_paired_and_antisymmetric():
     good = predictions_table(skill=1.5, seed=2)
     worse = good.copy()
     rng = np.random.default_rng(0)
-    worse[list(CLASSES)] = (worse[list(CLASSES)] + 0.15 * rng.random((len(worse), len(CLASSES)))) / 2.05
+    columns = [*CLASSES, *PRESENT]
+    worse[columns] = (worse[columns] + 0.15 * rng.random((len(worse), len(columns)))) / 2.05
     one, other = comparison.evaluate(good, draws=300), comparison.evaluate(worse, draws=300)
     found = compare(good, worse.sample(frac=1, random_state=1), draws=300)
     back = compare(worse, good, draws=300)
@@ -197,14 +202,25 @@ def test_roc_points_enclose_the_area():
         assert area == pytest.approx(found[name], abs=1e-12)
 
 
-def test_average_and_published():
-    first, second = predictions_table(seed=1), predictions_table(seed=1, skill=0.3)
-    mean = predictions.average([first, second.sample(frac=1, random_state=0)])
-    assert mean["Mass"].to_numpy() == pytest.approx((first["Mass"] + second["Mass"]).to_numpy() / 2)
-    beside = comparison.beside_published(per_class(mean, draws=2), "mean")
-    for paper, row in beside.drop(index="mean").iterrows():
+def test_published_means_are_those_of_their_findings():
+    table = predictions_table()
+    beside = comparison.beside_published(per_class(table, draws=2), "ours")
+    for paper, row in beside.drop(index="ours").iterrows():
         assert row["Mean"] == pytest.approx(row[list(SIX_FINDINGS)].mean(), abs=1e-3), paper
-    assert beside.loc["mean", "Mean"] == pytest.approx(sklearn_metrics(mean)["six_finding_auroc"])
+    assert beside.loc["ours", "Mean"] == pytest.approx(sklearn_metrics(table)["six_finding_auroc"])
+
+
+def test_a_models_outputs_become_a_table():
+    table = predictions_table(images=30).assign(balanced_test=False, sex="F", age=50, follow_up=0)
+    rng = np.random.default_rng(0)
+    outputs = {"findings": rng.random((30, 15)), "classes": rng.dirichlet(np.ones(7), 30)}
+    found = predictions.prediction_table(table, outputs)
+    assert list(found) == [*predictions.COLUMNS, *CLASSES, *PRESENT]
+    assert found[list(CLASSES)].to_numpy() == pytest.approx(outputs["classes"].round(6), abs=1e-12)
+    for name in SIX_FINDINGS:
+        truth, scores = predictions.finding(found, name)
+        assert scores == pytest.approx(outputs["findings"][:, ALL_LABELS.index(name)].round(6), abs=1e-12)
+        assert truth.tolist() == [name in text.split("|") for text in table["findings"]]
 
 
 def test_macro_auroc_of_arrays():
@@ -232,6 +248,7 @@ BAD_TABLES = {
     ),
     "finding 'effusion' is unknown": lambda t: t.__setitem__("findings", t["findings"].replace("Effusion", "effusion")),
     "no column 'Nodule'": lambda t: t.__delitem__("Nodule"),
+    "no column 'Mass_present'": lambda t: t.__delitem__("Mass_present"),
     "no column 'patient'": lambda t: t.__delitem__("patient"),
     "has image 00000000_000.png twice": lambda t: t.__setitem__(
         "image", t["image"].replace("00000001_000.png", t["image"][0])
@@ -257,8 +274,6 @@ def test_other_bad_requests_are_one_line():
         compare(table, table[1:], draws=2)
     with pytest.raises(StudyError, match="predictions has no row"):
         comparison.evaluate(table[:0], draws=2)
-    with pytest.raises(StudyError, match="at least one model"):
-        predictions.average([])
 
 
 def test_reading_back_what_was_written(tmp_path):
@@ -324,9 +339,10 @@ def test_p_value_of_a_pair_agrees_with_delong():
     one, other = predictions_table(images=600, skill=1.0, seed=3), predictions_table(images=600, skill=0.8, seed=3)
     one["patient"] = other["patient"] = one["image"]
     truth = predictions.shows(one, "Effusion")
-    areas, error, z = delong(one["Effusion"].to_numpy(), other["Effusion"].to_numpy(), truth)
+    scores = [table["Effusion_present"].to_numpy() for table in (one, other)]
+    areas, error, z = delong(*scores, truth)
     draws = bootstrap.Draws.of(one["image"], 2000, seed=0)
-    gap = metrics.rank_draws(truth, one["Effusion"], draws)[0] - metrics.rank_draws(truth, other["Effusion"], draws)[0]
+    gap = np.subtract(*(metrics.rank_draws(truth, each, draws)[0] for each in scores))
     assert gap[0] == pytest.approx(areas[0] - areas[1], abs=1e-12)
     assert gap[1:].std() == pytest.approx(error, rel=0.06)
     assert bootstrap.p_value(gap) == pytest.approx(2 * norm.sf(abs(z)), rel=0.35)
@@ -385,35 +401,22 @@ def test_the_balanced_test_is_a_table_of_its_own():
         predictions.balanced(table)
 
 
-def test_nothing_depends_on_probabilities_summing_to_one():
-    table = predictions_table()
-    doubled = table.assign(**{name: table[name] / 2 for name in CLASSES})
-    pd.testing.assert_frame_equal(comparison.evaluate(doubled, draws=10), comparison.evaluate(table, draws=10))
-
-
-def test_one_class_is_a_softmaxs_answer_or_in_proportion_to_odds():
-    softmax = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
-    assert predictions.one_class(softmax) == pytest.approx(softmax, abs=1e-6)
-    alone = np.array([[0.5, 0.5, 0.2], [0.9, 0.1, 0.1]])
-    # One class and no other: .5·.5·.8, .5·.5·.8, .5·.5·.2; and .9·.9·.9, .1·.1·.9, .1·.1·.9.
-    expected = np.array([[0.2, 0.2, 0.05], [0.729, 0.009, 0.009]])
-    assert predictions.one_class(alone) == pytest.approx(expected / expected.sum(axis=1, keepdims=True))
-
-
 def test_errors_and_suspects_by_hand():
-    rows = [(name, {name: 0.6}) for name in CLASSES for _ in range(2)]
-    rows += [("Mass", {"Nodule": 0.9, "Mass": 0.05}), ("Effusion", {"Mass": 0.3, "Effusion": 0.28})]
+    rows = [(name, {name: 1.0}) for name in CLASSES for _ in range(2)]
+    rows += [("Mass", {"Nodule": 0.99, "Mass": 0.01}), ("Effusion", {"Mass": 0.52, "Effusion": 0.48})]
     table = labelled([label for label, _ in rows])
     for name in CLASSES:
         table[name] = [scores.get(name, 0.0) for _, scores in rows]
+    table[list(PRESENT)] = 0.5
     errors = metrics.confident_errors(table)
     assert errors[["label", "predicted"]].to_numpy().tolist() == [["Mass", "Nodule"], ["Effusion", "Mass"]]
-    odds = [(0.9 / 0.1, 0.05 / 0.95), (0.3 / 0.7, 0.28 / 0.72)]
-    assert errors["probability"].tolist() == pytest.approx([one / (one + two) for one, two in odds], abs=1e-5)
-    assert errors["margin"].tolist() == pytest.approx([(one - two) / (one + two) for one, two in odds], abs=1e-5)
+    assert errors["probability"].tolist() == [0.99, 0.52]
+    assert errors["margin"].tolist() == pytest.approx([0.98, 0.04])
     # Nodule's own images are given 1, so .99 is not enough; Mass's are given (1 + 1 + .01) / 3 on average, above .52.
     assert metrics.label_suspects(table).empty
-    table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *[0.4 if c == "Nodule" else 0.1 for c in CLASSES]]
+    # One more image of Nodule that is given .4 lowers their mean to .8.
+    scores = [0.4 if name == "Nodule" else 0.1 for name in CLASSES] + [0.5] * 6
+    table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *scores]
     assert metrics.label_suspects(table)["suggested"].tolist() == ["Nodule"]
 
 

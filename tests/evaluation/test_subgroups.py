@@ -36,9 +36,9 @@ def test_metrics_and_gaps_agree_with_scikit_learn():
         part = table[table["sex"] == sex]
         for name in SIX_FINDINGS:
             truth = predictions.shows(part, name)
-            scores[sex, name] = roc_auc_score(truth, part[name])
+            scores[sex, name] = roc_auc_score(truth, part[f"{name}_present"])
             assert found.loc[("sex", sex, name, "auroc"), "estimate"] == pytest.approx(scores[sex, name])
-            caught = recall_score(truth, part[name] >= points.loc[name, "threshold"])
+            caught = recall_score(truth, part[f"{name}_present"] >= points.loc[name, "threshold"])
             assert found.loc[("sex", sex, name, "tpr"), "estimate"] == pytest.approx(caught)
         row = found.loc[("sex", sex, "mean", "auroc")]
         assert row["n_images"] == len(part) and row["n_patients"] == part["patient"].nunique()
