@@ -17,7 +17,8 @@ from chestxray import config
 from chestxray.config import CLASSES, REPOSITORY, Paths
 from chestxray.evaluation import metrics, predictions
 from chestxray.inference.page import EXAMPLES, example_pixels
-from chestxray.pipeline import execution, notebooks
+from chestxray.pipeline import notebooks
+from chestxray.pipeline.execution import Execution
 from chestxray.pipeline.stages import BESIDE, STAGES
 
 pytestmark = pytest.mark.slow
@@ -140,7 +141,7 @@ def test_notebooks_beside_the_study_run_from_the_committed_reference(name, own, 
     source, target = REPOSITORY / name, tmp_path / "executed.ipynb"
     Image.fromarray(example_pixels("Effusion")).save(tmp_path / "chest.png")
     files = [Path(os.path.relpath(tmp_path / "chest.png", source.parent)).as_posix()] if own else []
-    assert execution.execute(source, target, {"files": files}, lambda cell, cells: None) is None
+    Execution(source, {"files": files}).write(target)
     notebook = notebooks.read(target)
     assert notebooks.check(notebook, name, notebooks.address(), target.stat().st_size) == []
     assert ("phantom" in texts(notebook)) != own

@@ -1,7 +1,7 @@
 """Runner: finds the stages that are stale, executes them in order, and says what failed and where.
 
-It owns the processes that execute notebooks. It must not know what happens inside a notebook; which files a stage
-reads and writes stands in `stages`, what makes it stale in `staleness`.
+It must not know what happens inside a notebook; which files a stage reads and writes stands in `stages`, what makes it
+stale in `staleness`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import csv
 import dataclasses
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chestxray import files
 from chestxray.config import (
@@ -26,7 +25,6 @@ from chestxray.config import (
     NIH_9K_LIST,
     PROFILES,
     REPOSITORY,
-    StageMissing,
     Study,
     StudyError,
     printable,
@@ -37,8 +35,8 @@ from chestxray.pipeline import notebooks, staleness
 from chestxray.pipeline.progress import Progress, shown
 from chestxray.pipeline.stages import STAGES, Stage
 
-ERROR_LINES = 15
-"""Lines of a cell's traceback that are shown; the whole of it is in the notebook that is saved."""
+if TYPE_CHECKING:
+    from chestxray.pipeline.execution import Execution
 
 STAGE_VARIABLE = "CHESTXRAY_STAGE"
 """Environment variable of a notebook that a run executes: the number of its stage."""
@@ -80,7 +78,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         self._progress = Progress(self.stream)
         self._modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
-        self._workers: set[subprocess.Popen[str]] = set()
+        self._executions: set[Execution] = set()
         self._stopped = False
         self._told: set[tuple[str, ...]] = set()
 
@@ -129,7 +127,7 @@ class Pipeline:
 
     def ran(self, stage: Stage) -> bool:
         """Whether a stage's last run had this study's parameters."""
-        return staleness.Record(self.state).described(stage.number).get("parameters") == self._chosen()
+        return staleness.read_record(self.state).get(stage.number, {}).get("parameters") == self._chosen()
 
     def unpacked(self, stage: Stage) -> bool:
         """Whether this stage was run where the dataset was packed: there is nothing here to run it again with."""
@@ -180,73 +178,72 @@ class Pipeline:
 
     def _run_stale(self, chosen: Sequence[Stage], force: bool) -> bool:
         """Start each stage, in the order of the study, once the stages that it needs are up to date."""
-        record = staleness.Record(self.state)
-        needs = {stage.number: self._needed(stage, chosen) for stage in chosen}
-        waiting, done, lost = list(chosen), set(), set()
-        running: dict[Future[bool], tuple[Stage, staleness.Entry]] = {}
-        with ThreadPoolExecutor(self.jobs) as threads:
-            try:
-                while waiting or running:
-                    for stage in [stage for stage in waiting if needs[stage.number] & lost]:
-                        waiting.remove(stage)
-                        lost.add(stage.number)
-                        self._progress.say(f"{stage.label}: not run, it needs a stage that failed")
-                    ready = next((stage for stage in waiting if needs[stage.number] <= done), None)
-                    if ready is not None and len(running) < self.jobs:
-                        waiting.remove(ready)
-                        entry = self._entry(ready, record)
-                        reason = self._stale(ready, record, entry, force)
-                        if reason is None:
-                            done.add(ready.number)
-                        else:
-                            running[self._start(ready, reason, threads)] = ready, entry
-                    elif running:
-                        for future in wait(running, return_when=FIRST_COMPLETED).done:
-                            stage, entry = running.pop(future)
-                            (done if future.result() else lost).add(stage.number)
-                            if future.result():
-                                record.write(stage.number, entry)
-            finally:
-                self._stopped = True
-                for worker in list(self._workers):
-                    worker.kill()
-        return not lost
+        record = staleness.read_record(self.state)
+        order = TopologicalSorter({stage: self._needed(stage, chosen) for stage in chosen})
+        order.prepare()
+        fresh: set[Stage] = set()
+        running: dict[Future[bool], tuple[Stage, staleness.Fingerprints]] = {}
+        threads = ThreadPoolExecutor(self.jobs)
+        try:
+            while (ready := sorted(order.get_ready(), key=chosen.index)) or running:
+                for stage in ready:
+                    now = self._fingerprints(stage)
+                    reason = self._stale(stage, record.get(stage.number), now, force)
+                    if reason is None:
+                        fresh.add(stage)
+                        order.done(stage)
+                    else:
+                        running[self._start(stage, reason, threads)] = stage, now
+                for future in wait(running, return_when=FIRST_COMPLETED).done if not ready else ():
+                    stage, now = running.pop(future)
+                    if future.result():
+                        staleness.write_record(self.state, record := record | {stage.number: now})
+                        fresh.add(stage)
+                        order.done(stage)
+        finally:
+            self._stopped = True
+            for execution in list(self._executions):
+                execution.kill()
+            threads.shutdown(cancel_futures=True)
+        for stage in chosen:
+            if stage not in fresh and stage not in self.failed:
+                self._progress.say(f"{stage.label}: not run, it needs a stage that failed")
+        return len(fresh) == len(chosen)
 
-    def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[str]:
-        """The numbers of the chosen stages that write what this one reads; raw data is of stage 1."""
+    def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[Stage]:
+        """The chosen stages that write what this one reads; raw data is of stage 1."""
         paths = self.study.paths
-        return {other.number for other in chosen if stage.inputs(paths) & set(other.writes(paths))}
+        return {other for other in chosen if stage.inputs(paths) & set(other.writes(paths))}
 
-    def _entry(self, stage: Stage, record: staleness.Record) -> staleness.Entry:
-        """What the stage would run with now; for an unpacked one, which isn't compared, nothing."""
-        if self.unpacked(stage):
-            return {"description": {}, "inputs": {}}
-        return record.entry(stage.number, self._describe(stage), stage.reads(self.study.paths))
-
-    def _stale(self, stage: Stage, record: staleness.Record, entry: staleness.Entry, force: bool) -> str | None:
+    def _stale(
+        self, stage: Stage, then: staleness.Fingerprints | None, now: staleness.Fingerprints, force: bool
+    ) -> str | None:
         """Why the stage must run, in words ("" where it is plain); None, printed to the stream, where it needn't."""
         unpacked = self.unpacked(stage)
         made_here = [self.rendered(stage)] if stage.notebook and not unpacked else []
         missing = [path for path in [*stage.writes(self.study.paths), *made_here] if not path.exists()]
-        changed = [] if unpacked else record.changes(stage.number, entry)
-        if changed == [] and not missing and not force:
+        if (unpacked or then == now) and not missing and not force:
             self._progress.say(f"{stage.label}: {'unpacked, run elsewhere' if unpacked else 'up to date'}")
             return None
-        return f"changed: {', '.join(changed)}" if changed else ""
+        return "" if unpacked or then in (None, now) else f"changed: {', '.join(staleness.changes(then, now))}"
 
-    def _describe(self, stage: Stage) -> dict[str, str]:
-        """What a stage's outcome depends on besides the files it reads: a fingerprint for each kind of thing."""
+    def _fingerprints(self, stage: Stage) -> staleness.Fingerprints:
+        """What the stage would run with now."""
+        paths = self.study.paths
+        if self.unpacked(stage):
+            return {}
         described = {"parameters": self._chosen()}
         if not stage.notebook:
             folder = source_folder(self.source)
             places = [str(Path(place).resolve()) for place in (folder, *self.folders) if place] or [self.source]
-            if self.study.paths.dataset == NIH_9K:
+            if paths.dataset == NIH_9K:
                 places.append(files.digest(NIH_9K_LIST))
             source = staleness.text_fingerprint(*places)
-            return described | {"source": source, "code": self._modules.of(["data.sources"])}
+            return described | {"source": source, "code": self._modules.of(["chestxray.data.sources"])}
+        described |= {paths.relative(path): files.digest(path) for path in stage.reads(paths) if path.is_file()}
         if stage.reads_raw:
-            described["raw data"] = staleness.raw_fingerprint(self.study.paths.raw)
-            if labels := self.study.paths.label_map:
+            described["raw data"] = staleness.raw_fingerprint(paths.raw)
+            if labels := paths.label_map:
                 described["label map"] = files.digest(labels)
         notebook = notebooks.set_parameters(notebooks.read(self.repository / stage.notebook), self._parameters())
         described["notebook"] = staleness.notebook_fingerprint(notebook)
@@ -301,49 +298,22 @@ class Pipeline:
                 self._progress.say(line)
 
     def _execute_notebook(self, stage: Stage) -> None:
-        source, target = self.repository / stage.notebook, self.rendered(stage)
+        from chestxray.pipeline.execution import Execution  # here, because a run with nothing to do needs no Jupyter
+
         for path in stage.reads(self.study.paths):
             writer = next(other.label for other in self.stages if path in other.writes(self.study.paths))
             self.study.require(path, f"stage {writer}")
-        job = json.dumps([str(source), str(target), self._parameters()])
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "chestxray.pipeline.execution", job],
-                stdin=subprocess.PIPE,  # held open: the worker ends when this process does, even if that is killed
-                stdout=subprocess.PIPE,
-                stderr=noise,
-                env=self._environment(stage),
-                text=True,
-                start_new_session=True,
-            )
-            self._workers.add(worker)
-            if self._stopped:
-                worker.kill()
-            failure = None
-            for line in worker.stdout:
-                message = json.loads(line)
-                if "cells" in message:
-                    self._progress.cell(stage.label, message["cell"], message["cells"])
-                else:
-                    failure = message
-            worker.stdout.close()
-            code = worker.wait()
-            self._workers.discard(worker)
-            if failure is None and code:
-                noise.seek(0)
-                lines = noise.read().strip().split("\n")
-                failure = {"cell": None, "name": f"exit code {code}", "value": "", "traceback": lines}
-        if failure is not None:
-            raise StudyError(self._explain(stage, failure))
 
-    def _explain(self, stage: Stage, failure: dict[str, Any]) -> str:
-        at = f", cell {failure['cell']}" if failure["cell"] else ""
-        lines = failure["traceback"][-ERROR_LINES:]
-        if failure["name"] in (StudyError.__name__, StageMissing.__name__) or not lines:
-            lines = [f"{failure['name']}: {failure['value']}"]
-        failed = self.rendered(stage).with_suffix(".failed.ipynb")
-        where = [f"What ran is kept in {shown(failed)}"] if failed.exists() else []
-        return "\n".join([f"{stage.notebook}{at}:", *(f"    {line}" for line in lines), *where])
+        def report(cell: int, cells: int) -> None:
+            if self._stopped:
+                raise StudyError("stopped")
+            self._progress.cell(stage.label, cell, cells)
+
+        source, variables = self.repository / stage.notebook, self._environment(stage)
+        execution = Execution(source, self._parameters(), report, variables)
+        self._executions.add(execution)
+        execution.write(self.rendered(stage))
+        self._executions.discard(execution)
 
     def _environment(self, stage: Stage) -> dict[str, str]:
         search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

@@ -55,8 +55,8 @@ def test_a_stages_notebook_opens_as_that_stage():
 
 def test_how_a_notebook_opens_makes_no_stage_stale():
     opens, other = (
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"from chestxray.pipeline{end}")])
-        for end in (".opening import begin", " import __doc__")
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        for source in ("from chestxray.pipeline.opening import begin", "")
     )
     modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
     assert modules.of_notebook(opens) == modules.of_notebook(other)

@@ -31,10 +31,10 @@ def ran(monkeypatch, tmp_path):
 
     def run(line, chosen):
         runs.append((line.source, line.study.profile, [stage.number for stage in chosen]))
-        record = staleness.Record(line.state)
         for stage in chosen:
             write(stage, line.study.paths, line.study.profile.image_size)
-            record.write(stage.number, {"description": {"parameters": line._chosen()}, "inputs": {}})
+        done = {stage.number: {"parameters": line._chosen()} for stage in chosen}
+        staleness.write_record(line.state, staleness.read_record(line.state) | done)
         return True
 
     monkeypatch.setattr(runner.Pipeline, "run", run)

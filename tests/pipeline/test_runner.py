@@ -348,7 +348,7 @@ def _alive(process):
     )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"stages": 1}', '{"stages": {"2.1": 1, "2.2": {"inputs": []}}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"2.1": 1}', '{"2.1": [], "2.2": {"code": 1}}'])
 def test_unreadable_record_only_costs_a_run(place, at_once, content):
     *_, line = run(place)
     line.state.write_text(content)
@@ -403,15 +403,16 @@ def test_code_fingerprint_follows_imports_and_ignores_words(tmp_path):
 
 
 ROOMS = {
-    "data/__init__.py": '_OWNERS = {"tables": "read"}',
-    "data/tables.py": "from chestxray.data import units\ndef read(): return units.MM",
+    "data/__init__.py": "from chestxray.config import lazy",
+    "data/tables.py": "from chestxray.data.units import MM\ndef read(): return MM",
     "data/units.py": "MM = 1",
     "data/other.py": "B = 1",
     "data/phantom/__init__.py": "",
-    "data/phantom/anatomy.py": "from ..units import MM",
+    "data/phantom/anatomy.py": "from chestxray.data import units",
     "plots/__init__.py": "",
     "plots/style.py": "WIDTH = 9",
 }
+DATA = {name for name in ROOMS if name.startswith("data/")}
 
 
 @pytest.mark.parametrize(
@@ -420,10 +421,8 @@ ROOMS = {
         ("from chestxray.data import tables", {"data/__init__.py", "data/tables.py", "data/units.py"}),
         ("from chestxray.data.tables import read", {"data/__init__.py", "data/tables.py", "data/units.py"}),
         ("import chestxray.data.tables", {"data/__init__.py", "data/tables.py", "data/units.py"}),
-        ("from chestxray.data import read", {"data/__init__.py", "data/tables.py", "data/units.py"}),
-        ("from chestxray import data\ndata.read()", {"data/__init__.py", "data/tables.py", "data/units.py"}),
-        ("from chestxray import data\ndata.other.B", {"data/__init__.py", "data/other.py"}),
-        ("from chestxray import data\nf(data)", {name for name in ROOMS if name.startswith("data/")}),
+        ("from chestxray.data import read", DATA),
+        ("from chestxray import data", DATA),
         (
             "from chestxray.data.phantom import anatomy",
             {"data/__init__.py", "data/phantom/__init__.py", "data/phantom/anatomy.py", "data/units.py"},

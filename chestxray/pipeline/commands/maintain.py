@@ -58,10 +58,13 @@ def run_publish(chosen: argparse.Namespace) -> int:
 
 def run_demonstrate(chosen: argparse.Namespace) -> int:
     """Execute the notebook for one's own radiographs with the committed reference, in place."""
-    from chestxray.pipeline import execution, stages
+    from chestxray.pipeline import notebooks, stages
+    from chestxray.pipeline.execution import Execution
 
     for name in stages.BESIDE:
+        execution = Execution(REPOSITORY / name, {})
         with without_greetings():
-            execution.refresh(REPOSITORY / name)
+            execution.run()
+        notebooks.write(REPOSITORY / name, notebooks.normalise(execution.notebook))
         print(f"refreshed {name}")
     return 0
