@@ -14,7 +14,6 @@ not.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +32,9 @@ from chestxray.images.pixels import decode, prepare_pixels
 
 HASH_SIDE = 16
 """A hash has this many bits squared. The usual 8 (64 bits) puts thousands of different chests within 6 bits."""
-DISTANCE = 60
-"""Pairs of hashes that differ in more bits are not compared further."""
-LIKENESS = 0.7
-"""Pairs of images that are at least this alike are near-duplicates."""
+DISTANCE, LIKENESS = 60, 0.7
+"""Pairs whose hashes differ in more bits are not compared further; of the others, those at least this alike are
+near-duplicates."""
 STRICT_DISTANCE, STRICT_LIKENESS = 40, 0.9
 """The same for images of less than 128 px and for phantoms. With little detail left different chests become more alike,
 at 64 px up to 0.65; and phantoms are drawn after one pattern, so that different ones reach 0.75 at 128 px and 0.85 at
@@ -56,22 +54,15 @@ class Check(NamedTuple):
         pairs: one row per pair of images of different patients within `most_bits`, the most alike first: `image`,
             `patient`, `split`, the same of the other as `other_image` …, `distance` in bits, `likeness` -1 to 1, and
             `near_duplicate` where that is `threshold` or more.
-        images: how many images were compared, each with each.
         most_bits: the distance within which pairs were compared.
         threshold: the likeness that makes a near-duplicate.
         close: pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them.
     """
 
     pairs: pd.DataFrame
-    images: int
     most_bits: int
     threshold: float
     close: int
-
-    @property
-    def crossing(self) -> pd.DataFrame:
-        """The pairs whose two images are in different splits."""
-        return self.pairs[self.pairs["split"].ne(self.pairs["other_split"])]
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
@@ -91,23 +82,13 @@ def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
     return (low > np.median(low)).ravel()
 
 
-def perceptual_hashes(paths: Sequence[Path], workers: int = -1) -> np.ndarray:
-    """Hash image files in threads.
-
-    Args:
-        paths: the n files.
-        workers: threads; as many as cores where -1.
-
-    Returns:
-        (n, 256) bool.
-    """
-    hashes = files.in_threads(lambda path: perceptual_hash(decode(path)), paths, workers, batch=16)
+def perceptual_hashes(paths: Sequence[Path]) -> np.ndarray:
+    """Hash n image files in threads: (n, 256) bool."""
+    hashes = files.in_threads(lambda path: perceptual_hash(decode(path)), paths, -1, batch=16)
     return np.array(list(tqdm(hashes, "Hashing radiographs", len(paths), unit="image", disable=None)))
 
 
-def close_pairs(
-    hashes: np.ndarray, patients: np.ndarray, most_bits: int = DISTANCE, most: int = MOST_PAIRS
-) -> tuple[pd.DataFrame, int]:
+def close_pairs(hashes: np.ndarray, patients: np.ndarray, most_bits: int = DISTANCE) -> pd.DataFrame:
     """Find all pairs of images of different patients whose hashes are close.
 
     Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits. A search tree
@@ -117,38 +98,26 @@ def close_pairs(
         hashes: (n, bits) bool.
         patients: (n,) whose image it is.
         most_bits: in how many bits the hashes may differ.
-        most: keep only this many pairs, the closest.
 
     Returns:
-        The pairs as positions `first` < `second` with their `distance`, closest first, and how many there are.
+        The pairs as positions `first` < `second` with their `distance`, closest first.
     """
     bits = hashes.shape[1]
     signs = np.where(hashes, np.float32(1), np.float32(-1))
-    found, total, best = [], 0, pd.DataFrame(columns=["distance", "first", "second"], dtype=np.int64)
-
-    def closest() -> pd.DataFrame:
-        return pd.concat([best, *found]).sort_values(["distance", "first", "second"], ignore_index=True).head(most)
-
+    found = []
     for top in range(0, len(signs), _TILE):
         for left in range(top, len(signs), _TILE):
             equal = signs[top : top + _TILE] @ signs[left : left + _TILE].T
             row, column = np.nonzero(equal >= bits - 2 * most_bits)
             distance = ((bits - equal[row, column]) / 2).astype(np.int64)
             pairs = pd.DataFrame({"distance": distance, "first": row + top, "second": column + left})
-            pairs = pairs[(pairs["first"] < pairs["second"]) & (patients[pairs["first"]] != patients[pairs["second"]])]
-            total += len(pairs)
-            found.append(pairs)
-            if sum(map(len, found)) > most:
-                best, found = closest(), []
-    return closest(), total
+            wanted = (pairs["first"] < pairs["second"]) & (patients[pairs["first"]] != patients[pairs["second"]])
+            found.append(pairs[wanted])
+    return pd.concat(found).sort_values(["distance", "first", "second"], ignore_index=True)
 
 
 def detail(pixels: np.ndarray) -> np.ndarray:
-    """A radiograph's fine detail: at 128 px, with what is smooth over 2 px taken away.
-
-    Returns:
-        (128, 128) float32.
-    """
+    """A radiograph's fine detail, (128, 128) float32: at 128 px, with what is smooth over 2 px taken away."""
     grey = prepare_pixels(pixels, _SIDE).astype(np.float32)
     return grey - gaussian_filter(grey, _BLUR)
 
@@ -161,28 +130,21 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
         second: the same of the other.
 
     Returns:
-        -1 to 1. Without any detail on either side 1 where both are equal, else 0.
+        -1 to 1; 0 where one of them has no detail.
     """
-    inner = first[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    inner = inner - inner.mean()
-    edge = _MARGIN - _SHIFT
-    windows = np.lib.stride_tricks.sliding_window_view(second[edge:-edge, edge:-edge], inner.shape)
-    sums = windows.sum(axis=(2, 3), dtype=float)
-    squares = np.einsum("ijkl,ijkl->ij", windows, windows, dtype=float)
-    spread = np.sqrt((inner**2).sum() * np.maximum(squares - sums**2 / inner.size, 0))
-    products = np.einsum("ijkl,kl->ij", windows, inner)
-    if not (spread > 1e-3).any():
-        return float(np.array_equal(first, second))
-    return float(np.divide(products, spread, out=np.zeros_like(spread), where=spread > 1e-3).max())
+    inner, moves = slice(_MARGIN, -_MARGIN), range(-_SHIFT, _SHIFT + 1)
+    moved = [np.roll(second, (down, right), (0, 1))[inner, inner].ravel() for down in moves for right in moves]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.corrcoef(first[inner, inner].ravel(), moved)[0, 1:]
+    return float(np.nan_to_num(found).max())
 
 
-def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
+def check(study: Study, manifest: pd.DataFrame) -> Check:
     """Compare every prepared radiograph with those of other patients, and write `near_duplicates.csv`.
 
     Args:
         study: a study whose stage 2.1 has been run.
         manifest: its manifest.
-        workers: threads that hash; as many as cores where -1.
 
     Raises:
         StudyError: a prepared image cannot be read.
@@ -191,8 +153,8 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     patients = pd.factorize(manifest["patient"])[0]
     strict = study.profile.image_size < _SIDE or study.is_phantom
     most_bits, threshold = (STRICT_DISTANCE, STRICT_LIKENESS) if strict else (DISTANCE, LIKENESS)
-    positions, close = close_pairs(perceptual_hashes(paths, workers), patients, most_bits)
-    positions = positions.sort_values(["first", "second"], ignore_index=True)  # so that few images are decoded twice
+    close = close_pairs(perceptual_hashes(paths), patients, most_bits)
+    positions = close.head(MOST_PAIRS).sort_values(["first", "second"], ignore_index=True)  # few are decoded twice
     details = functools.lru_cache(maxsize=1024)(lambda place: detail(decode(paths[place])))
     both = positions[["first", "second"]].itertuples(index=False)
     bar = tqdm(both, "Comparing pairs", len(positions), unit="pair", disable=None)
@@ -204,23 +166,4 @@ def check(study: Study, manifest: pd.DataFrame, workers: int = -1) -> Check:
     )
     pairs = pairs.sort_values(["likeness", "image", "other_image"], ascending=[False, True, True], ignore_index=True)
     files.atomic_write(study.paths.near_duplicates, pairs.to_csv(index=False, lineterminator="\n").encode())
-    return Check(pairs, len(manifest), most_bits, threshold, close)
-
-
-def by_distance(found: Check) -> pd.DataFrame:
-    """Pairs by Hamming distance of their hashes.
-
-    Returns:
-        Index: ranges of ten bits. Columns: `in two splits` and `in one split`, each with all `pairs` and
-        `near-duplicates`.
-    """
-    edges = [-1, *range(10, found.most_bits + 1, 10)]
-    names = [f"{low + 1} to {high}" for low, high in itertools.pairwise(edges)]
-    pairs = found.pairs
-    crossing = pairs["split"].ne(pairs["other_split"])
-    bits = pd.cut(pairs["distance"], edges, labels=names)
-    columns = {}
-    for title, side in (("in two splits", crossing), ("in one split", ~crossing)):
-        columns[title, "pairs"] = bits[side].value_counts().reindex(names)
-        columns[title, "near-duplicates"] = bits[side & pairs["near_duplicate"]].value_counts().reindex(names)
-    return pd.DataFrame(columns).rename_axis("bits that differ")
+    return Check(pairs, most_bits, threshold, len(close))

@@ -119,7 +119,7 @@ def main() -> None:
         ("different patients within 60 bits", patients, None),
         ("one patient within 60 bits", np.arange(len(patients)), patients),
     ):
-        pairs, _ = near_duplicates.close_pairs(hashes, owners)
+        pairs = near_duplicates.close_pairs(hashes, owners)
         if wanted is not None:
             pairs = pairs[wanted[pairs["first"]] == wanted[pairs["second"]]]
         cpu = time.process_time()
@@ -137,7 +137,7 @@ def main() -> None:
     random = np.random.default_rng(0).random((WHOLE_SET, hashes.shape[1])) < 0.5
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, cpu = time.perf_counter(), time.process_time()
-    _, total = near_duplicates.close_pairs(random, np.arange(WHOLE_SET))
+    total = len(near_duplicates.close_pairs(random, np.arange(WHOLE_SET)))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"\n{WHOLE_SET:,} random hashes searched in {time.perf_counter() - started:.0f} s,")
     print(f"{time.process_time() - cpu:.0f} s of processor, {total} pairs; peak memory {after / 1024:,.0f} MB,")
