@@ -386,44 +386,6 @@ def _read_lists(train_val: Path, test: Path, entries: Entries | None) -> Lists:
     return lists
 
 
-def oddities(raw: Path) -> pd.DataFrame:
-    """Count what the NIH's tables are known to have and reading puts right, in the files as they are.
-
-    Returns:
-        One row an oddity, also those that are not there: `file`, `oddity`, `count`, `read as`.
-
-    Raises:
-        StudyError: as `read_entries` and `read_boxes`.
-    """
-    path = find_table(raw)
-    table, _ = read_csv(path)
-    text, _ = own_tables.pick_columns(table, COLUMNS, path)
-    age, years = text["age"].str.upper(), by_value(text["age"], own_tables.years)
-    unit, number = age.str.fullmatch(r"\d+[YMD]"), age.str.fullmatch(r"\d+(?:\.0+)?[YMD]?")
-    repeated = text["image"].duplicated().sum()
-    renamed = sum(any(name in table.columns for name in names[1:]) for names in COLUMNS.values())
-    sexes, views = ~text["sex"].isin(["M", "F", ""]), ~text["view"].isin([*_VIEWS, ""])
-    found = [
-        (path.name, "columns without a name", own_tables.nameless_columns(path), "left out"),
-        (path.name, "columns under another edition's name", renamed, "the same column"),
-        (path.name, "ages with a unit, such as 060Y", unit.sum(), "whole years"),
-        (path.name, f"ages above {OLDEST} years", (number & years.isna()).sum(), "empty"),
-        (path.name, "ages that are no number", (~number & years.isna() & text["age"].ne("")).sum(), "empty"),
-        (path.name, "sexes but M and F", sexes.sum(), "M or F where it can be told, else empty"),
-        (path.name, "views but PA and AP", views.sum(), "PA or AP in capitals, else empty"),
-        (path.name, "rows of an image that has another row", repeated, "one, if they are equal"),
-    ]
-    if (boxes := raw / BOXES_NAME).is_file():
-        table, _ = read_csv(boxes)
-        misspelt = table.iloc[:, 1].str.strip().isin(BOX_SPELLING)
-        found += [
-            (boxes.name, "columns without a name", own_tables.nameless_columns(boxes), "left out"),
-            (boxes.name, "boxes of an Infiltrate", misspelt.sum(), "Infiltration"),
-            (boxes.name, "rows without a usable box", len(table) - len(read_boxes(raw)), "left out"),
-        ]
-    return pd.DataFrame(found, columns=["file", "oddity", "count", "read as"])
-
-
 def box_side(boxes: pd.DataFrame, image_side: int) -> int:
     """Say in pixels of which image the lesion boxes are.
 

@@ -101,14 +101,6 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table[table.ne("").any(axis=1)], notes
 
 
-def nameless_columns(path: Path) -> int:
-    """Columns that a trailing separator makes: in the header, or in the rows beyond the header."""
-    text = read_text(path)[0]
-    header, *first = csv.reader(text.splitlines()[:2], delimiter=_separator(text))
-    beyond = len(first[0]) - len(header) if first else 0
-    return sum(not name.strip() for name in header) + max(beyond, 0)
-
-
 def by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
     """Apply `function` once to each different value: columns have few of them in very many rows.
 

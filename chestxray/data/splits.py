@@ -79,13 +79,10 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     """Choose the patients of a held-out split, so that every stratum gives it the same share of its images.
 
     Patients are taken one by one, those with most images first and in seeded order among equals, and each goes to the
-    side that keeps the strata closest to their share, counted relative to the stratum's size, so that a small lesion
-    class weighs as much as a large one. It is the greedy rule of scikit-learn's `StratifiedGroupKFold` for one cut at
-    any share instead of k equal folds; on the whole of ChestX-ray14 it takes a twentieth of the time for a validation
-    split and departs by at most 0.05 points from any class's share in either view, where theirs departs by up to 0.27
-    (`tests/benchmarks/bench_splits.py`).
-    A class that ends with no image on one side, though it has several patients, gives that side its patient with the
-    fewest images.
+    side that keeps the strata closest to their share, counted relative to the stratum's size. It is the greedy rule of
+    scikit-learn's `StratifiedGroupKFold` for one cut at any share, in a twentieth of the time and closer to the share
+    (`tests/benchmarks/bench_splits.py`). A class that ends with no image on one side, though it has several patients,
+    gives that side its patient with the fewest images.
 
     Args:
         table: the image table.
@@ -260,16 +257,6 @@ def selection(planned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "split", "images", "patients", "PA", "AP", "F", "M"])
 
 
-def counts(planned: pd.DataFrame) -> pd.DataFrame:
-    """Selected images and their patients, by class and split, with totals.
-
-    Returns:
-        Index: the classes and `Total`. Columns: (split, `images` | `patients` | `PA` | `AP`).
-    """
-    table = selection(planned).set_index(["split", "class"]).drop(columns=["F", "M"])
-    return pd.concat({split: table.loc[split] for split in SPLITS}, axis=1).rename_axis("label")
-
-
 def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.DataFrame:
     """`images` and `patients` of each class; `Total` counts `everything` where a row is not an image."""
     everything = rows if everything is None else everything
@@ -291,28 +278,6 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     each_finding = tested.loc[findings.index].assign(label=findings)
     balanced = _by_class(planned[planned["balanced_test"]])
     return pd.concat({"all": _by_class(each_finding, tested), "balanced": balanced}, axis=1)
-
-
-def departures(planned: pd.DataFrame) -> pd.DataFrame:
-    """How far validation departs from its share of each class and view.
-
-    Returns:
-        One row per stratum (class, or class and view) of the train_val images, selected or not: `label`, `view` (empty:
-        both), `train_val` and `valid` images, `share` (of the stratum that is held out), `departure` (from the share of
-        all train_val images that is held out, in percentage points) and `images_off` (the same in images).
-    """
-    part = planned[planned["split"].ne("test")]
-    held_out = part["split"].eq("valid")
-    overall = held_out.mean()
-    rows = []
-    for label in CLASSES:
-        for view in ("", "PA", "AP"):
-            stratum = part["label"].eq(label) & (part["view"].eq(view) if view else True)
-            total, taken = int(stratum.sum()), int((stratum & held_out).sum())
-            if total:
-                share = taken / total
-                rows.append((label, view, total, taken, share, 100 * (share - overall), taken - overall * total))
-    return pd.DataFrame(rows, columns=["label", "view", "train_val", "valid", "share", "departure", "images_off"])
 
 
 def shortage(table: pd.DataFrame) -> str:
@@ -380,13 +345,10 @@ def describe(entries: Entries, planned: pd.DataFrame, lists: Lists | None) -> li
 
 
 def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Title → table to print: single-label images, the selection, validation's departures, and both tests."""
+    """Title → table to print: single-label images, the selection, and both tests."""
     single = planned[planned["label"].ne("")]
     is_test = single["split"].eq("test")
     sides = pd.concat({"train_val": _by_class(single[~is_test]), "test": _by_class(single[is_test])}, axis=1)
-    apart = departures(planned).replace({"view": {"": "both"}}).rename(columns={"label": "class"})
-    for column, form in {"share": "{:.2%}", "departure": "{:+.2f}", "images_off": "{:+.1f}"}.items():
-        apart[column] = apart[column].map(form.format)
 
     def flat(table: pd.DataFrame) -> pd.DataFrame:
         return table.set_axis([" ".join(names) for names in table.columns], axis=1).rename_axis("class").reset_index()
@@ -394,6 +356,5 @@ def tables(planned: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {
         "Images with one of the seven labels": flat(sides),
         "Selected images": selection(planned),
-        "Validation's share of train_val, and how far it departs (percentage points, images)": apart,
         "All test images, each counted for each of its findings, and the balanced test": flat(test_counts(planned)),
     }

@@ -181,44 +181,6 @@ def test_boxes(tmp_path):
     assert nih_tables.read_boxes(tmp_path).empty
 
 
-def test_oddities_of_both_editions_are_counted(tiny_raw):
-    none = nih_tables.oddities(tiny_raw)
-    assert none["file"].unique().tolist() == ["Data_Entry_2017_v2020.csv"] and (none["count"] == 0).all()
-    rows = [[*row, ""] for row in tiny_rows()]
-    for row, age in zip(rows, ("060Y", "411Y", "013M", "414", "old", "", "58.0"), strict=False):
-        row[4] = age
-    rows[0][5], rows[1][5], rows[2][5] = "Male", "f", "X"
-    rows[0][6], rows[1][6] = "pa", "LL"
-    write_table(tiny_raw, [*rows, rows[7]], HEADER_2017.replace("Patient Gender", "Patient Sex"))
-    (tiny_raw / nih_tables.BOXES_NAME).write_text(
-        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
-        "b.png,Infiltrate,10.5,20,30,40,,,\n"
-        "c.png, Infiltrate ,10.5,20,30,40,,,\n"
-        "a.png,Mass,1,2,-3,4,,,\n"
-    )
-    counts = nih_tables.oddities(tiny_raw).set_index(["file", "oddity"])["count"]
-    assert counts.loc["Data_Entry_2017_v2020.csv"].to_dict() == {
-        "columns without a name": 1,
-        "columns under another edition's name": 1,
-        "ages with a unit, such as 060Y": 3,
-        "ages above 120 years": 2,
-        "ages that are no number": 1,
-        "sexes but M and F": 3,
-        "views but PA and AP": 2,
-        "rows of an image that has another row": 1,
-    }
-    assert counts.loc[nih_tables.BOXES_NAME].to_dict() == {
-        "columns without a name": 3,
-        "boxes of an Infiltrate": 2,
-        "rows without a usable box": 1,
-    }
-    read = nih_tables.read_entries(tiny_raw)
-    assert read.table["age"].isna().sum() == 2 + 1 + 1, "too old, no number, empty"
-    assert read.table["age"].iloc[0] == 60 and read.table["sex"].iloc[:3].tolist() == ["M", "F", ""]
-    write_table(tiny_raw, rows, HEADER_2020)  # commas in the rows that the header lacks
-    assert nih_tables.oddities(tiny_raw)["count"].iloc[0] == 1
-
-
 def test_lists(tiny_raw):
     train_val, test = nih_tables.read_lists(tiny_raw)
     assert len(train_val) == 45 and len(test) == 15
@@ -253,8 +215,6 @@ def test_the_whole_table_of_chestxray14(nih):
     assert set(table["findings"].str.split("|").explode()) == {*NIH_FINDINGS, "No Finding"}
     train_val, test = nih_tables.read_lists(nih)
     assert (len(train_val), len(test)) == (86_524, 25_596)
-    odd = nih_tables.oddities(nih).set_index("oddity")["count"]
-    assert odd[odd > 0].to_dict() == {"columns without a name": 3, "boxes of an Infiltrate": 123}
     boxes = nih_tables.read_boxes(nih)
     assert len(boxes) == 984 and boxes["finding"].nunique() == 8
     assert ((boxes["x"] + boxes["width"]).max() <= 1024 + 1) and boxes["image"].isin(table["image"]).all()
