@@ -114,15 +114,13 @@ class Profile:
         member_sizes: side in pixels to which each of these four resizes inside the model.
         feature_backbone: backbone of the feature-extraction model.
         feature_size: side in pixels to which it resizes inside the model; ImageNet's photographs had 224.
-        pooling: `blocks` or `stages`, whose outputs the transfer models pool. Features of all blocks of a B6 don't fit
-            into memory for all NIH radiographs; those of its stages do.
         batch_size: images per step.
-        dense_epochs, cnn_epochs, ensemble_epochs: epochs of the small models and of the ensemble's head.
-        all_findings_epochs: epochs of the preliminary multi-label stage of 3a, 3b, 3c and 3d; 0 leaves it out.
-        fine_tune_epochs: epochs with all layers trainable on the seven classes, after those of all findings; 0: none.
-        learning_rate: peak learning rate of the stages that train a whole backbone.
-        ema: momentum of the running mean of a fine-tuned model's weights; its memory, 1 / (1 - ema) steps, has to be
-            short beside the steps of a stage.
+        steps_per_epoch: steps after which an epoch ends and a checkpoint is written; 0: a pass over the images.
+        dense_epochs, cnn_epochs: epochs of the models trained from scratch.
+        feature_epochs: epochs of the feature-extraction model's head.
+        head_epochs: epochs of a fine-tuned model's head, with the backbone frozen.
+        fine_tune_epochs: epochs with all layers trainable, after those of the head.
+        learning_rate: peak learning rate of these.
         mixed_precision: compute in float16 where a GPU is present.
     """
 
@@ -135,23 +133,15 @@ class Profile:
     member_sizes: tuple[int, int, int, int] = (64, 80, 64, 56)
     feature_backbone: str = "EfficientNetLite0"
     feature_size: int = 64
-    pooling: str = "blocks"
     batch_size: int = 32
+    steps_per_epoch: int = 0
     dense_epochs: int = 5
     cnn_epochs: int = 5
-    ensemble_epochs: int = 60
-    all_findings_epochs: tuple[int, int, int, int] = (0, 0, 0, 0)
+    feature_epochs: int = 20
+    head_epochs: int = 1
     fine_tune_epochs: int = 2
-    learning_rate: float = 3e-4
-    ema: float = 0.9
+    learning_rate: float = 1e-3
     mixed_precision: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.fine_tune_epochs and 0 in self.all_findings_epochs:
-            raise StudyError(
-                f"profile {self.name!r}: with all_findings_epochs={self.all_findings_epochs} and fine_tune_epochs=0 "
-                "a fine-tuned model would train nothing; set one of them to 1 or more"
-            )
 
     def override(self, **changes: Any) -> Profile:
         """Return a copy with some fields changed.
@@ -160,8 +150,7 @@ class Profile:
             **changes: new values by field name.
 
         Raises:
-            StudyError: a name is no field of a profile, a value is of another kind or negative, or a fine-tuned
-                model would train nothing.
+            StudyError: a name is no field of a profile, or a value is of another kind or negative.
         """
         known = sorted(one.name for one in dataclasses.fields(self))
         for name in changes:
@@ -188,11 +177,9 @@ _CPU = Profile().override(
     feature_size=224,
     dense_epochs=10,
     cnn_epochs=10,
-    ensemble_epochs=100,
-    all_findings_epochs=(10, 8, 7, 6),
-    fine_tune_epochs=0,
-    learning_rate=1e-3,
-    ema=0.99,
+    feature_epochs=40,
+    head_epochs=2,
+    fine_tune_epochs=8,
 )
 _GPU = _CPU.override(
     name="gpu",
@@ -204,13 +191,11 @@ _GPU = _CPU.override(
     member_sizes=(224, 256, 192, 224),
     feature_backbone="EfficientNetB6",
     feature_size=256,
-    pooling="stages",
+    steps_per_epoch=800,
     dense_epochs=20,
     cnn_epochs=20,
-    all_findings_epochs=(6, 6, 6, 6),
-    fine_tune_epochs=6,
+    fine_tune_epochs=20,
     learning_rate=5e-4,
-    ema=0.999,
     mixed_precision=True,
 )
 PROFILES = {profile.name: profile for profile in (Profile(), _CPU, _GPU)}
@@ -313,9 +298,6 @@ class Paths:
 
 REFERENCE = COMMITTED / "5_results" / "reference"
 """The committed numbers, figures and ensemble, made from real radiographs."""
-
-ABLATION = REPOSITORY / "4_models" / "ablation"
-"""The committed tables of what each part of the fine-tuning recipe is worth: `recipes.csv` and `imbalance.csv`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Layers: batch normalisation by TensorFlow's fused kernel, and branches with repeatable gradients.
+"""Layers: batch normalisation by TensorFlow's fused kernel.
 
 Keras 3 computes batch normalisation from elementary operations, each a pass over the whole feature map, forwards and
 backwards. In a small EfficientNet on a CPU they take as long as its convolutions. The fused kernel gives the same
@@ -7,7 +7,6 @@ numbers in a fraction of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -59,20 +58,7 @@ class BatchNormalization(layers.BatchNormalization):
         return len(inputs.shape) == 4 and self.axis in (-1, 3) and self.scale and self.center and not special
 
 
-@tf.custom_gradient
-def _branch(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    # Without an operation of its own between them, TensorFlow would join two sums into one of three terms.
-    return tf.identity(x), lambda gradient: tf.raw_ops.Snapshot(input=gradient)
-
-
-@keras.saving.register_keras_serializable("chestxray")
-class Identity(layers.Identity):
-    """`keras.layers.Identity` that keeps the sum of its consumers' gradients apart from other sums.
-
-    A model that `training.save_model` wrote holds Keras's layer in its place, for which it has the same name, and loads
-    without this class.
-    """
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Return the inputs."""
-        return _branch(inputs)
+def flattened(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model and of the models within it, in order, without these models themselves."""
+    inner = ([layer] if not isinstance(layer, keras.Model) else flattened(layer) for layer in model.layers)
+    return [layer for layers_ in inner for layer in layers_]

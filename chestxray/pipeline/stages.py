@@ -72,8 +72,6 @@ def _model(folder: str, title: str, notebook: str) -> Stage:
         notebook=notebook,
         reads=lambda p: [p.manifest, *(_predictions(p, members) if ensemble else [p.augmented_rows])],
         writes=lambda p: [p.saved(folder) / file for file in MODEL_FILES],
-        # The image table has the other visits, whose labels soften those that pretrained networks are trained on.
-        reads_raw=folder.startswith(("feature_extraction", "fine_tuning")),
         alongside=not ensemble,
     )
 

@@ -1,8 +1,8 @@
-"""Runs: the stages of one model's fit, and the model folder that they leave.
+"""Runs: the phases of one model's fit, and the model folder that they leave.
 
-The folder holds `model.keras`, `history.csv`, `predictions_valid.csv`, `predictions_test.csv`, `run.json` and `logs/`.
-An interrupted run resumes where it stopped; a finished one is loaded. Test images are read once, after the last choice
-is made. How one stage is fitted is in `fitting`.
+The folder holds `model.keras`, `history.csv`, `predictions_valid.csv`, `predictions_test.csv`, `run.json` and a
+checkpoint of each phase. An interrupted run goes on at the last whole epoch; a finished one is loaded. Test images are
+read once, after the last choice is made.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from chestxray import files
-from chestxray.config import CLASSES, Study, StudyError
+from chestxray.config import PRESENT, Study, StudyError
 from chestxray.data import manifest
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.evaluation.predictions import prediction_table
-from chestxray.training import fitting
-from chestxray.training.fitting import HISTORY_COLUMNS, compiled, predict_batches
+from chestxray.networks.layers import flattened
+from chestxray.training import callbacks
+from chestxray.training.callbacks import HISTORY_COLUMNS, SIX, Checkpoint
 from chestxray.training.model_file import save_model
-from chestxray.training.recipe import Recipe
-from chestxray.training.samples import Samples, Views, class_targets, epoch_order, load_split
+from chestxray.training.samples import Samples, batches, finding_targets, load_findings, predict
 
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
@@ -88,182 +87,106 @@ def describe_run(study: Study) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What one `model.fit` is given, at its start or where an interrupted one goes on.
+
+    Attributes:
+        batches: endless batches of (x, y), from the first one that is left.
+        steps: batches per epoch.
+        epochs: of the whole phase.
+        first: epochs that are done already.
+        callbacks: of `callbacks.callbacks`, in their order.
+    """
+
+    batches: tf.data.Dataset
+    steps: int
+    epochs: int
+    first: int
+    callbacks: list[keras.callbacks.Callback]
+
+
 class Run:
     """One model's fit, from its parameters to its folder.
 
-    A folder whose `run.json` has the same parameters, architecture and prepared data is finished: `fit` then returns
-    the stored history and `finish` the stored model, and nothing is trained again.
+    A phase with the same model, compiled alike, parameters, seed and prepared data as one that is done is not fitted
+    again: its weights are loaded.
     """
 
-    def __init__(
-        self, study: Study, name: str, parameters: dict[str, Any], checkpoint_steps: int | None = None
-    ) -> None:
-        """Open the model folder and seed Keras: build the model after this.
+    def __init__(self, study: Study, name: str, parameters: dict[str, Any]) -> None:
+        """Seed Keras and open the model folder: build the model after this.
 
         Args:
             study: the study.
             name: the folder under `4_models/saved/<dataset>/`.
-            parameters: what defines this run beside the recipes; JSON values.
-            checkpoint_steps: steps between two checkpoints within an epoch; None writes one every few minutes.
+            parameters: what defines this run beside model, optimizer and epochs; JSON values.
         """
-        self.study = study
-        self.name = name
+        self.study, self.name = study, name
         self.folder = study.paths.saved(name)
-        self.checkpoint_steps = checkpoint_steps
         self.parameters = {"profile": study.profile.name, **parameters}
         self.data = manifest.prepared_fingerprint(study.paths)
-        self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.best: dict[str, tuple[int, float]] = {}
-        self._stages: list[dict[str, Any]] = []
-        self._skipped: list[Callable[[], pd.DataFrame]] = []
-        # A folder that `reference.restore` laid out has predictions, but not always the model.
-        finished = self.folder / "run.json"
-        is_finished = all((self.folder / name).exists() for name in ("run.json", "model.keras", "history.csv"))
-        self._finished: dict[str, Any] | None = json.loads(finished.read_text()) if is_finished else None
+        self._phases: dict[str, dict[str, Any]] = {}
+        self._checkpoints: list[Checkpoint] = []
         start(study)
 
-    def fit(
-        self,
-        model: keras.Model,
-        recipe: Recipe,
-        train: Samples,
-        valid: Samples,
-        keep_start: bool = False,
-        judged_on: Samples | None = None,
-    ) -> pd.DataFrame:
-        """Fit the model's trainable layers; it ends with the weights of its best epoch.
-
-        The best epoch has the highest validation macro-AUROC: of the seven classes, or with `ALL_LABELS` as targets of
-        the six findings; or that of `judged_on`. A checkpoint is written every few minutes and after every epoch; when
-        the same fit is started again it resumes at that step, and on a CPU ends with the same weights.
+    def steps(self, train: Samples) -> int:
+        """Batches per epoch: a pass over the samples, or fewer where the profile shortens its epochs.
 
         Args:
-            model: a built model with outputs (N, K) matching the targets.
-            recipe: the hyperparameters.
-            train: samples with targets (N, K).
-            valid: samples of other patients, with targets (N, K).
-            keep_start: choose among the initial weights too, as epoch 0.
-            judged_on: samples whose macro-AUROC chooses the epoch in place of `valid`'s; targets (N, K), where a sample
-                may have several of the K classes.
-
-        Returns:
-            The stage's history, one row per epoch (`HISTORY_COLUMNS`).
+            train: the training samples.
 
         Raises:
-            StudyError: the loss became NaN or infinite. The checkpoint holds the last finite weights and the model has
-                its initial ones again.
+            StudyError: there are fewer samples than one batch.
         """
-        return self._stage(model, recipe, len(train), lambda: (train, valid), keep_start, judged_on)
+        profile = self.study.profile
+        steps = len(train) // profile.batch_size
+        if not steps:
+            raise StudyError(
+                f"{len(train)} training samples are fewer than one batch of {profile.batch_size}; lower batch_size "
+                "or add images"
+            )
+        return min(steps, profile.steps_per_epoch or steps)
 
-    def fit_head(
-        self,
-        features: keras.Model,
-        head: keras.Model,
-        recipe: Recipe,
-        train: Samples,
-        valid: Samples,
-        augment: Sequence[keras.Layer] = (),
-        views: int = 1,
-    ) -> pd.DataFrame:
-        """Fit the last layers of a network on cached outputs of its frozen first layers.
+    def phase(self, name: str, model: keras.Model, train: Samples, valid: Samples, epochs: int) -> Phase:
+        """Prepare one `model.fit`: a checkpoint of the same phase is restored into the model and its optimizer.
 
-        These cost `views` passes over the data, however many the epochs. Feature maps are cached in memory as float16,
-        and mixup then mixes them rather than pixels (Verma et al., Manifold mixup, ICML 2019).
+        A fit ends with the weights of its best epoch, by the mean validation AUROC of the six findings. One that is
+        killed goes on at the last whole epoch, and on a CPU ends with the same weights.
 
         Args:
-            features: the frozen layers: radiographs (N, H, W, 1) to pooled features (N, C) or maps (N, h, w, C).
-            head: the layers to fit: those to (N, K).
-            recipe: as in `fit`.
-            train: radiographs with targets (N, K).
-            valid: radiographs of other patients, with targets (N, K).
-            augment: augmentation layers before `features`, for the training radiographs.
-            views: how many augmented versions of each are cached, 1 or more; an epoch draws one of them.
+            name: of the phase in the history: `head`, `fine_tune`, `fit`.
+            model: compiled, with outputs (N, 15).
+            train: samples with targets (N, 15).
+            valid: samples of other patients, with targets (N, 15).
+            epochs: of the whole phase.
 
-        Returns:
-            The stage's history, as in `fit`.
+        Raises:
+            StudyError: there are fewer samples than one batch.
         """
-
-        def samples() -> tuple[Samples, ...]:
-            plain = compiled(features)
-            augmented = _augmented(features, augment) if augment else plain
-            cached = _as_features(augmented, train, views), _as_features(plain, valid)
-            if recipe.batch_norm != "reestimate":
-                return cached
-            order = epoch_order(train.y, self.study.seed, 0)[: fitting.REESTIMATE_STEPS * recipe.batch_size]
-            return *cached, _as_features(plain, train.take(np.sort(order)))
-
-        # A step on pooled features costs less than Keras's overhead.
-        at_once = fitting.LOG_STEPS if len(head.input_shape) == 2 else 1
-        return self._stage(head, recipe, len(train), samples, views=views, steps_at_once=at_once)
-
-    def _stage(
-        self,
-        model: keras.Model,
-        recipe: Recipe,
-        count: int,
-        samples: Callable[[], tuple[Samples, ...]],
-        keep_start: bool = False,
-        judged_on: Samples | None = None,
-        views: int = 1,
-        steps_at_once: int = 1,
-    ) -> pd.DataFrame:
-        """Fit one stage, or take its history from the finished run if that has the same stages so far."""
-        described = {**recipe.describe(), "model": _architecture(model), "samples": count}
-        judges = 0 if judged_on is None else len(judged_on)
-        chosen = {"keep_start": keep_start, "judged_on": judges, "views": views if views > 1 else 0}
-        self._stages.append(described | {name: value for name, value in chosen.items() if value})
-        number = len(self._stages)
-        paths = fitting.StagePaths(
-            self.folder / f"checkpoint-{number}-{recipe.name}.npz",
-            self.folder / "logs" / f"{number}-{recipe.name}",
-            self._key(),
-            self.checkpoint_steps,
-        )
-
-        def fit() -> pd.DataFrame:
-            write, seed = self._write_history, self.study.seed
-            stage = fitting.Fit(model, recipe, count, samples, seed, paths, write, judged_on, steps_at_once)
-            files.make_folder(self.folder)
+        steps, seed, number = self.steps(train), self.study.seed, len(self._phases) + 1
+        self._phases[name] = {
+            "model": _architecture(model),
+            "compiled": model.get_compile_config(),
+            "samples": len(train),
+            "batch_size": self.study.profile.batch_size,
+            "steps": steps,
+            "epochs": epochs,
+        }
+        files.make_folder(self.folder)
+        path = self.folder / f"checkpoint-{number}-{name}.npz"
+        checkpoint = Checkpoint(model, path, self._key(), name, epochs)
+        if not checkpoint.epoch:
             (self.folder / "run.json").unlink(missing_ok=True)
-            self._finished = None
-            rows = stage.run(keep_start)
-            self.history += rows
-            self.best[recipe.name] = (stage.best_epoch, stage.best_score)
-            self.seconds += sum(row["seconds"] for row in rows)
-            return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
+        self._checkpoints.append(checkpoint)
+        listed = callbacks.callbacks(checkpoint, valid, seed, steps, self.folder / "logs" / f"{number}-{name}")
+        left = batches(train, self.study.profile.batch_size, seed, checkpoint.epoch * steps)
+        return Phase(left, steps, epochs, checkpoint.epoch, listed)
 
-        if not self._is_finished(number):
-            self._fit_skipped()
-            try:
-                return fit()
-            except StudyError:
-                # A notebook may call again with another recipe.
-                del self._stages[number - 1 :]
-                raise
-        self._skipped.append(fit)
-        history = pd.read_csv(self.folder / "history.csv")
-        rows = history[history["stage"] == recipe.name].reset_index(drop=True)
-        for row in rows.to_dict("records"):
-            print(fitting.epoch_line(row, recipe.epochs))
-        self.history += rows.to_dict("records")
-        return rows
-
-    def _fit_skipped(self) -> None:
-        """Fit the stages whose histories were taken from the folder, since this run differs from the finished one."""
-        if self._skipped:
-            print("A later stage differs from the finished run: the stages above are fitted anew.")
-            skipped, self._skipped, self.history = self._skipped, [], []
-            for fit in skipped:
-                fit()
-
-    def _write_history(self, running: list[dict[str, Any]]) -> None:
-        """Write `history.csv`, with the rows of the running stage."""
-        write_csv(pd.DataFrame([*self.history, *running], columns=HISTORY_COLUMNS), self.folder / "history.csv")
-
-    def note(self, history: pd.DataFrame) -> None:
-        """Add the history of a fit done elsewhere, such as the mean over folds of an ensemble's head."""
-        self.history += history.reindex(columns=HISTORY_COLUMNS).to_dict("records")
+    @property
+    def history(self) -> pd.DataFrame:
+        """All phases so far, one row per epoch: `HISTORY_COLUMNS`."""
+        rows = [row for checkpoint in self._checkpoints for row in checkpoint.history]
+        return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
     def finish(
         self, model: keras.Model, valid: pd.DataFrame | None = None, extra: dict[str, Any] | None = None
@@ -271,81 +194,51 @@ class Run:
         """Save the model, its history and its predictions on valid and test; `run.json` is written last.
 
         Args:
-            model: radiographs (N, H, W, 1) in 0–255 to seven probabilities.
-            valid: the prediction table for validation where the model was fitted on these patients: the out-of-fold
-                predictions of an ensemble's head. None lets the model predict them.
+            model: radiographs (N, H, W, 1) in 0–255 to `findings` (N, 15) and `classes` (N, 7).
+            valid: the prediction table for validation where a part of the model was fitted on these patients: its
+                out-of-fold predictions. None lets the model predict them.
             extra: further entries for `run.json`.
 
         Returns:
             The saved model, loaded from its file.
         """
-        if self._skipped and len(self._skipped) == len(self._finished["stages"]):
-            folder = self.study.paths.relative(self.folder)
-            print(f"Trained before from the same parameters and data: loaded from {folder}.")
-            return keras.models.load_model(self.folder / "model.keras", compile=False)
-        self._fit_skipped()
         save_model(model, self.folder / "model.keras")
-        self._write_history([])
+        write_csv(self.history, self.folder / "history.csv")
         saved = keras.models.load_model(self.folder / "model.keras", compile=False)
-        if valid is None:
-            valid = predict(saved, load_split(self.study, "valid", selected=False))
+        everyone = load_findings(self.study, "valid")
+        valid = prediction_table(everyone.table, predict(saved, everyone)) if valid is None else valid
         write_csv(valid, self.folder / "predictions_valid.csv")
-        test = predict(saved, load_split(self.study, "test", selected=False))
-        write_csv(test, self.folder / "predictions_test.csv")
+        test = load_findings(self.study, "test")
+        write_csv(prediction_table(test.table, predict(saved, test)), self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
-        for checkpoint in self.folder.glob("checkpoint-*.npz"):
-            checkpoint.unlink()
-        files.keep_only(self.folder / "logs", {f"{i}-{stage['name']}" for i, stage in enumerate(self._stages, 1)})
+        for path in {*self.folder.glob("checkpoint-*.npz")} - {checkpoint.path for checkpoint in self._checkpoints}:
+            path.unlink()  # of phases that the run no longer has
         return saved
 
     def _write_run(self, weights: int, valid: pd.DataFrame, extra: dict[str, Any] | None) -> None:
         """Write the last file of a model folder; with it the folder is finished."""
-        single = valid[valid["selected"]]
+        score = mean_auroc(finding_targets(valid["findings"])[:, SIX], valid[list(PRESENT)].to_numpy())
         record = {
             "model": self.name,
             "dataset": self.study.paths.dataset,
             "parameters": self.parameters,
-            "stages": self._stages,
+            "phases": self._phases,
             "seed": self.study.seed,
             "versions": versions(),
             "data_fingerprint": manifest.fingerprint(self.study.paths),
             "prepared_fingerprint": self.data,
             "key": self._key(),
             "weights": weights,
-            "seconds": round(self.seconds, 1),
-            "epochs": len(self.history),
-            "best_epoch": {stage: epoch for stage, (epoch, _) in self.best.items()},
-            "valid_macro_auroc": round(mean_auroc(class_targets(single["label"]), single[list(CLASSES)].to_numpy()), 6),
+            "seconds": round(self.history["seconds"].sum(), 1),
+            "best_epoch": {checkpoint.phase: checkpoint.best_epoch for checkpoint in self._checkpoints},
+            "valid_six_finding_auroc": round(score, 6),
             **(extra or {}),
         }
-        files.atomic_write(self.folder / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+        files.atomic_write(self.folder / "run.json", (json.dumps(record, indent=2, default=str) + "\n").encode())
 
     def _key(self) -> str:
-        described = {"p": self.parameters, "s": self._stages, "seed": self.study.seed, "data": self.data}
+        described = {"p": self.parameters, "s": self._phases, "seed": self.study.seed, "data": self.data}
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-    def _is_finished(self, stages: int) -> bool:
-        """Whether the stored run has the same parameters, seed and data, and the same first stages."""
-        stored = self._finished
-        return (
-            stored is not None
-            and (stored["parameters"], stored["seed"], stored.get("prepared_fingerprint"))
-            == (json.loads(json.dumps(self.parameters)), self.study.seed, self.data)
-            and stored["stages"][:stages] == json.loads(json.dumps(self._stages))
-        )
-
-
-def predict(model: keras.Model, samples: Samples) -> pd.DataFrame:
-    """The prediction table of one split.
-
-    Args:
-        model: radiographs (N, H, W, 1) in 0–255 to seven probabilities.
-        samples: N radiographs.
-
-    Returns:
-        N rows: the columns `predictions.PREDICTION_COLUMNS`, and one column per class.
-    """
-    return prediction_table(samples.table, predict_batches(model, samples))
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -361,27 +254,6 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     files.atomic_write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode())
 
 
-def _augmented(features: keras.Model, augment: Sequence[keras.Layer]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The model's forward pass on augmented radiographs, as one graph."""
-
-    @tf.function
-    def forward(x: tf.Tensor) -> tf.Tensor:
-        x = tf.cast(x, "float32")
-        for layer in augment:
-            x = layer(x, training=True)
-        return features(x, training=False)
-
-    return forward
-
-
-def _as_features(forward: Callable[[tf.Tensor], tf.Tensor], samples: Samples, views: int = 1) -> Samples:
-    """The same samples with pooled features or maps in place of pixels, in `views` versions."""
-    # Maps are large; float16 is precise enough for a network that is trained with noise.
-    versions = (predict_batches(forward, samples) for _ in range(views))
-    x = np.concatenate([made.astype("float16" if made.ndim == 4 else "float32") for made in versions])
-    return Views(x, np.arange(len(samples)), samples.y, samples.table, views)
-
-
 def _architecture(model: keras.Model) -> str:
     """A digest of the layers and their settings, without names and seeds."""
     shapes = [(tuple(v.shape), v.trainable) for v in model.weights]
@@ -391,7 +263,6 @@ def _architecture(model: keras.Model) -> str:
             for k, v in layer.get_config().items()
             if isinstance(v, (int, float, str, tuple, list)) and k not in ("name", "seed")
         }
-        for layer in model._flatten_layers(include_self=False, recursive=True)
-        if not isinstance(layer, keras.Model)
+        for layer in flattened(model)
     ]
     return hashlib.sha256(json.dumps([shapes, layers], sort_keys=True, default=str).encode()).hexdigest()[:16]

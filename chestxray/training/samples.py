@@ -1,22 +1,25 @@
 """Samples: prepared radiographs as memory-mapped 8-bit arrays, their targets, and the batches of each epoch.
 
-Pixels are decoded once, so that nine notebooks don't decode the same PNGs again. An epoch's order depends on the seed
-and the epoch alone, so that an interrupted fit resumes at the step where it stopped.
+Pixels are decoded once, so that nine notebooks don't decode the same PNGs again. The order of the batches depends on
+the seed alone, so that an interrupted fit goes on with the batch at which it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from chestxray import files
-from chestxray.config import ALL_LABELS, CLASSES, NIH_FINDINGS, Paths, Study, StudyError
+from chestxray.config import CLASSES, NIH_FINDINGS, Paths, Study, StudyError
 from chestxray.data import splits
 from chestxray.data.manifest import read_manifest, store_path
 from chestxray.images.pixels import decode
@@ -50,44 +53,14 @@ class Samples:
         """The same samples with other targets, (N, K)."""
         return dataclasses.replace(self, y=np.asarray(y, "float32"))
 
-    def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """The samples of an epoch: these.
-
-        Args:
-            seed: the run's seed.
-            epoch: epoch number from 0.
-        """
-        return self
-
-    def mirrored(self) -> Samples:
-        """The same radiographs, left and right exchanged; a view, nothing is copied."""
-        return dataclasses.replace(self, x=self.x[:, :, ::-1])
+    def with_inputs(self, x: np.ndarray) -> Samples:
+        """The same samples with other inputs, (N, …), such as features."""
+        return dataclasses.replace(self, x=x, rows=np.arange(len(x)))
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """The samples in order, `batch_size` at a time; the last batch may be shorter."""
         for start in range(0, len(self), batch_size):
             yield self.x[self.rows[start : start + batch_size]]
-
-
-@dataclass(frozen=True)
-class Views(Samples):
-    """Samples with several precomputed versions in `x`; each epoch draws one version of each sample.
-
-    Attributes:
-        views: how many versions there are: version v of the sample in row r is `x[v * (len(x) // views) + r]`.
-    """
-
-    views: int
-
-    def in_epoch(self, seed: int, epoch: int) -> Samples:
-        """The samples with one version each.
-
-        Args:
-            seed: the run's seed.
-            epoch: epoch number from 0; with the seed it decides the versions.
-        """
-        drawn = np.random.default_rng([seed, epoch, 2]).integers(0, self.views, len(self))
-        return Samples(self.x, drawn * (len(self.x) // self.views) + self.rows, self.y, self.table)
 
 
 def class_targets(labels: pd.Series) -> np.ndarray:
@@ -109,20 +82,6 @@ def class_weights(y: np.ndarray) -> np.ndarray:
     """
     present = y.sum(axis=0)
     return (present.sum() / (np.count_nonzero(present) * np.maximum(present, 1))).astype("float32")
-
-
-def multilabel_classes(samples: Samples) -> Samples:
-    """The samples of `load_findings` with the seven classes as multi-label targets, (N, 7) of 0 and 1."""
-    return samples.with_targets(samples.y[:, [ALL_LABELS.index(name) for name in CLASSES]])
-
-
-def class_log_odds(samples: Samples) -> np.ndarray:
-    """The log-odds of each of the seven classes among samples of `load_findings`, (7,) float32.
-
-    A class that none or all of them have counts as half an image short of that.
-    """
-    count = multilabel_classes(samples).y.sum(axis=0).clip(0.5, len(samples) - 0.5)
-    return np.log(count / (len(samples) - count)).astype("float32")
 
 
 def load_split(study: Study, split: str, selected: bool = True) -> Samples:
@@ -183,91 +142,54 @@ def load_augmented(study: Study) -> Samples:
     return Samples(pixels, np.arange(len(table)), class_targets(table["label"]), table)
 
 
-def epoch_order(y: np.ndarray, seed: int, epoch: int, balanced: bool = False) -> np.ndarray:
-    """The positions of one epoch's samples, which depend on the seed and the epoch alone.
+def batches(samples: Samples, batch_size: int, seed: int, first: int = 0) -> tf.data.Dataset:
+    """Endless batches of (x, y) as a `tf.data.Dataset`, each pass over the samples in another order.
 
     Args:
-        y: (N, K) targets.
-        seed: the run's seed.
-        epoch: epoch number from 0.
-        balanced: draw each of the K one-hot classes equally often, the rare ones repeatedly.
-
-    Returns:
-        (N,) int positions: a permutation, or with `balanced` a draw of N positions.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    if not balanced:
-        return rng.permutation(len(y))
-    shares = []
-    members = [np.flatnonzero(column > 0) for column in y.T if column.any()]
-    quota = -(-len(y) // len(members))
-    for positions in members:
-        rounds = [rng.permutation(positions) for _ in range(-(-quota // len(positions)))]
-        shares.append(np.concatenate(rounds)[:quota])
-    return rng.permutation(np.concatenate(shares))[: len(y)]
-
-
-def mixing_shares(mixup: float, seed: int, epoch: int, steps: int) -> np.ndarray:
-    """Mixup's share of each batch, the rest being the batch reversed: (steps,) in 0.5–1.
-
-    Args:
-        mixup: parameter of the Beta distribution (Zhang et al., ICLR 2018); 0 mixes nothing.
-        seed: the run's seed.
-        epoch: epoch number from 0.
-        steps: batches in the epoch.
-    """
-    if mixup == 0:
-        return np.ones(steps, "float32")
-    share = np.random.default_rng([seed, epoch, 1]).beta(mixup, mixup, steps)
-    return np.maximum(share, 1 - share).astype("float32")
-
-
-def dataset(
-    samples: Samples,
-    order: np.ndarray,
-    batch_size: int,
-    shares: np.ndarray | None = None,
-    class_weights: np.ndarray | None = None,
-):
-    """Batches of (x, y) in the given order as a `tf.data.Dataset`; an incomplete last batch is left out.
-
-    Args:
-        samples: the samples to draw from.
-        order: positions in `samples`.
+        samples: the samples to draw from; the last ones of a pass that fill no batch are left out.
         batch_size: samples a step.
-        shares: of `mixing_shares`, one per batch; None mixes nothing and leaves the pixels uint8.
-        class_weights: (K,) weights of the classes; with them the batches are (x, y, weight of each sample).
-
-    Returns:
-        A dataset of `len(order) // batch_size` batches with static shapes.
+        seed: with the number of the pass it decides the order.
+        first: number of the first batch, counted from the start of the fit: where an interrupted fit goes on.
     """
-    import tensorflow as tf
+    steps = len(samples) // batch_size
+    orders: dict[int, np.ndarray] = {}
 
-    steps = len(order) // batch_size
-    rows = samples.rows
-    kind = samples.x.dtype if shares is None else np.dtype("float32")
+    def gather(number: int) -> tuple[np.ndarray, np.ndarray]:
+        number, step = divmod(int(number), steps)
+        if number not in orders:
+            orders.clear()
+            orders[number] = np.random.default_rng([seed, number]).permutation(len(samples))
+        positions = orders[number][step * batch_size : (step + 1) * batch_size]
+        return samples.x[samples.rows[positions]], samples.y[positions]
 
-    def gather(positions: np.ndarray, share: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        x, y = samples.x[rows[positions]], samples.y[positions]
-        if shares is not None:
-            x = x.astype("float32")
-            x, y = share * x + (1 - share) * x[::-1], share * y + (1 - share) * y[::-1]
-        return (x, y) if class_weights is None else (x, y, y @ class_weights)
+    def load(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        x, y = tf.numpy_function(gather, [number], [samples.x.dtype, tf.float32])
+        shapes = (batch_size, *samples.x.shape[1:]), (batch_size, *samples.y.shape[1:])
+        return tf.ensure_shape(x, shapes[0]), tf.ensure_shape(y, shapes[1])
 
-    shapes = [samples.x.shape[1:], samples.y.shape[1:], ()]
-    kinds = [tf.as_dtype(kind), tf.float32, tf.float32]
-    parts = 2 if class_weights is None else 3
+    return tf.data.Dataset.counter(first).map(load).prefetch(tf.data.AUTOTUNE)
 
-    def load(positions, share):
-        batch = tf.numpy_function(gather, [positions, share], kinds[:parts])
-        return tuple(tf.ensure_shape(part, (batch_size, *shape)) for part, shape in zip(batch, shapes, strict=False))
 
-    positions = np.asarray(order[: steps * batch_size], "int64").reshape(steps, batch_size)
-    if samples.x.ndim == 2 and shares is None:
-        # Pooled features are few, and a call into Python for each batch would cost more than the step it feeds.
-        return tf.data.Dataset.from_tensor_slices(gather(positions, None)).prefetch(tf.data.AUTOTUNE)
-    mixed = np.ones(steps, "float32") if shares is None else np.asarray(shares[:steps], "float32")
-    return tf.data.Dataset.from_tensor_slices((positions, mixed)).map(load).prefetch(tf.data.AUTOTUNE)
+def compiled(model: keras.Model) -> Callable[[tf.Tensor], Any]:
+    """The model's forward pass as one graph, to call many times: `Model.predict` would copy a memory-mapped set."""
+    return tf.function(lambda x: model(x, training=False))
+
+
+def predict(model: keras.Model | Callable[[tf.Tensor], Any], samples: Samples, batch_size: int = 128) -> Any:
+    """The outputs for the samples in order, each (N, …) float32: an array, or a dictionary of arrays.
+
+    Args:
+        model: a model, or what `compiled` made of it, to predict more than once.
+        samples: (N, …) inputs.
+        batch_size: samples at a time; the last batch is padded, so that one graph serves all.
+    """
+    forward = compiled(model) if isinstance(model, keras.Model) else model
+    outputs = []
+    for batch in samples.batches(batch_size):
+        padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
+        outputs.append(keras.tree.map_structure(lambda part: part.numpy(), forward(tf.constant(padded))))
+    count = len(samples)
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts)[:count].astype("float32"), *outputs)
 
 
 def _pixel_cache(paths: Paths, name: str, sources: list[Path], table: Path) -> np.ndarray:

@@ -24,6 +24,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from chestxray.training.fitting import Fit, StagePaths
+from chestxray.training.recipe import Recipe
 from keras import layers
 
 from chestxray.config import CLASSES, Paths, Study, open_study
@@ -31,8 +33,6 @@ from chestxray.data import augmentation
 from chestxray.networks import transfer
 from chestxray.networks.layers import BatchNormalization
 from chestxray.training import ensembling, fitting, ridge
-from chestxray.training.fitting import Fit, StagePaths
-from chestxray.training.recipe import Recipe
 from chestxray.training.run import Run
 from chestxray.training.samples import Samples, load_split
 

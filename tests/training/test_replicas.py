@@ -80,7 +80,6 @@ def overflow_on_one():
     """A step in which the second device's gradient overflows, then one in which none does."""
     import keras
     import tensorflow as tf
-
     from chestxray.training.fitting import LossScaleOptimizer
 
     strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])

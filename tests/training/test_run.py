@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from chestxray.training.fitting import predict_batches
+from chestxray.training.recipe import Recipe
 from sklearn.metrics import roc_auc_score
 
 from chestxray import config, files
@@ -18,8 +20,6 @@ from chestxray.data import augmentation, manifest
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.networks import transfer
 from chestxray.training import fitting, model_file
-from chestxray.training.fitting import predict_batches
-from chestxray.training.recipe import Recipe
 from chestxray.training.run import Run
 from chestxray.training.samples import (
     Samples,
