@@ -46,8 +46,6 @@ NIH_FINDINGS: tuple[str, ...] = tuple(sorted((*SIX_FINDINGS, *_OTHER_FINDINGS, "
 NO_FINDING_NIH = "No Finding"
 ALL_LABELS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
 """The fifteen labels of a model's output `findings`, one sigmoid per label: the fourteen findings, and none."""
-PRESENT: tuple[str, ...] = tuple(f"{name}_present" for name in SIX_FINDINGS)
-"""Columns of a predictions table: the sigmoids of the six findings."""
 MODELS: dict[str, tuple[str, str]] = {
     "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
     "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),

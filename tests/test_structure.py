@@ -68,7 +68,8 @@ def test_public_functions_say_what_they_take(functions):
         given = node.args
         names = [one.arg for one in [*given.posonlyargs, *given.args, *given.kwonlyargs]]
         names = [name for name in names if name not in ("self", "cls")]
-        if public and len(names) >= 2 and "Args:" not in (ast.get_docstring(node) or ""):
+        keras_names_them = place.rpartition(".")[2].startswith("on_")
+        if public and not keras_names_them and len(names) >= 2 and "Args:" not in (ast.get_docstring(node) or ""):
             silent.append(place)
     assert silent == []
 

@@ -11,26 +11,8 @@ import re
 import keras
 from keras import layers
 
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import StudyError
 from chestxray.networks import class_activation
-
-CLIPPED = (1e-6, 1 - 1e-6)
-"""Range to which probabilities are clipped before their log-odds are taken."""
-
-
-def head(members: int, units: int = 32, dropout: float = 0.3) -> keras.Model:
-    """The study's head: concatenated probabilities, a dense layer, dropout, softmax.
-
-    Args:
-        members: how many models are joined.
-        units: width of the dense layer.
-        dropout: share of its outputs left out while training, 0 to 1.
-    """
-    concatenation = layers.Input((members * len(CLASSES),), name="concatenated")
-    x = layers.Dense(units, activation="relu", dtype="float32", name="joint")(concatenation)
-    x = layers.Dropout(dropout, dtype="float32")(x)
-    answer = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name="classes")(x)
-    return keras.Model(concatenation, answer, name="head")
 
 
 def members(model: keras.Model) -> list[keras.Model]:
