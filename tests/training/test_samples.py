@@ -9,16 +9,12 @@ from chestxray.config import ALL_LABELS, CLASSES, StageMissing
 from chestxray.data.manifest import fingerprint, read_manifest
 from chestxray.training.samples import (
     Samples,
-    Views,
-    class_log_odds,
+    batches,
     class_targets,
-    dataset,
-    epoch_order,
     finding_targets,
     load_augmented,
     load_findings,
     load_split,
-    mixing_shares,
 )
 
 
@@ -28,35 +24,6 @@ def test_targets_by_hand():
     findings = finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia"]))
     shown = [[ALL_LABELS[k] for k in np.flatnonzero(row)] for row in findings]
     assert shown == [["Effusion", "Mass"], ["No_finding"], ["Hernia"]]
-
-
-def test_log_odds_by_hand():
-    y = finding_targets(pd.Series(["Effusion|Mass", "No Finding", "Hernia", "Effusion"]))
-    samples = Samples(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4), y, pd.DataFrame(index=range(4)))
-    odds = dict(zip(CLASSES, np.exp(class_log_odds(samples)), strict=True))
-    assert odds["Effusion"] == pytest.approx(1) and odds["Mass"] == odds["No_finding"] == pytest.approx(1 / 3)
-    assert odds["Nodule"] == pytest.approx(0.5 / 3.5), "half an image where there is none"
-
-
-def test_mirrored_samples_change_sides_and_nothing_else():
-    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3, 1)
-    samples = Samples(pixels, np.array([1]), np.ones((1, 7), "float32"), pd.DataFrame(index=range(1)))
-    (batch,) = samples.mirrored().batches(4)
-    assert batch[0, :, :, 0].tolist() == [[8, 7, 6], [11, 10, 9]]
-
-
-def test_an_epoch_draws_one_version_of_each_sample():
-    versions, count = 3, 40
-    x = np.arange(versions * count)
-    views = Views(x, np.arange(count), np.ones((count, 7), "float32"), pd.DataFrame(index=range(count)), versions)
-    epochs = [views.in_epoch(7, epoch) for epoch in range(6)]
-    for samples in epochs:
-        (drawn,) = samples.batches(count)
-        assert (drawn % count == np.arange(count)).all() and set(drawn // count) == {0, 1, 2}
-    assert len({samples.rows.tobytes() for samples in epochs}) == 6
-    assert np.array_equal(views.in_epoch(7, 2).rows, epochs[2].rows)
-    plain = Samples(x, np.arange(count), views.y, views.table)
-    assert plain.in_epoch(7, 2) is plain
 
 
 def test_a_split_holds_its_own_images(prepared_study):
@@ -91,39 +58,16 @@ def test_augmented_files_are_read_as_planned(prepared_study):
     assert len(set(samples.y.sum(axis=0)) - {0.0}) == 1
 
 
-def test_an_order_can_be_repeated_and_is_complete():
-    y = np.eye(7, dtype="float32")[np.repeat(np.arange(7), [40, 3, 9, 1, 70, 5, 12])]
-    first, again, other = (epoch_order(y, 1, epoch) for epoch in (0, 0, 1))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert np.array_equal(np.sort(first), np.arange(len(y)))
-
-
-def test_balanced_draws_every_class_equally_often():
-    y = np.eye(7, dtype="float32")[np.repeat(np.arange(7), [40, 3, 9, 1, 70, 5, 12])]
-    counts = y[epoch_order(y, 1, 0, balanced=True)].sum(axis=0)
-    assert counts.sum() == len(y) and counts.max() - counts.min() <= 1
-
-
-def test_batches_follow_the_order(prepared_study):
-    samples = load_split(prepared_study, "train")
-    order = epoch_order(samples.y, 3, 0)
-    batches = list(dataset(samples, order, 4))
-    assert len(batches) == len(samples) // 4
-    x, y = (part.numpy() for part in batches[1])
-    assert x.dtype == np.uint8
-    assert np.array_equal(x, samples.x[samples.rows[order[4:8]]]) and np.array_equal(y, samples.y[order[4:8]])
-
-
-def test_mixup_mixes_a_batch_with_itself_reversed(prepared_study):
-    samples = load_split(prepared_study, "train")
-    order = epoch_order(samples.y, 3, 0)
-    steps = len(order) // 4
-    shares = mixing_shares(0.3, seed=3, epoch=0, steps=steps)
-    assert (shares >= 0.5).all() and np.array_equal(shares, mixing_shares(0.3, 3, 0, steps))
-    plain = next(iter(dataset(samples, order, 4)))[0].numpy().astype(float)
-    mixed, targets = (part.numpy() for part in next(iter(dataset(samples, order, 4, shares))))
-    assert np.allclose(mixed, shares[0] * plain + (1 - shares[0]) * plain[::-1], atol=1e-3)
-    assert np.allclose(targets.sum(axis=1), 1)
+def test_each_pass_has_every_sample_once_in_an_order_of_its_own():
+    x = np.arange(22)[:, None]
+    samples = Samples(x, np.arange(22), np.eye(22, dtype="float32"), pd.DataFrame(index=range(22)))
+    listed = [(x.numpy().ravel(), y.numpy().argmax(1)) for x, y in batches(samples, 4, seed=7).take(10)]
+    assert all(np.array_equal(x, y) for x, y in listed), "targets stay with their inputs"
+    first, second = (np.concatenate([x for x, _ in part]) for part in (listed[:5], listed[5:]))
+    assert len(set(first)) == len(set(second)) == 20 and not np.array_equal(first, second)
+    later = [x.numpy().ravel() for x, _ in batches(samples, 4, seed=7, first=3).take(4)]
+    assert all(np.array_equal(x, y) for x, (y, _) in zip(later, listed[3:7], strict=True))
+    assert not np.array_equal(next(iter(batches(samples, 4, seed=8)))[0].numpy().ravel(), listed[0][0])
 
 
 def test_the_fingerprint_follows_the_data(prepared_study):
