@@ -1,7 +1,7 @@
 """Notebooks: the form in which they are committed, and the cells that are the same in all of them.
 
-It owns the buttons of Colab and Kaggle, the set-up cell, the normal form, and the check that committed notebooks have
-it. It must not know what a notebook computes, nor run one.
+It owns the buttons of Colab and Kaggle, the set-up cell and the normal form. It must not know what a notebook computes,
+nor run one.
 """
 
 from __future__ import annotations
@@ -25,16 +25,12 @@ from chestxray.config import REPOSITORY, StudyError
 PARAMETERS = ("dataset", "profile", "seed", "overrides")
 """The names that a run sets in the cell tagged `parameters`."""
 
-LARGEST = 1_500_000
-"""Bytes above which GitHub may not render a notebook."""
-
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 COLAB_LINE = "<!-- colab -->"
-SETUP_LINE = "# setup"
+"""Where the buttons go in a new notebook."""
 
 _BUTTON = re.compile(r"\[!\[Open [Ii]n (?:Colab|Kaggle)\]\([^)]*\)\]\([^)]*\)")
-_ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
 _GREETINGS = re.compile(
     r"^(?:WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ |E\d{4} [\d:.]+ .*failed call to cuInit).*\n?",
     re.MULTILINE,
@@ -136,10 +132,9 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
         raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the buttons in")
     lines[place] = " ".join(buttons(published, path))
     notebook.cells[0].source = "\n".join(lines)
-    setup = tagged(notebook, "setup") or next((c for c in notebook.cells if c.source.strip() == SETUP_LINE), None)
+    setup = tagged(notebook, "setup")
     if setup is None:
-        raise StudyError(f"{path}: no code cell is tagged setup; add one holding the line {SETUP_LINE}")
-    setup.metadata["tags"] = sorted({*setup.metadata.get("tags", []), "setup"})
+        raise StudyError(f"{path}: no cell is tagged setup; add an empty one with this tag")
     setup.source = setup_source(published)
     return notebook
 
@@ -213,43 +208,6 @@ def normalise(notebook: NotebookNode, keep_stderr: bool = False) -> NotebookNode
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
-def check(notebook: NotebookNode, path: str, published: str, size: int = 0) -> list[str]:
-    """What keeps a notebook from being committed.
-
-    Args:
-        notebook: the notebook.
-        path: its path in the repository, with forward slashes.
-        published: the repository's address.
-        size: bytes of the file.
-
-    Returns:
-        One line a problem, each beginning with the path; empty when there is none.
-    """
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    outputs = [output for cell in code for output in cell.outputs]
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    titles = re.findall(r"^# ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    shown = _BUTTON.findall(notebook.cells[0].source) if notebook.cells else []
-    setup = tagged(notebook, "setup")
-    problems = {
-        "its cells are not executed in order 1..n": [c.execution_count for c in code] != list(range(1, len(code) + 1)),
-        "a cell ended in an error": any(o.output_type == "error" for o in outputs),
-        "a cell wrote to stderr": any(map(_is_stderr, outputs)),
-        f"it has {size / 1e6:.1f} MB, above {LARGEST / 1e6}": size > LARGEST,
-        "it holds the state of widgets": "widgets" in notebook.metadata
-        or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
-        "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook))),
-        "no cell is tagged parameters": tagged(notebook, "parameters") is None,
-        f"its buttons don't lead to it; run chestxray maintain stamp ({shown})": shown != buttons(published, path),
-        "its set-up cell is not the common one; run chestxray maintain stamp": setup is None
-        or setup.source != setup_source(published),
-        "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
-        f"it has {len(titles)} titles of the first level, not one": len(titles) != 1,
-        "it is not in normal form; run chestxray maintain stamp": normalise(notebook, keep_stderr=True) != notebook,
-    }
-    return [f"{path}: {problem}" for problem, found in problems.items() if found]
-
-
 def _is_button(line: str) -> bool:
     return line.strip() == COLAB_LINE or bool(_BUTTON.match(line.strip()))
 
@@ -278,12 +236,3 @@ def _output(output: NotebookNode, count: int | None) -> dict[str, Any]:
     if output.output_type == "execute_result":
         fresh["execution_count"] = count
     return fresh
-
-
-def _everything(notebook: NotebookNode) -> str:
-    """All text of a notebook, without the pictures' bytes."""
-    parts = [cell.source for cell in notebook.cells]
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        parts += [output.get("text", ""), *output.get("traceback", [])]
-        parts += [value for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
-    return "\n".join(parts)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from notebook_form import problems
 
 from chestxray import config
 from chestxray.config import Rejection
@@ -299,7 +300,7 @@ def test_in_place_refreshes_what_is_committed(place):
     assert line.refresh(STAGES[:1]) == [place / "first.ipynb"]
     text = (place / "first.ipynb").read_text()
     after = notebooks.read(place / "first.ipynb")
-    assert notebooks.check(after, "first.ipynb", published, len(text)) == []
+    assert problems(after, "first.ipynb", published, len(text)) == []
     assert str(line.study.paths.root) not in text
     assert after.cells[3].outputs[0].text == "1_Datasets/tiny\n"
     assert run(place)[1] == []
