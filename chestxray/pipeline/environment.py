@@ -6,9 +6,7 @@ must not know what a command does: it makes the interpreter ready and starts the
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import os
 import platform
 import re
@@ -29,14 +27,14 @@ PYTHONS = ((3, 11), (3, 13))
 HOSTS_KEEP = ("tensorflow", "keras", "numpy")
 """Colab and Kaggle build these against their GPUs' drivers; another build would take the GPU away."""
 
-_STAMP = ".chestxray.json"
-"""File in the environment that tells whether it is complete, with which extras, for which requirements."""
-
-_STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
-
-
 OF_THE_CLONE = ("run", "restore", "pack", "unpack", "test", "maintain")
 """The commands that need the notebooks, tests or committed results, which an installed package lacks."""
+
+_UNFINISHED = ".chestxray-unfinished"
+"""File in an environment that is being made or completed."""
+
+_STARTED_AGAIN = "CHESTXRAY_STARTED_AGAIN"
+"""Environment variable of a new start: `at once`, or `after set-up`."""
 
 
 def require_clone(command: str) -> None:
@@ -71,7 +69,7 @@ def requirements(extras: Sequence[str] = ()) -> list[str]:
         lines = _metadata("Requires-Dist")
         wanted = [line for line in lines if any(f'extra == "{extra}"' in line for extra in extras)]
         return [line.partition(";")[0] for line in wanted] + [line for line in lines if "extra ==" not in line]
-    import tomllib  # not in Python 3.10, for which `check_python` has its message
+    import tomllib  # not in Python 3.10, which is refused in one line
 
     lines = [line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()]
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -110,9 +108,10 @@ def host() -> str:
 
 
 def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
-    """Return if this interpreter can run the study; else make the repository's `.venv` and start again in it.
+    """Return if this interpreter can run the study; else start again in the repository's `.venv`, made where missing.
 
-    Starting again replaces this process, so the call does not return then.
+    In there, what is still missing is installed, as after a change of the requirements. Starting again replaces this
+    process, so the call does not return then.
 
     Args:
         extras: extras of pyproject.toml needed besides requirements.txt.
@@ -122,7 +121,7 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
         StudyError: the environment can't be made; the message says what to do.
     """
     if sys.version_info[:2] < PYTHONS[0]:
-        check_python()
+        check_version()
     again = os.environ.pop(_STARTED_AGAIN, None)
     lacking = [line for line in missing(extras) if _name(line) not in _kept()]
     if not lacking:
@@ -133,29 +132,24 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     if not IS_CLONE:
         raise StudyError(f"not installed: {', '.join(lacking)}; run pip install {' '.join(map(repr, lacking))}")
     environment = REPOSITORY / ".venv"
-    if again:
-        raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
-    stamp, python = _read_stamp(environment), environment_python(environment)
-    complete = bool(stamp.get("complete")) and stamp["digest"] == _digest() and set(extras) <= set(stamp["extras"])
     inside = Path(sys.prefix).resolve() == environment.resolve()
-    # Inside it, something is missing whatever the stamp says: a package was removed by hand.
-    if inside or not complete or not python.exists():
-        set_up(environment, extras, rebuild=not inside)
-    _start_again(python, arguments)
+    if again == "after set-up" or (again and not inside):
+        raise StudyError(f"{environment} still lacks {', '.join(lacking)}: remove that folder and run it again")
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    unready = inside or not python.exists() or (environment / _UNFINISHED).exists()
+    if unready:
+        set_up(environment, python, extras, new=not inside)
+    _start_again(python, arguments, "after set-up" if unready else "at once")
 
 
-def environment_python(environment: Path) -> Path:
-    """The interpreter of a virtual environment."""
-    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def set_up(environment: Path, extras: Sequence[str], rebuild: bool = True) -> None:
-    """Make, complete or repair a virtual environment with what uv.lock pins; a stamp in it tells that it is complete.
+def set_up(environment: Path, python: Path, extras: Sequence[str], new: bool) -> None:
+    """Make or complete a virtual environment with what uv.lock pins.
 
     Args:
-        environment: its folder.
+        environment: its folder. What an interrupted set-up left there is thrown away, nothing else.
+        python: its interpreter.
         extras: extras of pyproject.toml to install besides requirements.txt.
-        rebuild: whether what an interrupted set-up left may be thrown away.
+        new: whether to make it; else it is this interpreter's.
 
     Raises:
         StudyError: Python is too old or too new, has no ensurepip, or the installation failed.
@@ -163,44 +157,48 @@ def set_up(environment: Path, extras: Sequence[str], rebuild: bool = True) -> No
     import venv
 
     started = time.monotonic()
-    check_python()
-    stamp = _read_stamp(environment)
-    extras = sorted({*stamp.get("extras", []), *extras})
+    check_version()
+    unfinished = environment / _UNFINISHED
+    if new and environment.exists() and not unfinished.exists():
+        raise StudyError(f"{environment} is no environment with a Python: remove it, or rename it, and run it again")
     _say(f"Setting up {environment.name} for the study, once: 2.6 GB on disk. Interrupted? Run it again.")
     try:
-        new = rebuild and not _usable(environment, stamp)
         if new:
-            if environment.exists():
-                shutil.rmtree(environment)
+            import ensurepip  # noqa: F401
+
+            shutil.rmtree(environment, ignore_errors=True)
             environment.mkdir()
-        _write_stamp(environment, extras, complete=False)  # first of all, so that a broken one is known as ours
+        unfinished.touch()  # first of all, so that a broken one is known as ours
         if new:
             venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(environment)
+    except ImportError as error:
+        raise StudyError(
+            f"{sys.executable} has no ensurepip, so no environment can be made: install it (Debian, Ubuntu: "
+            f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv) and run it again"
+        ) from error
     except (OSError, subprocess.CalledProcessError) as error:
         raise StudyError(f"{environment}: {error}; free disk space or rights are missing, then run it again") from error
     _say(f"Installing {len(requirements(extras))} packages and what they need …")
-    python = environment_python(environment)
-    if not _install_locked(python, environment, extras):
-        _say("uv could not do it; installing with pip, newest allowed versions instead of the locked ones.")
-        _install_with_pip(python, extras)
-    _write_stamp(environment, extras, complete=True)
+    _install(python, environment, extras)
+    unfinished.unlink()
     _say(f"Environment ready after {time.monotonic() - started:.0f} s.")
 
 
-def check_python(version: Sequence[int] = sys.version_info) -> None:
-    """Raise if the environment can't be made with this Python.
+def check_version(
+    remedy: str = "start it with one of these, for example python{newest} -m chestxray run, and no .venv of another",
+) -> None:
+    """Raise if the study can't run with this Python.
 
     Raises:
-        StudyError: the version is outside `PYTHONS`, or ensurepip is missing.
+        StudyError: the version is outside `PYTHONS`.
     """
-    _check_version(version, "start it with one of these, for example python{newest} -m chestxray run")
-    try:
-        import ensurepip  # noqa: F401
-    except ImportError as error:
+    version = sys.version_info[:2]
+    oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
+    if not PYTHONS[0] <= version <= PYTHONS[1]:
         raise StudyError(
-            f"{sys.executable} has no ensurepip, so no environment can be made: install it "
-            f"(Debian, Ubuntu: apt install python{version[0]}.{version[1]}-venv) and run it again"
-        ) from error
+            f"Python {version[0]}.{version[1]} ({sys.executable}): the study needs {oldest} to {newest}; "
+            + remedy.format(newest=newest)
+        )
 
 
 def prepare_kernel(extras: Sequence[str] = ()) -> None:
@@ -209,10 +207,9 @@ def prepare_kernel(extras: Sequence[str] = ()) -> None:
     Raises:
         StudyError: Python is too old or too new, or the installation failed.
     """
-    _check_version(sys.version_info, "choose a kernel with one of these")
+    check_version("choose a kernel with one of these")
     installed = install_here(extras)
-    here = Path.cwd().resolve()
-    fetched = "the repository fetched beside the notebook" if REPOSITORY.parent == here else "the repository"
+    fetched = "the repository fetched beside the notebook" if REPOSITORY.parent == Path.cwd() else "the repository"
     done = f"{len(installed)} packages installed" if installed else "nothing to install"
     versions = f"Python {platform.python_version()}, TensorFlow {_installed('tensorflow')}, Keras {_installed('keras')}"
     print(f"Set up: {fetched}{f' on {host()}' if host() else ''}; {done}; {versions}.")
@@ -233,9 +230,12 @@ def install_here(extras: Sequence[str] = ()) -> list[str]:
     if not wanted:
         return []
     _say(f"Installing {', '.join(wanted)} …")
+    # Other packages than these are free: to hold all of them would leave nothing that fits.
+    stays = {_name(line) for line in requirements(extras) if satisfied(line)} | _kept()
+    pins = sorted(f"{name}=={version}" for name in stays if (version := _installed(name)))
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text("\n".join(pins(extras)) + "\n", "utf-8")
+        constraints.write_text("\n".join(pins) + "\n", "utf-8")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         command += ["--constraint", str(constraints), *wanted.values()]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -250,34 +250,13 @@ def install_here(extras: Sequence[str] = ()) -> list[str]:
     return list(wanted)
 
 
-def pins(extras: Sequence[str] = ()) -> list[str]:
-    """What an installation must leave as it is, as `name==version`, for a constraints file of pip.
-
-    It is what the study needs and has here in a fitting version; on Colab and Kaggle also what they build themselves.
-    Other packages are free: to hold all of them would leave nothing that fits.
-    """
-    names = {_name(line) for line in requirements(extras) if satisfied(line)} | _kept()
-    return sorted(f"{name}=={version}" for name in names if (version := _installed(name)))
-
-
-def _usable(environment: Path, stamp: dict) -> bool:
-    """Whether there is an environment to build on: one that was completed once, or one that the user made.
+def _install(python: Path, environment: Path, extras: Sequence[str]) -> None:
+    """Install by uv, which pip brings; by pip alone where uv can't.
 
     Raises:
-        StudyError: the user's own has another Python, or no pip.
+        StudyError: neither could.
     """
-    if not environment.exists() or stamp.get("complete") is False:
-        return False
-    works = _works(environment_python(environment))
-    if not works and not stamp:
-        raise StudyError(
-            f"{environment} is no environment that the study can use: remove it, or rename it, and run it again"
-        )
-    return works
-
-
-def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> bool:
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv>=0.9,<1"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     sync = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
     sync += [f"--extra={extra}" for extra in extras]
     if not sys.stderr.isatty():
@@ -285,22 +264,25 @@ def _install_locked(python: Path, environment: Path, extras: Sequence[str]) -> b
     # uv must keep to this environment and to this Python, whatever the user's shell has activated.
     variables = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(environment), "UV_PYTHON_DOWNLOADS": "never"}
     variables.pop("VIRTUAL_ENV", None)
-    return all(subprocess.run(command, env=variables, check=False).returncode == 0 for command in (pip, sync))
 
+    def works(command: Sequence[str | Path]) -> bool:
+        return subprocess.run(command, env=variables, check=False).returncode == 0
 
-def _install_with_pip(python: Path, extras: Sequence[str]) -> None:
-    target = f"{REPOSITORY}[{','.join(extras)}]" if extras else str(REPOSITORY)
-    if subprocess.run([python, "-m", "pip", "install", "--editable", target], check=False).returncode:
+    if works([*pip, "uv>=0.9,<1"]) and works(sync):
+        return
+    _say("uv could not do it; installing with pip, newest allowed versions instead of the locked ones.")
+    if not works([*pip, "--editable", f"{REPOSITORY}[{','.join(extras)}]" if extras else REPOSITORY]):
         raise StudyError(
-            "the packages could not be installed (pip's message is above): check the network, run it again"
+            "the packages could not be installed (pip's message is above): check the network, run it again; "
+            f"if that doesn't help, remove {environment} first"
         )
 
 
-def _start_again(python: Path, arguments: Sequence[str]) -> None:
+def _start_again(python: Path, arguments: Sequence[str], when: str) -> None:
     command = [str(python), "-m", "chestxray", *arguments]
     # The package is found where it is now, whatever folder the command was given in.
     search = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    variables = {**os.environ, "PYTHONPATH": search, _STARTED_AGAIN: "1"}
+    variables = {**os.environ, "PYTHONPATH": search, _STARTED_AGAIN: when}
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":
@@ -308,44 +290,9 @@ def _start_again(python: Path, arguments: Sequence[str]) -> None:
     os.execve(python, command, variables)
 
 
-def _digest() -> str:
-    content = b"".join((REPOSITORY / name).read_bytes() for name in ("requirements.txt", "pyproject.toml", "uv.lock"))
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read_stamp(environment: Path) -> dict:
-    try:
-        return json.loads((environment / _STAMP).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_stamp(environment: Path, extras: Sequence[str], complete: bool) -> None:
-    beside = environment / f"{_STAMP}.tmp-{os.getpid()}"
-    beside.write_text(json.dumps({"complete": complete, "digest": _digest(), "extras": list(extras)}), "utf-8")
-    beside.replace(environment / _STAMP)
-
-
-def _works(python: Path) -> bool:
-    """Whether an interpreter runs, is neither too old nor too new, and has pip."""
-    if not python.exists():
-        return False
-    probe = f"import sys, pip; sys.exit(not {PYTHONS[0]} <= sys.version_info[:2] <= {PYTHONS[1]})"
-    return subprocess.run([python, "-c", probe], check=False, capture_output=True).returncode == 0
-
-
 def _kept() -> set[str]:
     """What a host has built itself."""
     return {name for name in HOSTS_KEEP if host() and _installed(name)}
-
-
-def _check_version(version: Sequence[int], remedy: str) -> None:
-    oldest, newest = (".".join(map(str, pair)) for pair in PYTHONS)
-    if not PYTHONS[0] <= tuple(version[:2]) <= PYTHONS[1]:
-        remedy = remedy.format(newest=newest)
-        raise StudyError(
-            f"Python {version[0]}.{version[1]} ({sys.executable}): the study needs {oldest} to {newest}; {remedy}"
-        )
 
 
 def _name(requirement: str) -> str:

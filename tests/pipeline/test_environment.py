@@ -36,20 +36,22 @@ def test_a_requirement_is_met_by_name_version_and_marker(monkeypatch, requiremen
     assert pipeline_environment.satisfied(requirement) == expected
 
 
-def test_a_bare_python_meets_nothing_and_is_told_so_in_one_line():
+def test_a_bare_python_meets_nothing_and_is_told_so_in_one_line(tmp_path):
     """Without packages, `packaging` among them, the set-up begins; here its last step ends it."""
     code = """
 import sys
 from chestxray import __main__
 from chestxray.pipeline import environment
-def set_up(place, extras, rebuild):
+def set_up(place, python, extras, new):
     raise environment.StudyError(f"would set up {len(environment.missing())} packages in {place.name}")
 environment.set_up = set_up
-environment._read_stamp = lambda place: {}
+environment.REPOSITORY = environment.Path(sys.argv[1])
 print({"packaging", "joblib", "numpy"} & set(sys.modules))
 sys.exit(__main__.main(["run"]))
 """
-    done = subprocess.run([*BARE[:2], "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    (tmp_path / "requirements.txt").write_bytes((REPOSITORY / "requirements.txt").read_bytes())
+    (tmp_path / "pyproject.toml").write_bytes((REPOSITORY / "pyproject.toml").read_bytes())
+    done = subprocess.run([*BARE[:2], "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
     whole = len(pipeline_environment.requirements())
     assert (done.returncode, done.stdout) == (2, "set()\n")
     assert done.stderr == f"chestxray: would set up {whole} packages in .venv\n"
@@ -71,18 +73,21 @@ def test_a_bundle_counts_by_its_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("version", [(3, 10, 4), (3, 14, 0)])
-def test_other_pythons_are_refused_in_one_line(version):
+def test_other_pythons_are_refused_in_one_line(monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(
         StudyError, match=rf"Python 3.{version[1]} .*: the study needs 3.11 to 3.13; start it with"
     ) as error:
-        pipeline_environment.check_python(version)
+        pipeline_environment.check_version()
     assert "\n" not in str(error.value)
 
 
-def test_missing_ensurepip_names_the_package_to_install(monkeypatch):
+def test_missing_ensurepip_names_the_package_to_install(machine, monkeypatch):
+    environment, _ = machine
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(StudyError, match=r"has no ensurepip.*apt install python3\.\d+-venv"):
-        pipeline_environment.check_python()
+        pipeline_environment.ensure([], ["run"])
+    assert not environment.exists()
 
 
 def test_help_needs_nothing_installed():
@@ -92,69 +97,85 @@ def test_help_needs_nothing_installed():
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A place for an environment, with installation and the new start replaced by notes of them."""
+    """A place for an environment, with commands and the new start replaced by notes of them."""
     notes = []
     repository = tmp_path / "repository"
     repository.mkdir()
-    for name in ("requirements.txt", "pyproject.toml", "uv.lock"):
+    for name in ("requirements.txt", "pyproject.toml"):
         (repository / name).write_bytes((REPOSITORY / name).read_bytes())
     monkeypatch.setattr(pipeline_environment, "REPOSITORY", repository)
     monkeypatch.setattr(pipeline_environment, "missing", lambda extras: ["thing>=1"])
-    monkeypatch.setattr(pipeline_environment, "_works", lambda python: python.exists())
     monkeypatch.setattr(venv, "EnvBuilder", lambda **options: _Builder())
 
-    def install(python, environment, extras):
-        notes.append(("install", *extras))
-        return True
+    def run(command, **options):
+        words = [str(word) for word in command]
+        extras = [word for word in words if word.startswith("--extra")]
+        notes.append(" ".join(["uv", *extras]) if "sync" in words else f"pip {words[-1].removeprefix(str(repository))}")
+        return subprocess.CompletedProcess(command, int("uv" in notes[-1] and "fails" in notes))
 
-    monkeypatch.setattr(pipeline_environment, "_install_locked", install)
-    monkeypatch.setattr(
-        pipeline_environment, "_start_again", lambda python, arguments: notes.append(("start", *arguments))
-    )
+    def start(python, arguments, when):
+        notes.append(f"start {' '.join(arguments)} {when}")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(pipeline_environment, "_start_again", start)
     return repository / ".venv", notes
 
 
 class _Builder:
     def create(self, environment):
-        python = pipeline_environment.environment_python(environment)
+        python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         python.parent.mkdir(parents=True)
         python.touch()
         (environment / "fresh").touch()
 
 
+INSTALLED = ["pip uv>=0.9,<1", "uv"]
+
+
 def test_set_up_once_then_started_at_once(machine):
     _, notes = machine
     pipeline_environment.ensure([], ["run"])
-    assert notes == [("install",), ("start", "run")]
+    assert notes == [*INSTALLED, "start run after set-up"]
     notes.clear()
     pipeline_environment.ensure([], ["run"])
-    assert notes == [("start", "run")]
-    pipeline_environment.ensure(["test"], ["test"])
-    pipeline_environment.ensure([], ["run"])
-    assert notes[1:] == [("install", "test"), ("start", "test"), ("start", "run")]
+    assert notes == ["start run at once"]
 
 
-def test_changed_requirements_are_installed(machine):
+def test_what_lacks_in_the_environment_is_installed_there(machine, monkeypatch):
+    """After a change of the requirements, or where a command needs an extra: once, and in vain only once."""
     environment, notes = machine
-    pipeline_environment.ensure(["test"], ["test"])
-    (environment.parent / "requirements.txt").write_text("other\n")
     pipeline_environment.ensure([], ["run"])
-    assert notes[2:] == [("install", "test"), ("start", "run")]
+    (environment / "mine").touch()
+    notes.clear()
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.setenv("CHESTXRAY_STARTED_AGAIN", "at once")
+    pipeline_environment.ensure(["test"], ["test"])
+    assert notes == [INSTALLED[0], "uv --extra=test", "start test after set-up"] and (environment / "mine").exists()
+    monkeypatch.setenv("CHESTXRAY_STARTED_AGAIN", "after set-up")
+    with pytest.raises(StudyError, match="still lacks thing>=1: remove that folder"):
+        pipeline_environment.ensure([], ["run"])
+
+
+def test_an_interpreter_that_is_not_of_its_environment_is_not_started_for_ever(machine, monkeypatch):
+    pipeline_environment.ensure([], ["run"])
+    monkeypatch.setenv("CHESTXRAY_STARTED_AGAIN", "at once")
+    with pytest.raises(StudyError, match="still lacks thing>=1: remove that folder"):
+        pipeline_environment.ensure([], ["run"])
 
 
 def test_interrupted_set_up_is_made_anew(machine, monkeypatch):
     environment, notes = machine
 
-    def interrupted(python, environment, extras):
+    def interrupted(command, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline_environment, "_install_locked", interrupted)
+        patch.setattr(subprocess, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pipeline_environment.ensure([], ["run"])
     (environment / "half a package").touch()
     pipeline_environment.ensure([], ["run"])
-    assert notes == [("install",), ("start", "run")]
+    assert notes == [*INSTALLED, "start run after set-up"]
     assert (environment / "fresh").exists() and not (environment / "half a package").exists()
 
 
@@ -167,20 +188,11 @@ def test_an_environment_of_the_users_own_is_not_thrown_away(machine):
     assert (environment / "mine").exists()
 
 
-def test_uv_that_fails_is_followed_by_pip(machine, monkeypatch):
+def test_uv_that_fails_is_followed_by_pip(machine):
     _, notes = machine
-    monkeypatch.setattr(pipeline_environment, "_install_locked", lambda *arguments: False)
-    monkeypatch.setattr(
-        pipeline_environment, "_install_with_pip", lambda python, extras: notes.append(("pip", *extras))
-    )
+    notes.append("fails")
     pipeline_environment.ensure(["test"], ["test"])
-    assert notes == [("pip", "test"), ("start", "test")]
-
-
-def test_starting_again_in_vain_ends(machine, monkeypatch):
-    monkeypatch.setenv("CHESTXRAY_STARTED_AGAIN", "1")
-    with pytest.raises(StudyError, match="still lacks thing>=1: remove that folder"):
-        pipeline_environment.ensure([], ["run"])
+    assert notes[1:] == ["pip uv>=0.9,<1", "pip [test]", "start test after set-up"]
 
 
 COLAB = {"tensorflow": "2.20.0", "keras": "3.13.2", "numpy": "2.1.3", "pandas": "2.2.3", "scikit-learn": "1.6.1"}
@@ -259,7 +271,7 @@ def test_the_web_page_needs_its_extra(machine, monkeypatch):
     _, notes = machine
     monkeypatch.setattr("chestxray.pipeline.commands.main", lambda arguments: 0)
     __main__.main(["serve"])
-    assert notes == [("install", "web"), ("start", "serve")]
+    assert notes == [INSTALLED[0], "uv --extra=web", "start serve after set-up"]
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     with pytest.raises(StudyError, match="run `python -m chestxray colab web` first"):
         pipeline_environment.ensure(["web"], ["serve"])
