@@ -191,13 +191,13 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
         seed: seeds the draws.
 
     Returns:
-        Index (`class`, `stage`, `metric`): stages `as trained` and `calibrated`; metrics `ece` (bins of equally many
+        Index (`class`, `stage`, `metric`): stages `as trained` and `temperature and bias`; metrics `ece` (bins of equally many
         images) and `brier`. Columns `estimate`, `low`, `high`, `draws`.
     """
     test = checked(test)
     drawn = Draws.of(test["patient"], draws, seed)
     rows = {}
-    for stage, table in {"as trained": test, "calibrated": apply_findings(test, fit_findings(valid))}.items():
+    for stage, table in {"as trained": test, "temperature and bias": apply_findings(test, fit_findings(valid))}.items():
         for name in SIX_FINDINGS:
             truth, scores = finding(table, name)
             rows[name, stage, "ece"] = _error_entry(scores, truth, drawn)

@@ -117,6 +117,13 @@ def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
     return rows
 
 
+def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The plain mean of several models' probabilities, from tables of the same images: the simplest ensemble."""
+    first = tables[0]
+    scores = [aligned(table, first)[list(PROBABILITIES)].to_numpy() for table in tables]
+    return first.assign(**pd.DataFrame(np.mean(scores, axis=0), first.index, list(PROBABILITIES)))
+
+
 def checked(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a plain index, or raise StudyError for the first thing in it that can't be used."""
     source = _source(predictions)

@@ -98,7 +98,7 @@ def test_tables_improve_on_an_ill_calibrated_model_and_keep_its_order():
     )
     found = calibration.findings_table(valid, test, draws=20)
     ece = found["estimate"].xs("ece", level="metric").unstack("stage")
-    assert ece["calibrated"].mean() < 0.6 * ece["as trained"].mean()
+    assert ece["temperature and bias"].mean() < 0.6 * ece["as trained"].mean()
     fitted = calibration.fit_findings(valid)
     after = calibration.apply_findings(test, fitted)
     assert list(fitted.index) == list(SIX_FINDINGS)
@@ -106,7 +106,7 @@ def test_tables_improve_on_an_ill_calibrated_model_and_keep_its_order():
         assert (after[f"{name}_present"].rank() == test[f"{name}_present"].rank()).all()
         assert fitted.loc[name, "n_positive"] == predictions.shows(valid, name).sum()
     truth = predictions.shows(test, "Mass")
-    assert found.loc[("Mass", "calibrated", "brier"), "estimate"] == pytest.approx(
+    assert found.loc[("Mass", "temperature and bias", "brier"), "estimate"] == pytest.approx(
         brier_score_loss(truth, after["Mass_present"])
     )
     points = calibration.reliability_table({"before": test, "after": after}, draws=5)

@@ -202,6 +202,13 @@ def test_roc_points_enclose_the_area():
         assert area == pytest.approx(found[name], abs=1e-12)
 
 
+def test_the_mean_of_models_is_of_both_kinds_of_probabilities():
+    first, second = predictions_table(seed=1), predictions_table(seed=1, skill=0.3)
+    mean = predictions.average([first, second.sample(frac=1, random_state=0)])
+    for name in ("Mass", "Mass_present"):
+        assert mean[name].to_numpy() == pytest.approx((first[name] + second[name]).to_numpy() / 2)
+
+
 def test_published_means_are_those_of_their_findings():
     table = predictions_table()
     beside = comparison.beside_published(per_class(table, draws=2), "ours")
