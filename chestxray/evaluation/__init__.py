@@ -10,9 +10,9 @@ modules, as `operating_points.choose`.
 from chestxray.config import lazy
 
 _OWNERS = {
-    "predictions": "read_predictions read_models prediction_table balanced average",
-    "metrics": "macro_auroc confusion roc_points confident_errors label_suspects",
-    "comparison": "METRICS resample evaluate summary per_class compare_with compare_all ranking beside_published",
+    "predictions": "read_predictions read_models prediction_table average",
+    "metrics": "macro_auroc confusion roc_points confident_errors",
+    "comparison": "METRICS resample evaluate summary per_class compare_with compare_all beside_published",
     "localisation": "targets",
 }
 __getattr__ = lazy(__name__, _OWNERS)

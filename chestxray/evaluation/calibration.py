@@ -191,8 +191,8 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
         seed: seeds the draws.
 
     Returns:
-        Index (`class`, `stage`, `metric`): stages `as trained` and `temperature and bias`; metrics `ece` (bins of equally many
-        images) and `brier`. Columns `estimate`, `low`, `high`, `draws`.
+        Index (`class`, `stage`, `metric`): stages `as trained` and `temperature and bias`; metrics `ece` (bins of
+        equally many images) and `brier`. Columns `estimate`, `low`, `high`, `draws`.
     """
     test = checked(test)
     drawn = Draws.of(test["patient"], draws, seed)

@@ -195,37 +195,6 @@ def compare_all(models: Resampled, metrics: Sequence[str] = ("macro_auroc", "six
     return pd.concat(tables, names=["metric"])[["difference", "low", "high", "p", "p_holm", "draws"]]
 
 
-def ranking(models: Resampled, metric: str = "macro_auroc") -> pd.DataFrame:
-    """How often each model has each rank when the patients are resampled.
-
-    Args:
-        models: from `resample`.
-        metric: a key of `METRICS`.
-
-    Returns:
-        Index `model`, best estimate first; columns `estimate`, `low`, `high`, `rank` (mean over draws; 1 is the best)
-        and its `rank_low`, `rank_high`, then `place_1` to `place_n`, the shares of draws (0 to 1; ties share the
-        better rank).
-
-    Raises:
-        StudyError: the metric is unknown.
-    """
-    _check_metrics([metric])
-    values = np.stack([metrics[metric] for metrics in models.metrics.values()])
-    defined = np.isfinite(values).all(axis=0)
-    defined[0] = False
-    drawn = values[:, defined]
-    ranks = 1 + (drawn[None] > drawn[:, None]).sum(axis=1)
-    rows = {}
-    for row, name in enumerate(models.metrics):
-        low, high = np.percentile(ranks[row], [2.5, 97.5]) if defined.any() else (np.nan, np.nan)
-        rank = {"rank": ranks[row].mean() if defined.any() else np.nan, "rank_low": low, "rank_high": high}
-        shares = {f"place_{n}": float(np.mean(ranks[row] == n)) for n in range(1, len(ranks) + 1)}
-        rows[name] = {key: bootstrap.entry(values[row])[key] for key in ("estimate", "low", "high")} | rank | shares
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
-    return table.sort_values("estimate", ascending=False, kind="stable")
-
-
 def _check_metrics(metrics: Sequence[str]) -> None:
     for metric in metrics:
         if metric not in METRICS:

@@ -1,10 +1,10 @@
-"""Metrics: AUROC, average precision, confusion matrix, ROC curve, and the images that model and label disagree on."""
+"""Metrics: AUROC, average precision, confusion matrix, ROC curve, and a model's errors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import auc, confusion_matrix, roc_auc_score, roc_curve
 
 from chestxray.config import CLASSES, StudyError
 from chestxray.evaluation.bootstrap import Draws
@@ -58,10 +58,10 @@ def confusion(predictions: pd.DataFrame, normalize: bool = False) -> pd.DataFram
     predictions = checked(predictions)
     require_classes(predictions)
     truth, scores = classes_and_scores(predictions[predictions["selected"]])
-    counts = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
-    np.add.at(counts, (truth, scores.argmax(axis=1)), 1)
-    table = pd.DataFrame(counts, index=pd.Index(CLASSES, name="true"), columns=pd.Index(CLASSES, name="predicted"))
-    return table.div(table.sum(axis=1), axis=0) if normalize else table
+    counts = confusion_matrix(
+        truth, scores.argmax(axis=1), labels=range(len(CLASSES)), normalize="true" if normalize else None
+    )
+    return pd.DataFrame(counts, pd.Index(CLASSES, name="true"), pd.Index(CLASSES, name="predicted"))
 
 
 def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -73,8 +73,6 @@ def roc_points(predictions: pd.DataFrame) -> pd.DataFrame:
     Raises:
         StudyError: as `comparison.evaluate`.
     """
-    from sklearn.metrics import auc, roc_curve
-
     predictions = checked(predictions)
     require_classes(predictions)
     selected = predictions[predictions["selected"]]
@@ -90,54 +88,18 @@ def confident_errors(predictions: pd.DataFrame) -> pd.DataFrame:
     """Single-label test images whose most probable class is not their label, the most confident first.
 
     Returns:
-        `image`, `patient`, `label`, `predicted`, `probability` of the predicted class, and `margin`, how
-        much less the true class has.
+        `image`, `patient`, `label`, `predicted`, and `probability` of the predicted class.
 
     Raises:
         StudyError: as `comparison.evaluate`.
     """
-    selected, truth, guess, scores = _single_label_scores(predictions)
-    return _disagreements(selected, scores, truth, guess, truth != guess).rename(columns={"other": "predicted"})
-
-
-def label_suspects(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Single-label test images whose label may be wrong, by confident learning (Northcutt et al., JAIR 2021).
-
-    An image counts for a class when its probability there is at least the mean that this class's own images have, the
-    most probable such class if there are several; it is suspect when that is not its label. The model's own errors
-    count too: this is a list to review, not a verdict.
-
-    Returns:
-        `image`, `patient`, `label`, `suggested`, and `margin` as in `confident_errors`; the largest margin first.
-
-    Raises:
-        StudyError: as `comparison.evaluate`.
-    """
-    require_classes(checked(predictions))
-    selected, truth, _, scores = _single_label_scores(predictions)
-    thresholds = np.array([scores[truth == k, k].mean() for k in range(len(CLASSES))])
-    confident = np.where(scores >= thresholds, scores, -1)
-    suggested = confident.argmax(axis=1)
-    suspect = (confident.max(axis=1) >= 0) & (suggested != truth)
-    table = _disagreements(selected, scores, truth, suggested, suspect).rename(columns={"other": "suggested"})
-    return table.drop(columns="probability")
-
-
-def _single_label_scores(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the single-label test, their true and most probable classes, and (n, 7) probabilities that sum to one."""
     predictions = checked(predictions)
     selected = predictions[predictions["selected"]]
     truth, scores = classes_and_scores(selected)
-    return selected, truth, scores.argmax(axis=1), scores
-
-
-def _disagreements(
-    selected: pd.DataFrame, scores: np.ndarray, truth: np.ndarray, other: np.ndarray, wrong: np.ndarray
-) -> pd.DataFrame:
-    probability = scores[range(len(scores)), other]
-    table = selected[["image", "patient", "label"]].assign(other=[CLASSES[k] for k in other], probability=probability)
-    table["margin"] = probability - scores[range(len(scores)), truth]
-    return table[wrong].sort_values("margin", ascending=False, ignore_index=True)
+    guess = scores.argmax(axis=1)
+    table = selected[["image", "patient", "label"]]
+    table = table.assign(predicted=np.array(CLASSES)[guess], probability=scores.max(axis=1))[truth != guess]
+    return table.sort_values("probability", ascending=False, ignore_index=True)
 
 
 def rank_draws(truth: np.ndarray, scores: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:

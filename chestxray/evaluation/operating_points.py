@@ -5,7 +5,7 @@ A threshold is chosen on validation and only measured on test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -106,24 +106,6 @@ def measure(test: pd.DataFrame, points: pd.DataFrame, draws: int = 2000, seed: i
     for metric, values in sums.items():
         rows["mean", metric] = bootstrap.entry(values) | {"n_images": len(test), "n_positive": pd.NA}
     return bootstrap.table(rows, ["finding", "metric"]).astype({"n_positive": "Int64"})
-
-
-def summary(
-    valid: Mapping[str, pd.DataFrame], test: Mapping[str, pd.DataFrame], draws: int = 2000, seed: int = 0
-) -> pd.DataFrame:
-    """Mean sensitivity and specificity of the six findings for every model, each at its own validation thresholds.
-
-    Index (`model`, `metric`); columns as in `measure`, but for `n_positive`.
-
-    Args:
-        valid: predictions for validation, by model.
-        test: predictions for test of the same models.
-        draws: how many times the patients are drawn.
-        seed: seeds the draws.
-    """
-    tables = {name: measure(table, choose(valid[name]), draws, seed).loc["mean"] for name, table in test.items()}
-    found = pd.concat(tables, names=["model", "metric"]).drop(columns="n_positive")
-    return found.loc[(slice(None), ["sensitivity", "specificity"]), :]
 
 
 def net_benefit(

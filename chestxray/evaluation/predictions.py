@@ -97,26 +97,6 @@ def read_models(study: Study, split: str) -> dict[str, pd.DataFrame]:
     return {folder: aligned(table, first) for folder, table in tables.items()}
 
 
-def balanced(predictions: pd.DataFrame) -> pd.DataFrame | None:
-    """The balanced test images, to be evaluated like a whole table; None where the table doesn't mark them.
-
-    Raises:
-        StudyError: a column or value can't be used, or a balanced test image is no single-label one.
-    """
-    table = checked(predictions)
-    if "balanced_test" not in table or not table["balanced_test"].any():
-        return None
-    stray = table["balanced_test"] & ~table["selected"]
-    if stray.any():
-        raise StudyError(
-            f"{_source(table)}, {table.loc[stray, 'image'].iloc[0]}: in the balanced test without being selected; "
-            "run the model's notebook again"
-        )
-    rows = table[table["balanced_test"]].reset_index(drop=True)
-    rows.attrs.update(table.attrs)
-    return rows
-
-
 def average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The plain mean of several models' probabilities, from tables of the same images: the simplest ensemble."""
     first = tables[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,7 @@ from chestxray.evaluation import bootstrap, metrics
 from chestxray.evaluation.bootstrap import Draws
 
 
-@dataclass(frozen=True)
-class Degradation:
+class Degradation(NamedTuple):
     """One way in which radiographs get worse.
 
     Attributes:
@@ -38,12 +37,12 @@ def _noise(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
     return image + rng.normal(0, strength, image.shape)
 
 
-def _blur(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _blur(image: np.ndarray, strength: float, _: np.random.Generator) -> np.ndarray:
     # Strength is in shares of the side, so that it means the same at any resolution.
     return ndimage.gaussian_filter(image, strength / 100 * len(image), mode="nearest")
 
 
-def _brightness(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _brightness(image: np.ndarray, strength: float, _: np.random.Generator) -> np.ndarray:
     return image + strength * 255
 
 
@@ -52,15 +51,15 @@ def _rotation(image: np.ndarray, strength: float, rng: np.random.Generator) -> n
     return ndimage.rotate(image, rng.choice((-1, 1)) * strength, reshape=False, order=1, mode="reflect")
 
 
-def _resolution(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    height, width = image.shape
-    small = Image.fromarray(image).resize(
-        (max(1, round(width / strength)), max(1, round(height / strength))), Image.Resampling.BOX
+def _resolution(image: np.ndarray, strength: float, _: np.random.Generator) -> np.ndarray:
+    size = image.shape[::-1]
+    small = [max(1, round(side / strength)) for side in size]
+    return np.asarray(
+        Image.fromarray(image).resize(small, Image.Resampling.BOX).resize(size, Image.Resampling.BILINEAR)
     )
-    return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _inversion(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _inversion(image: np.ndarray, strength: float, _: np.random.Generator) -> np.ndarray:
     return (1 - strength) * image + strength * (255 - image)
 
 
@@ -75,9 +74,7 @@ DEGRADATIONS: dict[str, Degradation] = {
 }
 """The degradations and their strengths. Half-inverted greys would be one flat grey."""
 
-STEPS: list[tuple[str, float]] = [
-    (name, float(strength)) for name, degradation in DEGRADATIONS.items() for strength in degradation.strengths
-]
+STEPS = [(name, float(strength)) for name, kind in DEGRADATIONS.items() for strength in kind.strengths]
 """Each degradation with each of its strengths."""
 
 
@@ -104,10 +101,10 @@ def degrade(pixels: np.ndarray, name: str, strength: float, seed: int = 0) -> np
 
 
 def predict_degraded(predict: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Predictions for radiographs as they are, then degraded in the order of `STEPS`: (1 + steps, n, 7).
+    """Predicted classes of radiographs as they are, then degraded in the order of `STEPS`: (1 + steps, n, 7).
 
     Args:
-        predict: (n, H, W, 1) uint8 to (n, 7) probabilities.
+        predict: (n, H, W, 1) uint8 to (n, 7) probabilities of the classes.
         pixels: (n, H, W, 1) uint8, the radiographs as they are.
         seed: seeds the degradations.
     """
@@ -150,17 +147,3 @@ def _row(values: np.ndarray, plain: np.ndarray) -> dict[str, float]:
     low, high, _ = bootstrap.interval(values - plain)
     found = bootstrap.entry(values)
     return found | {"loss": float(values[0] - plain[0]), "loss_low": low, "loss_high": high}
-
-
-def sample(table: pd.DataFrame, each: int, seed: int = 0) -> np.ndarray:
-    """Positions of a balanced sample of single-label rows, where a table has no balanced test of its own.
-
-    Args:
-        table: rows with `label`.
-        each: at most so many of each class.
-        seed: seeds the choice.
-    """
-    order = np.random.default_rng(seed).permutation(len(table))
-    labels = table["label"].to_numpy()[order]
-    chosen = [order[labels == name][:each] for name in CLASSES]
-    return np.sort(np.concatenate(chosen))

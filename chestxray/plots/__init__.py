@@ -10,7 +10,7 @@ _OWNERS = {
     "style": "save interval image_grid decimal shares signed",
     "data": "patients co_occurrence grey_levels distributions mean_images effects",
     "training": "learning_curves",
-    "evaluation": "confusion_matrices roc_curves forest ranks pairs reliability decision_curves groups",
+    "evaluation": "confusion_matrices roc_curves forest pairs reliability decision_curves groups",
     "explanation": "pointing randomisation robustness",
 }
 __getattr__ = lazy(__name__, _OWNERS)

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from chestxray.config import CLASSES
-from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, readable, titled
+from chestxray.plots.style import CLASS_COLOURS, DASHES, GREY, PALETTE, WIDTH, canvas, name_rows, readable, titled
 
 
 def patients(table: pd.DataFrame, title: str, note: str = "") -> Figure:
@@ -103,22 +104,13 @@ def distributions(table: pd.DataFrame, columns: Sequence[str], title: str, note:
     """
     figure, axes = canvas(1, len(columns), WIDTH, 4.0)
     names = [name for name in CLASSES if name in set(table["label"])]
-    style = {"patch_artist": True, "flierprops": {"markersize": 1, "markeredgecolor": GREY}}
-    style["medianprops"] = {"color": "black"}
-    for number, (axis, column) in enumerate(zip(axes.flat, columns, strict=True)):
-        for shift, view in ((-0.2, "PA"), (0.2, "AP")):
-            groups = [table.loc[(table["label"] == name) & (table["view"] == view), column] for name in names]
-            boxes = axis.boxplot(
-                groups, positions=np.arange(len(names)) + shift, widths=0.32, orientation="horizontal", **style
-            )
-            for box in boxes["boxes"]:
-                box.set(facecolor=PALETTE[0 if view == "PA" else 1], label=view if box is boxes["boxes"][0] else None)
-        axis.set(yticks=range(len(names)), yticklabels=readable(names), xlabel=column.replace("_", " "))
-        axis.invert_yaxis()
-        if number:
-            axis.set_yticklabels([])
+    style = {"y": "label", "order": names, "hue": "view", "hue_order": ("PA", "AP"), "palette": PALETTE[:2]}
+    for axis, column in zip(axes.flat, columns, strict=True):
+        sns.boxplot(table, x=column, ax=axis, legend=axis is axes[0, -1], fliersize=1, **style)
+        axis.set(xlabel=column.replace("_", " "), ylabel="")
+        axis.set_yticks(range(len(names)), readable(names) if axis is axes[0, 0] else [])
         sns.despine(ax=axis)
-    axes[0, -1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    sns.move_legend(axes[0, -1], "upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title=None, fontsize="small")
     return titled(figure, title, note)
 
 
@@ -170,25 +162,19 @@ def effects(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         rows = table[table["factor"] == factor].set_index("finding").reindex(findings)
         odds = rows["odds_ratio"].notna().any()
         names = ("odds_ratio", "odds_low", "odds_high") if odds else ("effect", "effect_low", "effect_high")
-        for height, (_, row) in enumerate(rows.iterrows()):
-            value, low, high = row[list(names)]
-            if pd.isna(value):
+        for height, (value, low, high, p) in enumerate(rows[[*names, "p_holm"]].to_numpy(dtype=float)):
+            if np.isnan(value):
                 continue
             axis.plot([low, high], [height, height], color=PALETTE[0], linewidth=1.5)
-            filled = PALETTE[0] if row["p_holm"] < 0.05 else "white"
+            filled = PALETTE[0] if p < 0.05 else "white"
             axis.plot(value, height, "o", color=PALETTE[0], markerfacecolor=filled, markersize=6)
         axis.axvline(1 if odds else 0, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set(yticks=range(len(findings)), ylim=(len(findings) - 0.5, -0.5), title=factor)
-        axis.set_yticklabels(readable(findings) if number == 0 else [])
+        name_rows(axis, readable(findings) if number == 0 else [""] * len(findings))
+        axis.set_title(factor)
         if odds:
             axis.set_xscale("log")
-            ends = axis.get_xlim()
-            marks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if ends[1] / ends[0] > 8 else (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
-            ticks = [tick for tick in marks if ends[0] <= tick <= ends[1]]
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.minorticks_off()
+            axis.xaxis.set(
+                major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator()
+            )
         axis.set_xlabel("odds ratio" if odds else "rank-biserial correlation")
-        axis.grid(axis="both", color="0.92")
-        axis.set_axisbelow(True)
-        sns.despine(ax=axis)
     return titled(figure, title, note)

@@ -1,4 +1,4 @@
-"""Figures of evaluation: confusion matrices, ROC curves, intervals, ranks, calibration, decision curves, groups."""
+"""Figures of evaluation: confusion matrices, ROC curves, intervals, pairs, calibration, decision curves, groups."""
 
 from __future__ import annotations
 
@@ -93,25 +93,6 @@ def forest(table: pd.DataFrame, title: str, note: str = "", chance: float | None
     return titled(figure, title, note)
 
 
-def ranks(table: pd.DataFrame, title: str, note: str = "") -> Figure:
-    """How often each model has each rank: one row per model, one column per rank, per cent of the draws.
-
-    Args:
-        table: from `comparison.ranking`, its index shown.
-        title: what is shown.
-        note: the data.
-    """
-    shares = table[[name for name in table if name.startswith("place_")]] * 100
-    figure, [[axis]] = canvas(1, 1, 8.6, 1.6 + 0.42 * len(table))
-    annot = shares.map(lambda share: f"{share:.0f}" if share >= 0.5 else "")
-    names = {"xticklabels": range(1, len(shares.columns) + 1), "yticklabels": [str(name) for name in table.index]}
-    style = {"cmap": "Blues", "vmin": 0, "vmax": 100, "linewidths": 0.5, **names}
-    sns.heatmap(shares, ax=axis, annot=annot, fmt="", cbar_kws={"label": "% of draws of patients"}, **style)
-    axis.set(xlabel="rank among all models", ylabel="")
-    axis.tick_params(axis="y", rotation=0)
-    return titled(figure, title, note)
-
-
 def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "") -> Figure:
     """Difference of every pair of models, marked where Holm's correction leaves it below .05.
 
@@ -183,7 +164,7 @@ def decision_curves(curves: pd.DataFrame, title: str, note: str = "") -> Figure:
 
 
 def groups(table: pd.DataFrame, titles: dict[str, str], title: str, note: str = "", caption: str = "") -> Figure:
-    """Mean AUROC and true-positive rate of each group with its size; hollow where the gap survives Holm's correction.
+    """Mean AUROC and true-positive rate of each group with its size; filled where the gap survives Holm's correction.
 
     Args:
         table: rows `mean` of `subgroups.measure`: index (`column`, `group`, `metric`).
@@ -202,9 +183,9 @@ def groups(table: pd.DataFrame, titles: dict[str, str], title: str, note: str = 
                 axis.text(0.5, row, "too few to measure", ha="center", **place)
                 continue
             colour = PALETTE[list(titles).index(key[0]) % len(PALETTE)]
-            hollow = "white" if entry["p_holm"] < 0.05 else colour
+            filled = colour if entry["p_holm"] < 0.05 else "white"
             axis.plot([entry["low"], entry["high"]], [row, row], color=colour, linewidth=1.8)
-            axis.plot(entry["estimate"], row, "o", color=colour, markerfacecolor=hollow)
+            axis.plot(entry["estimate"], row, "o", color=colour, markerfacecolor=filled)
             axis.text(1.01, row, interval(entry), fontsize="x-small", **place)
         sizes = [table.loc[(*key, metric), "n_images"] for key in order]
         labels = [f"{titles[column]}: {group} ({size:,})" for (column, group), size in zip(order, sizes, strict=True)]

@@ -216,17 +216,11 @@ def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> 
         label: the name of the value axis.
     """
     figure, [[axis]] = canvas(1, 1, WIDTH, 1.1 + 0.34 * len(table) + 0.08 * table.size)
-    height = 0.8 / len(table.columns)
-    for number, name in enumerate(table.columns):
-        rows = np.arange(len(table)) - 0.4 + (number + 0.5) * height
-        axis.barh(rows, table[name], height, color=PALETTE[number], label=str(name))
-    axis.set(yticks=range(len(table)), yticklabels=readable(table.index), xlabel=label)
-    axis.invert_yaxis()
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
+    table.plot.barh(ax=axis, width=0.8, color=PALETTE, legend=False)
+    axis.set(xlabel=label, ylabel="")
+    name_rows(axis, readable(table.index))
     if len(table.columns) > 1:
         axis.legend(frameon=False, fontsize="small")
-    sns.despine(ax=axis)
     return titled(figure, title, note)
 
 

@@ -295,21 +295,11 @@ def test_reading_back_what_was_written(tmp_path):
     table.assign(Mass=table["Mass"].where(table.index != 3)).to_csv(path, index=False)
     with pytest.raises(StudyError, match=r"cnn/predictions_test.csv, 00000003_000.png: Mass is nan"):
         predictions.read_predictions(path)
+    table.assign(selected="perhaps").to_csv(path, index=False)
+    with pytest.raises(StudyError, match="column 'selected' holds something else than True and False"):
+        predictions.read_predictions(path)
     path.write_bytes(b"")
     with pytest.raises(StudyError, match=r"cnn/predictions_test.csv can't be read"):
-        predictions.read_predictions(path)
-
-
-def test_who_is_in_the_balanced_test_is_read_where_the_file_tells_it(tmp_path):
-    table, path = predictions_table(), tmp_path / "predictions_test.csv"
-    table.to_csv(path, index=False)
-    assert "balanced_test" not in predictions.read_predictions(path)
-    balanced = table["selected"] & (table.index % 3 == 0)
-    table.assign(balanced_test=balanced).to_csv(path, index=False)
-    read = predictions.read_predictions(path)
-    assert read["balanced_test"].dtype == bool and read["balanced_test"].tolist() == balanced.tolist()
-    table.assign(balanced_test=balanced.map({True: "True", False: "perhaps"})).to_csv(path, index=False)
-    with pytest.raises(StudyError, match="column 'balanced_test' holds something else than True and False"):
         predictions.read_predictions(path)
 
 
@@ -382,35 +372,9 @@ def test_every_pair_is_compared_once_and_corrected():
     assert same.loc[("a", "b"), "p_holm"] < 0.05
 
 
-def test_ranking_puts_the_better_model_first_as_often_as_it_wins():
-    tables = {"weak": predictions_table(skill=0.6, seed=4), "good": predictions_table(skill=1.0, seed=4)}
-    found = comparison.ranking(comparison.resample(tables, draws=300, seed=2), "accuracy")
-    assert list(found.index) == ["good", "weak"]
-    wins = compare(tables["good"], tables["weak"], ["accuracy"], draws=300, seed=2)
-    assert found.loc["good", "place_1"] > 0.5 and wins.loc["accuracy", "difference"] > 0
-    assert found.loc["good", "rank"] == pytest.approx(found.loc["good", "place_1"] + 2 * found.loc["good", "place_2"])
-    alike = comparison.ranking(comparison.resample({"a": tables["good"], "b": tables["good"]}, draws=20), "accuracy")
-    assert alike["place_1"].tolist() == [1, 1]
-
-
-def test_the_balanced_test_is_a_table_of_its_own():
-    table = predictions_table()
-    assert predictions.balanced(table) is None
-    place = table.loc[table["selected"]].groupby("label").cumcount()
-    table["balanced_test"] = place.reindex(table.index, fill_value=99) < 20
-    rows = predictions.balanced(table)
-    assert rows["label"].value_counts().to_dict() == dict.fromkeys(CLASSES, 20)
-    found = comparison.evaluate(rows, draws=2)["estimate"]
-    for metric, value in sklearn_metrics(rows).items():
-        assert found[metric] == pytest.approx(value, abs=1e-12), metric
-    table.loc[table.index[~table["selected"]][0], "balanced_test"] = True
-    with pytest.raises(StudyError, match="in the balanced test without being selected"):
-        predictions.balanced(table)
-
-
-def test_errors_and_suspects_by_hand():
-    rows = [(name, {name: 1.0}) for name in CLASSES for _ in range(2)]
-    rows += [("Mass", {"Nodule": 0.99, "Mass": 0.01}), ("Effusion", {"Mass": 0.52, "Effusion": 0.48})]
+def test_errors_by_hand():
+    rows = [(name, {name: 1.0}) for name in CLASSES]
+    rows += [("Effusion", {"Mass": 0.52, "Effusion": 0.48}), ("Mass", {"Nodule": 0.99, "Mass": 0.01})]
     table = labelled([label for label, _ in rows])
     for name in CLASSES:
         table[name] = [scores.get(name, 0.0) for _, scores in rows]
@@ -418,20 +382,13 @@ def test_errors_and_suspects_by_hand():
     errors = metrics.confident_errors(table)
     assert errors[["label", "predicted"]].to_numpy().tolist() == [["Mass", "Nodule"], ["Effusion", "Mass"]]
     assert errors["probability"].tolist() == [0.99, 0.52]
-    assert errors["margin"].tolist() == pytest.approx([0.98, 0.04])
-    # Nodule's own images are given 1, so .99 is not enough; Mass's are given (1 + 1 + .01) / 3 on average, above .52.
-    assert metrics.label_suspects(table).empty
-    # One more image of Nodule that is given .4 lowers their mean to .8.
-    scores = [0.4 if name == "Nodule" else 0.1 for name in CLASSES] + [0.5] * 6
-    table.loc[len(table)] = ["x.png", "x", "Nodule", True, "Nodule", *scores]
-    assert metrics.label_suspects(table)["suggested"].tolist() == ["Nodule"]
 
 
 def test_all_models_of_the_study_take_less_than_a_minute_of_one_core():
     table = predictions_table(images=1727, patients=900)
     started = time.process_time()
     drawn = comparison.resample(dict.fromkeys(range(3), table), draws=2000)
-    for ask in (comparison.summary, comparison.compare_all, comparison.ranking):
+    for ask in (comparison.summary, comparison.compare_all):
         ask(drawn)
     comparison.per_class(drawn, model=0)
     assert 3 * (time.process_time() - started) < 15

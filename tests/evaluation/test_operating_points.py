@@ -47,9 +47,6 @@ def test_thresholds_of_validation_are_measured_on_test():
         assert found.loc[(name, "ppv"), "n_positive"] == truth.sum()
     every = found["estimate"].xs("specificity", level="metric")
     assert every["mean"] == pytest.approx(every.drop("mean").mean())
-    both = operating_points.summary({"a": valid}, {"a": test}, draws=50)
-    usual = operating_points.measure(test, operating_points.choose(valid), draws=50)
-    assert both.loc[("a", "sensitivity"), "estimate"] == usual.loc[("mean", "sensitivity"), "estimate"]
 
 
 def test_a_slow_bootstrap_gives_the_same_interval():
