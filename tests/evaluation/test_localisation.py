@@ -1,132 +1,138 @@
-"""Boxes whose answer is known, the pointing game by hand, and what shuffled weights do to maps."""
+"""The pointing game on boxes counted by hand, and its intervals against draws made image by image."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.data import nih_tables, subset
 from chestxray.evaluation import localisation
-from chestxray.networks import class_activation
-
-
-def test_hits_of_an_ensemble_and_its_members_are_those_of_their_maps():
-    rng = np.random.default_rng(0)
-    members = rng.random((2, 3, 8, 8)).astype("float32")
-    found = localisation.targets(
-        boxes_table(), pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]}), 1024
-    )
-    found = pd.concat([found, found.iloc[:1]], ignore_index=True)
-    asked = []
-
-    def explain(pixels, classes):
-        asked.extend(classes)
-        return members[:, pixels[:, 0, 0]]
-
-    pixels = np.broadcast_to(np.arange(3)[:, None, None], (3, 8, 8))
-    tables = localisation.network_hits(explain, pixels, found, (8, 8), batch_size=2)
-    assert asked == [CLASSES.index(finding) for finding in found["finding"]]
-    for maps, table in zip((class_activation.joined(members), *members), tables, strict=True):
-        pd.testing.assert_frame_equal(table, localisation.hits(maps, found, (8, 8)))
-
-
-class Layer:
-    """As much of a Keras layer as weights are shuffled in."""
-
-    def __init__(self, *weights, layers=None):
-        self.weights = list(weights)
-        if layers is not None:
-            self.layers = layers
-
-    def get_weights(self):
-        return [weight.copy() for weight in self.weights]
-
-    def set_weights(self, weights):
-        self.weights = weights
-
-
-def test_shuffled_weights_change_the_maps_and_come_back():
-    rng = np.random.default_rng(0)
-    first, second, last = (Layer(rng.normal(size=(40, 40))) for _ in range(3))
-    network = Layer(layers=[Layer(layers=[first, Layer(), second]), last])
-    before = [layer.weights[0].copy() for layer in (first, second, last)]
-    found = localisation.randomisation(
-        [network], lambda: np.stack([first.weights[0] + second.weights[0]]), (0, 0.5, 1), seed=1
-    )
-    assert found["layers"].tolist() == [1, 2, 3]
-    # The map depends on both convolutions alike, and on the last layer not at all.
-    one, half, all_of_it = found["correlation"]
-    assert one == pytest.approx(1) and 0.4 < half < 0.6 and abs(all_of_it) < 0.1
-    for layer, weights in zip((first, second, last), before, strict=True):
-        assert np.array_equal(layer.weights[0], weights)
 
 
 def boxes_table():
     rows = [
         ("a.png", "Mass", 0, 0, 512, 512),
         ("a.png", "Mass", 768, 768, 256, 256),
-        ("b.png", "Nodule", 512, 0, 512, 1024),
+        ("b.png", "Nodule", 512, 0, 600, 1024),
+        ("b.png", "Cardiomegaly", 0, 0, 9, 9),
+        ("z.png", "Mass", 0, 0, 9, 9),
     ]
-    rows += [("b.png", "Cardiomegaly", 0, 0, 9, 9), ("z.png", "Mass", 0, 0, 9, 9)]
     return pd.DataFrame(rows, columns=["image", "finding", "x", "y", "width", "height"])
 
 
+def found(side=1024):
+    images = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]})
+    return localisation.targets(boxes_table(), images, side)
+
+
+def fixed(mass, nodule):
+    table = pd.DataFrame({"x": np.nan, "y": np.nan}, index=list(SIX_FINDINGS))
+    table.loc["Mass"], table.loc["Nodule"] = mass, nodule
+    return table
+
+
 def test_boxes_become_shares_of_the_side():
-    predictions = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]})
-    found = localisation.targets(boxes_table(), predictions, 1024)
-    assert found[["image", "patient", "finding"]].to_numpy().tolist() == [
+    assert found()[["image", "patient", "finding"]].to_numpy().tolist() == [
         ["a.png", "1", "Mass"],
         ["b.png", "2", "Nodule"],
     ]
-    assert found["boxes"][0] == [(0, 0, 0.5, 0.5), (0.75, 0.75, 1, 1)]
-    mask = localisation.box_mask(found["boxes"][0], 8, 8)
-    assert mask.sum() == 16 + 4 and mask[:4, :4].all() and mask[6:, 6:].all()
+    assert found()["boxes"].tolist() == [[(0, 0, 0.5, 0.5), (0.75, 0.75, 1, 1)], [(0.5, 0, 1, 1)]]
 
 
 def test_hits_by_hand():
-    predictions = pd.DataFrame({"image": ["a.png", "b.png"], "patient": ["1", "2"]})
-    found = localisation.targets(boxes_table(), predictions, 1024)
-    maps = np.zeros((2, 8, 8), np.float32)
-    maps[0, 1:3, 1:3] = 1
-    maps[0, 7, 0] = 0.6
-    scored = localisation.hits(maps, found)
-    assert scored["pointing"].tolist() == [True, False]
-    assert scored["flat"].tolist() == [False, True]
-    # Four pixels of the peak and one outside, boxes of twenty pixels.
-    assert scored["iou"].tolist() == pytest.approx([4 / 21, 0])
-    # Squares of 4 pixels, one of them in a box of 20 pixels, and of 36, 18 of them in a box of 32.
-    assert scored["centre_iou"].tolist() == pytest.approx([1 / 23, 18 / 50])
-    assert scored["centre_pointing"].tolist() == [False, True]
-    assert scored["reachable"].all()
-    # Of four by four cells the last one's middle lies in this box, of two by two none.
-    corner = [(0.8, 0.8, 1.0, 1.0)]
-    in_corner = found.assign(boxes=[corner, corner])
-    assert [localisation.hits(maps, in_corner, cells)["reachable"].all() for cells in ((4, 4), (2, 2))] == [True, False]
-    assert localisation.point(np.ones((4, 4))) is None
+    maps = np.zeros((2, 8, 8)) - 3
+    maps[0, 7, 6] = -1  # logits may all be negative; this pixel's middle is (6.5 / 8, 7.5 / 8), in the second box
+    scored = localisation.hits(maps, found(), fixed((0.6, 0.6), (np.nan, np.nan)))
+    assert scored[["x", "y"]].iloc[0].tolist() == [0.8125, 0.9375]
+    assert scored["pointing"].tolist() == [1, 0] and scored[["x", "y"]].iloc[1].isna().all()  # flat: no hit
+    assert scored["centre_pointing"].tolist() == [1, 1]  # on the border of either
+    assert scored["fixed_pointing"].iloc[0] == 0 and np.isnan(scored["fixed_pointing"].iloc[1])
+
+
+def test_a_peak_is_one_of_the_largest_pixels():
     plateau = np.zeros((8, 8))
-    plateau[:4, :4] = 1
-    assert localisation.point(plateau) == (2, 2)
+    plateau[:3, :3] = 1
+    assert localisation.peak(plateau) == (1.5 / 8, 1.5 / 8)
+    apart = np.zeros((4, 8))
+    apart[0, 0] = apart[3, 7] = 1
+    assert localisation.peak(apart) in {(0.5 / 8, 0.5 / 4), (7.5 / 8, 3.5 / 4)}
+    assert np.isnan(localisation.peak(np.ones((4, 4)))).all()
+
+
+def test_the_fixed_point_lies_in_the_boxes_of_most_images():
+    def rows(count, finding, *boxes):
+        return pd.DataFrame({"image": "x", "patient": "9", "finding": finding, "boxes": [list(boxes)] * count})
+
+    left, right, both = (0, 0, 0.5, 1), (0.5, 0, 1, 1), (0.25, 0.25, 0.75, 0.5)
+    # Two boxes of one image count once: else the right half of `far` would win with 2 × 6 against 11.
+    far = pd.concat([rows(11, "Nodule", left), rows(6, "Nodule", right, right)])
+    train = pd.concat([rows(12, "Mass", left), rows(1, "Mass", both), rows(9, "Nodule", right)])
+    points = localisation.fixed_points(train, far)
+    assert points.loc["Mass", ["images", "source"]].tolist() == [13, "train"]
+    assert points.loc["Mass", ["x", "y"]].tolist() == pytest.approx([0.375, 0.375], abs=1 / localisation.GRID)
+    assert points.loc["Nodule", ["images", "source"]].tolist() == [17, "other patients"]
+    assert points.loc["Nodule", ["x", "y"]].tolist() == pytest.approx([0.25, 0.5], abs=1 / localisation.GRID)
+    assert points.loc["Effusion", ["x", "y"]].isna().all()
+    counts = localisation.density(train[train["finding"] == "Mass"])
+    assert counts.max() == 13 and counts[0, 0] == 12 and counts[0, -1] == 0 and (counts == 13).mean() == 1 / 16
+
+
+def scored_table(count=90):
+    rng = np.random.default_rng(0)
+    finding = np.array(SIX_FINDINGS)[rng.integers(2, 5, size=count)]
+    table = pd.DataFrame({"patient": rng.integers(30, size=count).astype(str), "finding": finding})
+    for name, share in (("pointing", 0.6), ("centre_pointing", 0.2), ("fixed_pointing", 0.55)):
+        table[name] = (rng.random(count) < share).astype(float)
+    return table
 
 
 def test_localisation_counts_findings_alike_and_resamples_patients():
-    rng = np.random.default_rng(0)
-    scored = pd.DataFrame(
-        {
-            "patient": rng.integers(30, size=90).astype(str),
-            "finding": np.array(SIX_FINDINGS)[rng.integers(2, 5, size=90)],
-            "pointing": rng.random(90) < 0.6,
-            "centre_pointing": rng.random(90) < 0.2,
-            "iou": rng.random(90),
-            "centre_iou": rng.random(90),
-            "reachable": True,
-        }
-    )
-    found = localisation.localisation(scored, draws=200)
-    each = scored.groupby("finding")[["pointing", "iou"]].mean()
-    for finding, row in each.iterrows():
-        assert found.loc[(finding, "pointing"), "estimate"] == pytest.approx(row["pointing"])
-        assert found.loc[(finding, "iou"), "estimate"] == pytest.approx(row["iou"])
-    assert found.loc[("mean", "pointing"), "estimate"] == pytest.approx(each["pointing"].mean())
-    gain = found.loc[("mean", "pointing_gain")]
-    assert gain["low"] < gain["estimate"] < gain["high"] and gain["low"] > 0
+    scored = scored_table()
+    table = localisation.localisation(scored, draws=400, seed=3)
+    each = scored.groupby("finding")[list(localisation.POINTS)].mean()
+    for (finding, metric), value in each.stack().items():
+        assert table.loc[(finding, metric), "estimate"] == pytest.approx(value)
+        assert table.loc[("mean", metric), "estimate"] == pytest.approx(each[metric].mean())
+    # Draws of whole patients, written out: each drawn patient's rows as often as it is drawn.
+    patients, rng, gains = sorted(set(scored["patient"])), np.random.default_rng(3), []
+    for _ in range(400):
+        drawn = [patients[k] for k in rng.integers(len(patients), size=len(patients))]
+        rows = pd.concat([scored[scored["patient"] == patient] for patient in drawn])
+        means = rows.groupby("finding")[list(localisation.POINTS)].mean().mean()
+        gains.append([means["pointing"] - means["centre_pointing"], means["pointing"] - means["fixed_pointing"]])
+    for metric, values in zip(("pointing_gain", "fixed_gain"), np.transpose(gains), strict=True):
+        row = table.loc[("mean", metric)]
+        assert [row["low"], row["high"]] == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist())
+    assert localisation.better(table).loc["mean"].tolist() == [True, False]
     with pytest.raises(StudyError, match="no lesion box"):
         localisation.localisation(scored[:0])
+
+
+def test_findings_without_a_fixed_point_have_no_gain_over_it():
+    scored = scored_table()
+    scored.loc[scored["finding"] == SIX_FINDINGS[2], "fixed_pointing"] = np.nan
+    table = localisation.localisation(scored, draws=50)["estimate"].unstack("metric")
+    assert table["fixed_gain"].isna().to_dict() == {
+        name: name in (SIX_FINDINGS[2], "mean") for name in (*SIX_FINDINGS[2:5], "mean")
+    }
+    assert table["pointing_gain"].notna().all()
+
+
+def test_no_patient_of_nih_9k_has_a_part_in_the_fixed_points(nih):
+    boxes, splits = nih_tables.read_boxes(nih), subset.splits()
+    listed = nih_tables.read_entries(nih).table
+    ours = set(listed.loc[listed["image"].isin(splits), "patient"])
+    train = localisation.targets(boxes, listed[listed["image"].map(splits) == "train"], nih_tables.NIH_SIDE)
+    others = localisation.targets(boxes, listed[~listed["patient"].isin(ours)], nih_tables.NIH_SIDE)
+    assert train.empty and set(boxes["image"].map(splits).dropna()) == {"test"}
+    points = localisation.fixed_points(train, others)
+    assert points["images"].to_dict() == others["finding"].value_counts().to_dict()
+    assert points["images"].min() >= 40 and set(points["source"]) == {"other patients"}
+    # Counted at the boxes' own pixels: no pixel lies in more boxes by more than the grid's coarseness.
+    mass = others[others["finding"] == "Mass"]["boxes"]
+    x, y = points.loc["Mass", ["x", "y"]]
+    rng = np.random.default_rng(0)
+    best = max(
+        sum(any(a <= u <= c and b <= v <= d for a, b, c, d in row) for row in mass) for u, v in rng.random((4000, 2))
+    )
+    assert sum(any(a <= x <= c and b <= y <= d for a, b, c, d in row) for row in mass) >= best
