@@ -10,7 +10,7 @@ import numpy as np
 from chestxray.config import CLASSES, SIX_FINDINGS
 from chestxray.images import load
 from chestxray.inference.answers import Answer
-from chestxray.inference.interpretation import OperatingPoint
+from chestxray.inference.interpretation import OperatingPoint, uncalibrated
 
 POINT = OperatingPoint(
     threshold=0.3, probability=0.5, sensitivity=0.81, specificity=0.57, n_images=1000, n_positive=100
@@ -29,6 +29,7 @@ class FakeReader:
     """
 
     def __init__(self) -> None:
+        self.interpretation = uncalibrated()
         self.asked: list[object] = []
         self.mapped: list[tuple[int, ...]] = []
         self.flags: list[str] = []

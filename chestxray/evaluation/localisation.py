@@ -22,7 +22,6 @@ GRID = 128
 """Pixels of a side in which the density of boxes is counted."""
 
 POINTS = ("pointing", "centre_pointing", "fixed_pointing")
-"""What lies in a box: a map's peak, the image's centre, the finding's fixed point."""
 
 
 def targets(boxes: pd.DataFrame, images: pd.DataFrame, side: int) -> pd.DataFrame:

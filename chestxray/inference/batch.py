@@ -203,7 +203,8 @@ class _Pictures:
         finding = self._finding or answer.finding
         target = self._free_name(Path(name), finding)
         buffer = io.BytesIO()
-        overlay.overlay(answer.pixels, self._reader.heat_map(answer.pixels, finding)).save(buffer, "PNG")
+        heat, note = self._reader.heat_map(answer.pixels, finding), self._reader.interpretation.localisation
+        overlay.overlay(answer.pixels, heat, note).save(buffer, "PNG")
         files.atomic_write(self._folder / target, buffer.getvalue())
         return target
 

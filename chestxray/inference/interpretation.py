@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from chestxray import config
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+
+UNMEASURED = "This model's heat-maps were not compared with lesion boxes; do not take them for the place of a finding."
 
 DECIMALS = 6
 """Of a score in tables: thresholds were chosen among scores so rounded."""
@@ -50,12 +52,14 @@ class Interpretation:
         biases: (7,) added to the log-odds after that.
         points: the operating point of each of the six findings; empty where none is known.
         calibrated: False where there is no validation, and scores stay as they are.
+        localisation: a line that stands above every heat-map; empty where the maps are known to localise.
     """
 
     temperatures: np.ndarray
     biases: np.ndarray
     points: Mapping[str, OperatingPoint]
     calibrated: bool = True
+    localisation: str = UNMEASURED
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Calibrate (…, 7) scores: the share of such radiographs that show the class (Platt, 1999); float64."""
@@ -85,9 +89,10 @@ def of_reference() -> Interpretation:
         StudyError: a table is damaged.
     """
     fitted, points = config.REFERENCE / "calibration_fit.csv", config.REFERENCE / "operating_points.csv"
-    if not fitted.is_file() or not points.is_file():
-        return uncalibrated()
-    return _from_tables(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
+    meaning = uncalibrated()
+    if fitted.is_file() and points.is_file():
+        meaning = _from_tables(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
+    return replace(meaning, localisation=localisation_note(config.REFERENCE / "localisation.csv"))
 
 
 def of_model(path: Path) -> Interpretation:
@@ -105,6 +110,37 @@ def of_model(path: Path) -> Interpretation:
     valid = predictions.read_predictions(table)
     fitted, points = calibration.fit_findings(valid), operating_points.choose(valid)
     return _from_tables(fitted.to_dict("index"), points.to_dict("index"), table)
+
+
+def localisation_note(table: Path) -> str:
+    """A line on what heat-maps are worth, from the pointing game in `localisation.csv`; empty where they localise.
+
+    They do where their peaks lie in boxes more often than the image's centre and a fixed point of each finding: where
+    the 95 % intervals of both differences lie above zero. The line is `UNMEASURED` where there is no table.
+
+    Raises:
+        StudyError: the table is damaged.
+    """
+    if not table.is_file():
+        return UNMEASURED
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = {row.get("metric"): row for row in csv.DictReader(file) if row.get("finding") == "mean"}
+    try:
+        share = float(rows["pointing"]["estimate"])
+        for rival, gain, name in (
+            ("centre_pointing", "pointing_gain", "the image's centre"),
+            ("fixed_pointing", "fixed_gain", "one fixed point for each finding"),
+        ):
+            known = rival == "centre_pointing" or rows.get(rival, {}).get("estimate")
+            if known and not float(rows[gain]["low"]) > 0:
+                other = float(rows[rival]["estimate"])
+                return (
+                    f"The heat-maps do not localise: their peak lies in the radiologist's box in {100 * share:.0f} % "
+                    f"of the radiographs, {name} in {100 * other:.0f} %."
+                )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyError(f"{table}: cannot be read ({type(error).__name__}: {error}); restore it") from error
+    return ""
 
 
 def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: Path) -> Interpretation:

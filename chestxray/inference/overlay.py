@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 OPACITY = 0.6
 """Opacity of a heat-map's maximum over its radiograph, 0 to 1."""
@@ -38,14 +40,25 @@ def heat_layer(heat: np.ndarray) -> np.ndarray:
     return np.stack([*colours, 255 * heat**0.7], axis=-1).round().astype(np.uint8)
 
 
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
+def overlay(pixels: np.ndarray, heat: np.ndarray, note: str = "") -> Image.Image:
     """A radiograph under its heat-map, as an RGB picture.
 
     Args:
         pixels: (height, width) uint8.
         heat: (height, width), 0 to 1.
+        note: a line on a white strip above; none where it is empty.
     """
     layer = heat_layer(heat)
     layer[..., 3] = (layer[..., 3] * OPACITY).astype(np.uint8)
     below = Image.fromarray(pixels).convert("RGBA")
-    return Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")
+    picture = Image.alpha_composite(below, Image.fromarray(layer)).convert("RGB")
+    if not note:
+        return picture
+    size = max(10, picture.width // 40)
+    lines = textwrap.wrap(note, max(8, int(picture.width / size / 0.5)))
+    strip = round(size * (1.3 * len(lines) + 0.6))
+    whole = Image.new("RGB", (picture.width, picture.height + strip), "white")
+    whole.paste(picture, (0, strip))
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(whole).multiline_text((size // 3, size // 5), "\n".join(lines), "black", font, spacing=size // 5)
+    return whole

@@ -157,6 +157,7 @@ class Page:
             what="Drawn radiograph (phantom)" if shown.drawn else "The radiograph",
             plain=plain_words.PLAIN[finding].name,
             finding=finding,
+            note=self.reader.interpretation.localisation,
             where=f", strongest {_place(heat)}" if heat.max() > 0 else "",
         )
 

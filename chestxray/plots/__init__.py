@@ -11,6 +11,6 @@ _OWNERS = {
     "data": "patients co_occurrence grey_levels distributions mean_images effects",
     "training": "learning_curves",
     "evaluation": "confusion_matrices roc_curves forest pairs reliability decision_curves groups",
-    "explanation": "pointing randomisation robustness",
+    "explanation": "pointing peaks robustness",
 }
 __getattr__ = lazy(__name__, _OWNERS)

@@ -1,67 +1,86 @@
-"""Figures of explanations: the pointing game, randomised weights, robustness."""
+"""Figures of explanations: the pointing game, where heat-maps' peaks lie, robustness."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from chestxray.plots.style import GREY, PALETTE, canvas, name_rows, panels, reach, titled
 
+_POINTS = {
+    "pointing": ("o", PALETTE[0], "heat-map's peak"),
+    "centre_pointing": ("+", PALETTE[7], "image's centre"),
+    "fixed_pointing": ("x", PALETTE[1], "fixed point of other patients' boxes"),
+}
+"""Mark, colour and name of what is looked for in a box."""
 
-def pointing(
-    table: pd.DataFrame, peer: dict[str, float], title: str, note: str = "", ours: str = "heat-map's peak in a box"
-) -> Figure:
-    """Pointing game of each finding beside the image's centre and a peer's figures.
+
+def pointing(table: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """Pointing game of each finding beside the image's centre and a fixed point.
 
     Args:
         table: from `localisation.localisation`.
-        peer: a peer's figure for each finding; may be empty.
         title: what is shown.
         note: the data.
-        ours: what the model's mark is called.
     """
     names = list(dict.fromkeys(table.index.get_level_values("finding")))
-    figure, [[axis]] = canvas(1, 1, 9.6, 1.5 + 0.5 * len(names))
-    kinds = (("pointing", PALETTE[0], "o", ours), ("centre_pointing", PALETTE[7], "s", "image's centre in a box"))
-    for shift, (metric, colour, mark, label) in zip((-0.16, 0.16), kinds, strict=True):
-        rows = table.xs(metric, level="metric").loc[names]
-        style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 6, "label": label}
-        axis.errorbar(rows["estimate"], np.arange(len(names)) + shift, xerr=reach(rows), **style)
-    known = [(peer[name], row) for row, name in enumerate(names) if name in peer]
-    if "reachable" in table.index.get_level_values("metric"):
-        most = table.xs("reachable", level="metric").loc[names, "estimate"]
-        style = {"color": GREY, "markersize": 16, "markeredgewidth": 1.6, "linestyle": "none"}
-        axis.plot(most, np.arange(len(names)), "|", label="most that maps so coarse can hit", **style)
-    if known:
-        axis.plot(*zip(*known, strict=True), "D", color=PALETTE[1], markersize=6, label="a peer's figure")
+    figure, [[axis]] = canvas(1, 1, 9.6, 1.9 + 0.55 * len(names))
+    for shift, (metric, (mark, colour, label)) in zip((-0.22, 0, 0.22), _POINTS.items(), strict=True):
+        rows, at = table.xs(metric, level="metric").loc[names], np.arange(len(names)) + shift
+        style = {"fmt": mark, "color": colour, "capsize": 3, "markersize": 7, "markerfacecolor": "white"}
+        axis.errorbar(rows["estimate"], at, xerr=reach(rows), label=f"{label} in a box", **style)
+        if metric == "pointing":
+            better = table.xs("pointing_gain", level="metric").loc[names, "low"].to_numpy() > 0
+            axis.plot(rows["estimate"][better], at[better], mark, color=colour, markersize=7)
     counts = table.xs("pointing", level="metric")["n_images"]
     name_rows(axis, [f"{name} ({counts[name]})" for name in names])
     axis.set(xlabel="share of images", xlim=(-0.02, 1))
     axis.legend(frameon=False, loc="center right")
-    return titled(figure, title, note)
+    caption = "Filled: the 95 % interval of the difference from the centre, paired by patient, lies above zero."
+    return titled(figure, title, note, caption)
 
 
-def randomisation(table: pd.DataFrame, title: str, note: str = "") -> Figure:
-    """Rank correlation of heat-maps with the original ones while weights are shuffled from the output on.
+def peaks(
+    scored: pd.DataFrame,
+    fixed: pd.DataFrame,
+    densities: Mapping[str, np.ndarray],
+    title: str,
+    note: str = "",
+    background: np.ndarray | None = None,
+) -> Figure:
+    """Where the heat-maps' peaks lie for each finding: a circle, larger for more maps, over the boxes' density in red.
 
     Args:
-        table: from `localisation.randomisation`.
+        scored: from `localisation.hits`: `finding`, `pointing`, `x` and `y` in shares of the sides.
+        fixed: from `localisation.fixed_points`.
+        densities: each finding's (H, W) count of boxes, from `localisation.density`.
         title: what is shown.
         note: the data.
+        background: (H, W) grey values 0 to 255, such as the mean radiograph; an empty frame if None.
     """
-    figure, [[axis]] = canvas(1, 1, 7.6, 3.6)
-    steps = np.arange(len(table) + 1)
-    axis.axhline(0, color=GREY, linewidth=0.9, linestyle=":")
-    middle, low, high = ([1.0, *table[name]] for name in ("correlation", "low", "high"))
-    axis.fill_between(steps, low, high, color=PALETTE[0], alpha=0.2, linewidth=0, label="95 % of the images")
-    axis.plot(steps, middle, "o-", color=PALETTE[0], label="mean")
-    names = ["none", *("last layer" if share == 0 else f"{share:.0%}" for share in table["share"])]
-    axis.set(xticks=steps, xlabel="layers shuffled, from the output on", ylabel="rank correlation", ylim=(-1.02, 1.05))
-    axis.set_xticklabels(names)
-    axis.legend(frameon=False)
-    sns.despine(ax=axis)
+    shown = {name: scored[scored["finding"] == name] for name in densities}
+    titles = [f"{name}: {rows['pointing'].sum():.0f} of {len(rows)} in a box" for name, rows in shown.items()]
+    figure, axes = panels(titles, 4.0, columns=3)
+    frame = {"extent": (0, 1, 1, 0), "aspect": "equal"}
+    for axis, (name, rows) in zip(axes.flat, shown.items(), strict=False):
+        if background is not None:
+            axis.imshow(background, cmap="gray", vmin=0, vmax=255, alpha=0.5, **frame)
+        count = densities[name] / max(densities[name].max(), 1)
+        axis.imshow(count, cmap="Reds", vmin=0, vmax=1, alpha=0.75 * count, **frame)
+        places = rows.groupby(["x", "y"]).size().reset_index(name="maps")
+        lone = {"zorder": 3, "linewidths": 2.2, "s": 130}
+        _, colour, label = _POINTS["pointing"]
+        style = {"color": colour, "edgecolors": "white", "linewidths": 0.6, "alpha": 0.85, "label": label}
+        axis.scatter(places["x"], places["y"], 24 * places["maps"], **style)
+        for (x, y), metric in (((0.5, 0.5), "centre_pointing"), (fixed.loc[name, ["x", "y"]], "fixed_pointing")):
+            mark, colour, label = _POINTS[metric]
+            axis.scatter(x, y, marker=mark, color=colour, label=label, **lone)
+        axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+    figure.pictures = True
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return titled(figure, title, note)
 
 

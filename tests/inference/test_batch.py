@@ -189,7 +189,10 @@ def test_heat_maps_are_pictures_of_their_own_names(mapped_path, tmp_path):
     assert list(table["heat_map"]) == ["a_Mass.png", "1.2.840.1_Mass.png", "a_2_Mass.png"]
     assert sorted(path.name for path in maps.iterdir()) == sorted(table["heat_map"])
     with Image.open(maps / "a_Mass.png") as picture:
-        assert (picture.size, picture.mode, picture.info) == ((60, 40), "RGB", {})
+        # The radiograph, below a strip that says what heat-maps are worth.
+        assert (picture.width, picture.mode, picture.info) == (60, "RGB", {}) and picture.height > 60
+        strip, picture = np.asarray(picture)[:-40], picture.crop((0, picture.height - 40, 60, picture.height))
+        assert strip[0].min() == 255 and strip.min() < 128 and np.ptp(strip, axis=2).max() == 0
         heat = reader.load(mapped_path).heat_map(tmp_path / "one" / "a.png", "Mass")
         colour = np.ptp(np.asarray(picture).astype(int), axis=2)
         assert heat.shape == wide.shape and (colour[heat > 0.5] > 20).mean() > 0.9

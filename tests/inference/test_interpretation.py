@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -67,6 +68,31 @@ def test_without_validation_scores_stay_as_they_are(tmp_path, monkeypatch):
         scores = np.linspace(0, 1, 7)
         assert np.array_equal(meaning.probabilities(scores), scores)
         assert (meaning.above(scores), meaning.calibrated) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("pointing,.08,.06\ncentre_pointing,.07,.05\npointing_gain,.01,-.02", "in 8 %.*image's centre in 7 %"),
+        ("pointing,.3,.2\ncentre_pointing,.07,.05\npointing_gain,.23,.0", "do not localise.*in 30 %"),
+        ("pointing,.3,.2\ncentre_pointing,.07,.05\npointing_gain,.23,.1", "^$"),
+        (
+            "pointing,.2,.1\ncentre_pointing,.07,.05\nfixed_pointing,.235,.2\npointing_gain,.13,.1\nfixed_gain,-.03,-.05",
+            "do not localise.*one fixed point for each finding in 24 %",
+        ),
+        ("pointing,.3,.2\ncentre_pointing,.07,.05\nfixed_pointing,,\npointing_gain,.23,.1\nfixed_gain,,", "^$"),
+    ],
+)
+def test_heat_maps_are_said_not_to_localise_where_the_table_says_so(tmp_path, rows, words):
+    table = tmp_path / "localisation.csv"
+    assert interpretation.localisation_note(table) == interpretation.UNMEASURED
+    lines = [f"{finding},{row}" for finding in ("Mass", "mean") for row in rows.split("\n")]
+    lines[0] = "Mass,pointing,0,0"  # another finding's rows don't count
+    table.write_text("\n".join(["finding,metric,estimate,low", *lines]))
+    assert re.search(words, interpretation.localisation_note(table))
+    table.write_text("finding,metric,estimate,low\nmean,pointing,high,low\n")
+    with pytest.raises(StudyError, match=r"localisation.csv: cannot be read .* restore it"):
+        interpretation.localisation_note(table)
 
 
 @pytest.mark.parametrize(

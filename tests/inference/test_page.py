@@ -1,6 +1,7 @@
 """What the page shows: answers, heat-maps and phantoms, and the last request of each visitor."""
 
 import base64
+import dataclasses
 import html
 import io
 import re
@@ -94,6 +95,13 @@ class TestPage:
         layers = [np.asarray(pictures(page.picture(shown, name))[1]) for name in SIX_FINDINGS]
         hottest = [np.unravel_index(layer[..., 3].argmax(), layer.shape[:2])[0] for layer in layers]
         assert hottest == sorted(hottest) and len(set(hottest)) == 6
+
+    def test_a_line_stands_above_heat_maps_that_do_not_localise(self, page, png):
+        shown = page.examine(str(png)).shown
+        picture = page.picture(shown, "Mass")
+        assert 0 < picture.index("were not compared with lesion boxes") < picture.index("<img")
+        page.reader.interpretation = dataclasses.replace(page.reader.interpretation, localisation="")
+        assert page.picture(shown, "Mass").startswith("<figure")
 
     def test_the_picture_says_where_in_words(self, page, png):
         shown = page.examine(str(png)).shown

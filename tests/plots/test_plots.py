@@ -238,14 +238,26 @@ def test_image_grids_lay_maps_over_images_and_frame_boxes_at_any_size():
     assert [len(axis.images) for axis in figure.axes] == [2, 2]
 
 
-def test_pointing_randomisation_and_robustness_draw_their_tables():
-    index = pd.MultiIndex.from_product([["Mass", "mean"], ["pointing", "centre_pointing"]], names=["finding", "metric"])
+def test_pointing_peaks_and_robustness_draw_their_tables():
+    metrics = ("pointing", "centre_pointing", "fixed_pointing", "pointing_gain")
+    index = pd.MultiIndex.from_product([["Mass", "mean"], metrics], names=["finding", "metric"])
     table = pd.DataFrame({"estimate": 0.4, "low": 0.3, "high": 0.5, "n_images": 9}, index=index)
-    assert {"Mass (9)", "a peer's figure"} <= set(texts(explanation.pointing(table, {"Mass": 0.3}, "Pointing", NOTE)))
-    steps = pd.DataFrame({"share": [0.0, 1.0], "correlation": [0.5, 0.1], "low": 0.0, "high": 0.6})
-    shuffled = explanation.randomisation(steps, "Shuffled", NOTE).axes[0]
-    assert list(shuffled.get_lines()[-1].get_ydata()) == [1.0, 0.5, 0.1]
-    assert [text.get_text() for text in shuffled.get_xticklabels()] == ["none", "last layer", "100%"]
+    table.loc[("mean", "pointing_gain"), "low"] = 0
+    figure = explanation.pointing(table, "Pointing", NOTE)
+    assert {"Mass (9)", "heat-map's peak in a box", "image's centre in a box"} <= set(texts(figure))
+    circles = [line for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    filled = [line for line in circles if line.get_markerfacecolor() == style.PALETTE[0]]
+    assert [list(line.get_ydata()) for line in filled] == [[-0.22]]  # Mass alone: the mean's interval reaches zero
+
+    scored = pd.DataFrame({"finding": "Mass", "x": [0.25, 0.25, 0.75], "y": [0.5, 0.5, 0.1], "pointing": [1.0, 1, 0]})
+    fixed = pd.DataFrame({"x": [0.3], "y": [0.4]}, index=["Mass"])
+    figure = explanation.peaks(scored, fixed, {"Mass": np.eye(8)}, "Peaks", NOTE, np.zeros((16, 16)))
+    assert "Mass: 2 of 3 in a box" in texts(figure)
+    circles, centre, point = figure.axes[0].collections
+    assert circles.get_offsets().tolist() == [[0.25, 0.5], [0.75, 0.1]]
+    assert circles.get_sizes()[0] == 2 * circles.get_sizes()[1]
+    assert [mark.get_offsets().tolist() for mark in (centre, point)] == [[[0.5, 0.5]], [[0.3, 0.4]]]
+
     index = pd.MultiIndex.from_tuples([("blur", 0.0), ("blur", 2.0)], names=["degradation", "strength"])
     swept = pd.DataFrame({"estimate": [0.7, 0.6], "low": 0.5, "high": 0.8, "loss_high": [0, -0.01]}, index=index)
     figure = explanation.robustness(swept, {"blur": ("Blur", "pixels"), "noise": ("Noise", "")}, "Worse", NOTE)
