@@ -1,7 +1,7 @@
-"""Augmentation: transforms of the train radiographs, on disk and inside a model, that a radiographer would accept.
+"""Augmentation: transforms of the train radiographs, on disk, that a radiographer would accept.
 
-`plan` lists the files of a balanced train set (source, parameters, seed), `write` makes them, and `layers` gives Keras
-layers with the same ranges. Sources are the selected train images alone, never validation or test.
+`plan` lists the files of a balanced train set (source, parameters, seed), and `write` makes them. Sources are the
+selected train images alone, never validation or test.
 
 Ranges. Positioning on a chest stand varies by a few degrees and centimetres, and exposure and window by about a tenth:
 rotations to ±7°, shifts to ±4 % of the side, zooms 0.93–1.07, brightness ±8 % of full scale, contrast 0.85–1.15.
@@ -18,7 +18,6 @@ import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,9 +27,6 @@ from tqdm import tqdm
 from chestxray import files
 from chestxray.config import CLASSES, Study, StudyError
 from chestxray.data import splits
-
-if TYPE_CHECKING:
-    import keras
 
 ROTATION = 7.0
 """Largest rotation, degrees to either side."""
@@ -217,37 +213,3 @@ def _write_one(train: Path, target: Path, row: dict) -> bool:
     with files.atomic_file(path) as file:
         Image.fromarray(transform(pixels, **parameters)).save(file, "PNG", pnginfo=text)
     return True
-
-
-def layers(strength: float, seed: int, flip: bool = False) -> list[keras.Layer]:
-    """Keras layers that transform a batch inside the model, anew in every epoch; in prediction they do nothing.
-
-    Args:
-        strength: scales every range of this module; 1 gives the ranges of the files on disk, 0 gives no layer.
-        seed: seeds the layers, each with its own stream.
-        flip: also mirror left and right, half of the images.
-
-    Returns:
-        Layers from (N, H, W, 1) float grey levels 0–255 to the same, computed in float32 under any policy.
-
-    Raises:
-        ValueError: strength is negative.
-    """
-    import keras  # TensorFlow takes seconds to load; the data stages do without.
-
-    if strength < 0:
-        raise ValueError(f"strength {strength} is negative; give 0 for none, 1 for the ranges of the files on disk")
-    if strength == 0:
-        return []
-    zoom, shift = strength * ZOOM, strength * SHIFT
-    grey = {"value_range": (0.0, 255.0), "dtype": "float32"}
-    place = {"fill_mode": "reflect", "interpolation": "bilinear", "dtype": "float32"}
-    mirror = [keras.layers.RandomFlip("horizontal", seed=seed, dtype="float32", name="flip")] if flip else []
-    return [
-        *mirror,
-        keras.layers.RandomRotation(strength * ROTATION / 360, seed=seed + 1, name="rotation", **place),
-        keras.layers.RandomTranslation(shift, shift, seed=seed + 2, name="shift", **place),
-        keras.layers.RandomZoom((-zoom, zoom), seed=seed + 3, name="zoom", **place),
-        keras.layers.RandomContrast(strength * CONTRAST, seed=seed + 4, name="contrast", **grey),
-        keras.layers.RandomBrightness(strength * BRIGHTNESS, seed=seed + 5, name="brightness", **grey),
-    ]
