@@ -10,21 +10,19 @@ import numpy as np
 from chestxray.config import CLASSES, SIX_FINDINGS
 from chestxray.inference.interpretation import DECIMALS, OperatingPoint
 
-HEAT_MAP = "heat_map"
-"""The column that names a radiograph's heat-map."""
-
-SIDES = ("calibrated", "low", "high")
-"""Fields of an `Answer`, by class, that follow the model's own scores in a table."""
+SIDES = ("present", "calibrated", "low", "high")
+"""Fields of an `Answer`, by finding, that follow the classes in a table."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model predicts for one radiograph; the dictionaries are by class name.
+    """What a model predicts for one radiograph; the dictionaries are by class or finding.
 
     Attributes:
         pixels: (height, width) uint8, the radiograph as it was read.
-        probabilities: the model's own seven scores, 0 to 1; they don't sum to one.
-        calibrated: calibrated probabilities, 0 to 1: the share of such radiographs that show the class.
+        classes: the probabilities of the seven classes at equal shares, 0 to 1, with sum 1.
+        present: for each of the six findings, the model's own score that it is there, 0 to 1.
+        calibrated: these scores calibrated: the share of such radiographs that show the finding.
         low, high: the lowest and the highest prediction of a single member of the ensemble, calibrated alike. They
             show how far the members differ, and are no confidence interval.
         above: for each finding with an operating point, whether its score reaches it.
@@ -33,7 +31,8 @@ class Answer:
     """
 
     pixels: np.ndarray
-    probabilities: dict[str, float]
+    classes: dict[str, float]
+    present: dict[str, float]
     calibrated: dict[str, float]
     low: dict[str, float]
     high: dict[str, float]
@@ -42,21 +41,20 @@ class Answer:
     operating_points: dict[str, OperatingPoint]
 
     @property
-    def finding(self) -> str:
-        """The finding of the highest calibrated probability."""
-        return max(SIX_FINDINGS, key=self.calibrated.__getitem__)
+    def order(self) -> list[str]:
+        """The six findings by falling calibrated probability."""
+        return sorted(SIX_FINDINGS, key=self.calibrated.__getitem__, reverse=True)
 
 
 def columns(heat_maps: bool = False) -> list[str]:
     """The columns of a table of answers.
 
-    `image`; the model's seven scores, named as `CLASSES`; for each class `…_calibrated`, `…_low` and `…_high`; for each
-    finding `…_above`, whether it reaches its operating point (empty where none is known); `flags`, joined by
-    semicolons; and `heat_map`, the picture's name, where heat-maps are written.
+    `image`; the seven `CLASSES`; for each finding `…_present`, `…_calibrated`, `…_low`, `…_high`, and `…_above`, if it
+    reaches its operating point (empty where none is known); `flags`, joined by semicolons; and `heat_map`, the name of
+    the picture, where heat-maps are written.
     """
-    further = [f"{name}_{side}" for side in SIDES for name in CLASSES]
-    above = [f"{name}_above" for name in SIX_FINDINGS]
-    return ["image", *CLASSES, *further, *above, "flags", *([HEAT_MAP] if heat_maps else [])]
+    further = [f"{name}_{side}" for side in (*SIDES, "above") for name in SIX_FINDINGS]
+    return ["image", *CLASSES, *further, "flags", *(["heat_map"] if heat_maps else [])]
 
 
 def row(name: str, answer: Answer) -> list[Any]:
@@ -69,7 +67,7 @@ def row(name: str, answer: Answer) -> list[Any]:
     Returns:
         Values in the order of `columns`, without a heat-map; numbers to six decimals.
     """
-    values = (answer.probabilities, *(getattr(answer, side) for side in SIDES))
-    numbers = [round(value[cls], DECIMALS) for value in values for cls in CLASSES]
+    fields = (getattr(answer, side) for side in ("classes", *SIDES))
+    numbers = [value for field in fields for value in field.values()]
     above = [answer.above.get(finding) for finding in SIX_FINDINGS]
-    return [name, *numbers, *above, "; ".join(answer.flags)]
+    return [name, *(round(number, DECIMALS) for number in numbers), *above, "; ".join(answer.flags)]

@@ -1,8 +1,7 @@
 """Engines: a model of the study run by onnxruntime or by Keras.
 
-Both run the same model, `ensemble.answering`, and give the probabilities, each member's predictions and heat-maps of
-arrays of grey pixels. Nothing here knows files of radiographs or calibration. Keras and TensorFlow are imported to run
-Keras; a model is converted in a process of its own, since TensorFlow takes a gigabyte that onnxruntime doesn't need.
+Both run the same model, `ensemble.answering`, on arrays of grey pixels. A model is converted in a process of its own:
+TensorFlow takes a gigabyte that onnxruntime doesn't need.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from chestxray import config, files
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, StudyError
 from chestxray.networks import class_activation
 
 if TYPE_CHECKING:
@@ -36,20 +36,23 @@ CACHED = 4
 
 
 class Scores(NamedTuple):
-    """A model's predictions for N radiographs.
+    """A model's predictions for N radiographs, float32.
 
     Attributes:
-        probabilities: (N, 7) float32.
-        members: (N, members, 7) float32, each member's predictions: what the whole would give if all members predicted
-            what this one does; of a single network its own probabilities.
+        findings: (N, 15), one sigmoid per label of `ALL_LABELS`.
+        classes: (N, 7), the probabilities of `CLASSES`, with sum 1.
+        member_findings: (N, members, 15), each member's `findings`; of a single network its own.
+        member_classes: (N, members, 7), likewise.
     """
 
-    probabilities: np.ndarray
-    members: np.ndarray
+    findings: np.ndarray
+    classes: np.ndarray
+    member_findings: np.ndarray
+    member_classes: np.ndarray
 
 
 class Engine(abc.ABC):
-    """A model that is ready to answer. Several threads may use it at once.
+    """A model that is ready to predict. Several threads may use it at once.
 
     Attributes:
         name: one of `ENGINES`.
@@ -66,47 +69,43 @@ class Engine(abc.ABC):
     def scores(self, pixels: np.ndarray) -> Scores:
         """Predictions for (N, side, side) uint8."""
         found = self._run(pixels[..., np.newaxis].astype(np.float32))
-        return Scores(found["probabilities"], found["members"])
+        return Scores(*(found[name] for name in Scores._fields))
 
     def class_maps(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Each member's class maps (N, views, h, w, 7) float32 of (N, side, side) uint8.
+        """Each member's class maps (N, h, w, 15) float32 of (N, side, side) uint8.
 
         Raises:
-            StudyError: a network has none, for it has no convolution, or is not linear behind its pooling.
+            StudyError: a member has none.
         """
         found = self._run(pixels[..., np.newaxis].astype(np.float32))
-        names = [f"class_maps_{number}" for number in range(1, found["members"].shape[1] + 1)]
-        if names[0] not in found:
-            raise StudyError("the model has no heat-map, for a network of it has no convolution: choose another model")
-        return [found[name] for name in names]
+        if "maps_1" not in found:
+            raise StudyError("the model has no heat-map: a network in it doesn't end in pooling and one dense layer")
+        return [found[f"maps_{number}"] for number in range(1, found["member_classes"].shape[1] + 1)]
 
     def cells(self) -> tuple[int, int]:
         """Rows and columns of the coarsest member's feature map; errors as for `class_maps`."""
-        return min(maps.shape[2:4] for maps in self.class_maps(np.zeros((1, self.side, self.side), np.uint8)))
+        return min(maps.shape[1:3] for maps in self.class_maps(np.zeros((1, self.side, self.side), np.uint8)))
 
-    def member_maps(self, pixels: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
-        """Each member's heat-maps.
+    def member_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
+        """Each member's map of one finding for each radiograph: logits, (members, N, side, side) float32.
 
         Args:
             pixels: (N, side, side) uint8.
-            classes: (N,) or one index of `CLASSES`: which class each map is for.
-
-        Returns:
-            (members, N, side, side) float32, 0 to 1.
+            findings: a name of `ALL_LABELS`, or N of them.
 
         Raises:
             StudyError: as `class_maps`.
         """
-        return class_activation.member_maps(self.class_maps(pixels), classes, self.side)
+        return class_activation.member_maps(self.class_maps(pixels), findings, self.side)
 
-    def heat_maps(self, pixels: np.ndarray, classes: np.ndarray | int) -> np.ndarray:
+    def heat_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
         """The model's heat-maps (N, side, side) float32, 0 to 1; arguments and errors as for `member_maps`.
 
         Args:
             pixels: as for `member_maps`.
-            classes: as for `member_maps`.
+            findings: as for `member_maps`.
         """
-        return class_activation.joined(self.member_maps(pixels, classes))
+        return class_activation.scaled(class_activation.joined(self.member_maps(pixels, findings)))
 
 
 def reference_model() -> Path:
@@ -126,7 +125,7 @@ def start(path: Path, engine: str | None = None) -> Engine:
     """Open a model of the study.
 
     Args:
-        path: a `.keras` file: grey values (N, side, side, 1) in 0–255 to seven probabilities.
+        path: a `.keras` file of the study.
         engine: `onnx`, `keras`, or None: onnx, and keras for a model with layers that have no conversion.
 
     Raises:
@@ -138,10 +137,7 @@ def start(path: Path, engine: str | None = None) -> Engine:
     if engine == "keras":
         return KerasEngine(load_keras(path))
     with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
-        cached = _cached(path)
-        if engine is None and not cached.stat().st_size:  # `convert` has failed before
-            return KerasEngine(load_keras(path))
-        return OnnxEngine(cached)
+        return OnnxEngine(_cached(path))
     try:
         graph = _converted(path)
     except StudyError:
@@ -199,7 +195,7 @@ def convert(model: keras.Model, source: Path | str = "model") -> bytes:
     """The ONNX graph of `ensemble.answering`, for `OnnxEngine`.
 
     Args:
-        model: a model of the study, radiographs to seven probabilities.
+        model: a model of the study.
         source: where it is from, for an error.
 
     Raises:
@@ -210,8 +206,6 @@ def convert(model: keras.Model, source: Path | str = "model") -> bytes:
     try:
         return onnx_graph.convert(ensemble.answering(model)).SerializeToString()
     except onnx_graph.UnknownLayer as error:
-        with contextlib.suppress(StudyError, OSError):  # an empty graph, so that `start` doesn't try again
-            files.atomic_write(_cached(Path(source)), b"")
         raise StudyError(f"{source}: {error}") from error
 
 
@@ -286,9 +280,12 @@ def load_keras(path: Path) -> keras.Model:
     except Exception as error:  # Keras, zipfile, h5py and json each raise their own for a wrong or damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise StudyError(f"{path}: no Keras model ({reason}); give a model.keras that the study saved") from error
-    takes, gives = model.input_shape, model.output_shape
+    takes, gives = model.input_shape, keras.tree.map_structure(lambda tensor: tensor.shape, model.output)
     if not (isinstance(takes, tuple) and len(takes) == 4 and takes[1] and takes[1] == takes[2] and takes[3] == 1):
         raise StudyError(f"{path}: takes {takes}, not grey squares (None, side, side, 1); give a model of this study")
-    if gives != (None, len(CLASSES)):
-        raise StudyError(f"{path}: gives {gives}, not {len(CLASSES)} probabilities; give a model of this study")
+    if gives != {"findings": (None, len(ALL_LABELS)), "classes": (None, len(CLASSES))}:
+        raise StudyError(
+            f"{path}: gives {gives}, not findings (None, {len(ALL_LABELS)}) and classes (None, {len(CLASSES)}); give a "
+            "model of this study, or train it anew"
+        )
     return model

@@ -1,4 +1,4 @@
-"""Interpretation: calibrated probabilities and operating points of a model's scores.
+"""Interpretation: calibrated probabilities and operating points of the six findings.
 
 Both come from validation: from the tables of the committed reference, or from the validation predictions beside a
 model. NumPy alone applies them; nothing is fitted on test.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from chestxray import config
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import SIX_FINDINGS, StudyError
 
 UNMEASURED = "This model's heat-maps were not compared with lesion boxes; do not take them for the place of a finding."
 
@@ -48,8 +48,8 @@ class Interpretation:
     """Calibration and operating points of one model.
 
     Attributes:
-        temperatures: (7,) of the classes' log-odds, above 0.
-        biases: (7,) added to the log-odds after that.
+        temperatures: (6,) of the findings' log-odds, above 0.
+        biases: (6,) added to the log-odds after that.
         points: the operating point of each of the six findings; empty where none is known.
         calibrated: False where there is no validation, and scores stay as they are.
         localisation: a line that stands above every heat-map; empty where the maps are known to localise.
@@ -62,24 +62,23 @@ class Interpretation:
     localisation: str = UNMEASURED
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Calibrate (…, 7) scores: the share of such radiographs that show the class (Platt, 1999); float64."""
+        """Calibrate (…, 6) scores: the share of such radiographs that show the finding (Platt, 1999); float64."""
         scores = np.asarray(scores, dtype=np.float64)
         if not self.calibrated:
             return scores
         clipped = np.clip(scores, 1e-7, 1 - 1e-7)
         log_odds = np.log(clipped) - np.log1p(-clipped)
-        scaled = np.clip(log_odds / self.temperatures + self.biases, -500, 500)
-        return 1 / (1 + np.exp(-scaled))
+        return 1 / (1 + np.exp(-np.clip(log_odds / self.temperatures + self.biases, -500, 500)))
 
     def above(self, scores: np.ndarray) -> dict[str, bool]:
-        """Whether (7,) scores reach their findings' operating points."""
-        rounded = dict(zip(CLASSES, np.round(np.asarray(scores, dtype=np.float64), DECIMALS), strict=True))
+        """Whether (6,) scores reach their findings' operating points."""
+        rounded = dict(zip(SIX_FINDINGS, np.round(np.asarray(scores, dtype=np.float64), DECIMALS), strict=True))
         return {name: bool(rounded[name] >= point.threshold) for name, point in self.points.items()}
 
 
 def uncalibrated() -> Interpretation:
     """Scores as they are, without operating points."""
-    return Interpretation(np.ones(len(CLASSES)), np.zeros(len(CLASSES)), {}, calibrated=False)
+    return Interpretation(np.ones(len(SIX_FINDINGS)), np.zeros(len(SIX_FINDINGS)), {}, calibrated=False)
 
 
 def of_reference() -> Interpretation:
@@ -91,7 +90,7 @@ def of_reference() -> Interpretation:
     fitted, points = config.REFERENCE / "calibration_fit.csv", config.REFERENCE / "operating_points.csv"
     meaning = uncalibrated()
     if fitted.is_file() and points.is_file():
-        meaning = _from_tables(_rows(fitted, "class", CLASSES), _rows(points, "finding", SIX_FINDINGS), fitted)
+        meaning = _from_tables(_rows(fitted), _rows(points), f"{fitted} or {points.name}")
     return replace(meaning, localisation=localisation_note(config.REFERENCE / "localisation.csv"))
 
 
@@ -109,7 +108,7 @@ def of_model(path: Path) -> Interpretation:
 
     valid = predictions.read_predictions(table)
     fitted, points = calibration.fit_findings(valid), operating_points.choose(valid)
-    return _from_tables(fitted.to_dict("index"), points.to_dict("index"), table)
+    return _from_tables(fitted.to_dict("index"), points.to_dict("index"), str(table))
 
 
 def localisation_note(table: Path) -> str:
@@ -143,35 +142,30 @@ def localisation_note(table: Path) -> str:
     return ""
 
 
-def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: Path) -> Interpretation:
-    """An interpretation from rows of temperatures and biases by class, and of operating points by finding."""
+def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: str) -> Interpretation:
+    """An interpretation from rows of temperatures and biases, and of operating points, by finding."""
     try:
         keys = ("temperature", "bias")
-        temperatures, biases = (np.array([float(fitted[name][key]) for name in CLASSES]) for key in keys)
+        temperatures, biases = (np.array([float(fitted[name][key]) for name in SIX_FINDINGS]) for key in keys)
         if not (np.isfinite(biases).all() and np.isfinite(temperatures).all() and (temperatures > 0).all()):
             raise ValueError("a temperature that is not above 0")
-        thresholds = {name: float(points[name]["threshold"]) for name in SIX_FINDINGS}
-        scores = np.array([thresholds.get(name, 0.5) for name in CLASSES])
-        lines = Interpretation(temperatures, biases, {}).probabilities(scores)
+        thresholds = np.array([float(points[name]["threshold"]) for name in SIX_FINDINGS])
+        lines = Interpretation(temperatures, biases, {}).probabilities(thresholds)
         made = {
             name: OperatingPoint(
-                thresholds[name],
-                float(lines[CLASSES.index(name)]),
+                float(threshold),
+                float(line),
                 *(float(points[name][key]) for key in ("sensitivity", "specificity")),
                 *(int(float(points[name][key])) for key in ("n_images", "n_positive")),
             )
-            for name in SIX_FINDINGS
+            for name, threshold, line in zip(SIX_FINDINGS, thresholds, lines, strict=True)
         }
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{source}: cannot be read ({type(error).__name__}: {error}); restore it") from error
     return Interpretation(temperatures, biases, made)
 
 
-def _rows(path: Path, key: str, names: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """The rows of a small table by one of its columns; a `StudyError` where a name has no row."""
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a small table by its first column."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = {row.get(key, ""): row for row in csv.DictReader(file)}
-    for name in names:
-        if name not in rows:
-            raise StudyError(f"{path}: no row for {name}; restore it")
-    return rows
+        return {next(iter(row.values())): row for row in csv.DictReader(file)}

@@ -17,10 +17,9 @@ from tqdm import tqdm
 from chestxray import files
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.data import nih_tables, own_tables, sources
-from chestxray.evaluation import bootstrap
+from chestxray.evaluation import bootstrap, predictions
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
-from chestxray.evaluation.predictions import checked, classes_and_scores, shows
 from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
@@ -33,10 +32,7 @@ METRICS: dict[str, str] = {
 }
 """Metrics of a finding and how they are shown. The last two are at the model's operating point."""
 
-NO_POINT = (
-    "no operating point of No_finding",
-    "no operating point (no predictions_valid.csv beside the model)",
-)
+NO_POINT = "no operating point (no predictions_valid.csv beside the model)"
 
 MACRO, SINGLE = "macro", "single-label"
 """Rows that stand for no finding: the mean AUROC of the six, and the images that show one of the seven classes only."""
@@ -118,7 +114,7 @@ def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelle
     ]
     if unreadable:
         lines += [f"{len(unreadable):,} files can't be read:", *(f"  {line}" for line in unreadable[:3])]
-    return Labelled(checked(table), tuple(unreadable), tuple(lines))
+    return Labelled(predictions.checked(table), tuple(unreadable), tuple(lines))
 
 
 def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -133,10 +129,10 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
         seed: seeds the draws; the same patients and seed give the same draws.
 
     Returns:
-        Index (`finding`, `metric`): the six findings and No_finding with `METRICS`, `MACRO` with `macro_auroc`, and
-        `SINGLE` with `balanced_accuracy` and `macro_auroc`. Columns `estimate`, `low`, `high` (0 to 1, NaN where it
-        can't be measured), `draws` in which it is defined, `n_images`, `n_patients`, `n_positive`, `n_negative`,
-        `prevalence`, and `note`: what a mean is over, or why something is empty.
+        Index (`finding`, `metric`): the six findings with `METRICS`, `MACRO` with `macro_auroc`, and `SINGLE` with
+        `balanced_accuracy` and `macro_auroc`. Columns `estimate`, `low`, `high` (0 to 1, NaN where it can't be
+        measured), `draws` in which it is defined, `n_images`, `n_patients`, `n_positive`, `n_negative`, `prevalence`,
+        and `note`: what a mean is over, or why something is empty.
 
     Raises:
         StudyError: nothing can be measured.
@@ -144,14 +140,12 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
     drawn = Draws.of(table["patient"], draws, seed)
     rows: dict[tuple[str, str], dict] = {}
     areas, sides = {}, {}
-    for name in (*SIX_FINDINGS, "No_finding"):
-        truth = shows(table, name)
-        area, precision = rank_draws(truth, table[name].to_numpy(), drawn)
+    for name in SIX_FINDINGS:
+        truth, scores = predictions.finding(table, name)
+        area, precision = rank_draws(truth, scores, drawn)
         present, absent = {f"with {name}": truth}, {f"without {name}": ~truth}
-        above, no_point = table.get(f"{name}_above"), ""
-        if above is None or above.isna().all():
-            above, no_point = np.full(len(table), np.nan), NO_POINT[name in SIX_FINDINGS]
-        above = np.asarray(above, dtype=float)
+        above = table[f"{name}_above"].to_numpy(dtype=float)
+        no_point = NO_POINT if np.isnan(above).all() else ""
         found = {
             "auroc": (area, present | absent, ""),
             "average_precision": (precision, present | absent, ""),
@@ -160,7 +154,7 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
         }
         size = {"n_positive": int(truth.sum()), "n_negative": int((~truth).sum()), "prevalence": truth.mean()}
         rows |= {(name, metric): _entry(table["patient"], *values) | size for metric, values in found.items()}
-        if name in SIX_FINDINGS and np.isfinite(area[0]):
+        if np.isfinite(area[0]):
             areas[name] = area
             sides |= present | absent
     rows[MACRO, "macro_auroc"] = _mean(table["patient"], areas, sides, 1)
@@ -195,7 +189,7 @@ def _single_label(table: pd.DataFrame, drawn: Draws) -> dict[tuple[str, str], di
     """Balanced accuracy and macro AUROC over the classes that occur among the images with one class each."""
     single = table[table["selected"]]
     inside = drawn.within(table["selected"].to_numpy())
-    truth, scores = classes_and_scores(single)
+    truth, scores = predictions.classes_and_scores(single)
     guess, right, areas, needed = scores.argmax(axis=1), {}, {}, {}
     for k in np.unique(truth):
         right[CLASSES[k]] = inside.means(guess == k, truth == k)
@@ -214,7 +208,7 @@ def reasons(measured: pd.DataFrame) -> list[str]:
 def cells(measured: pd.DataFrame) -> list[list[str]]:
     """The findings as rows of text, the heading first; empty where nothing was measured."""
     rows = [["finding", "with", "without", "prevalence", *METRICS.values()]]
-    for name in (*SIX_FINDINGS, "No_finding"):
+    for name in SIX_FINDINGS:
         row = measured.loc[name, "auroc"]
         counts = [f"{row['n_positive']:,}", f"{row['n_negative']:,}", f"{row['prevalence']:.3f}"]
         rows.append([name.replace("_", " "), *counts, *(shown(measured.loc[name, metric]) for metric in METRICS)])

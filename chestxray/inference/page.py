@@ -52,9 +52,9 @@ class View(NamedTuple):
 
     Attributes:
         notes: what is doubtful about the answer, or why there is none, as HTML.
-        answer: every class with its probability, as HTML.
+        answer: every finding with its probability, as HTML.
         picture: the radiograph under a heat-map, as HTML.
-        finding: the class of the heat-map; None where there is none.
+        finding: of the heat-map; None where there is none.
         shown: the radiograph; None where there is no answer.
     """
 
@@ -162,15 +162,15 @@ class Page:
         )
 
     def answer(self, answer: Answer) -> str:
-        """Every class with its probability, as HTML; folded away where the answer is flagged."""
-        return self._html("answer", answer=answer, order=plain_words.order(answer), words=plain_words.PLAIN)
+        """Every finding with its probability, as HTML; folded away where the answer is flagged."""
+        return self._html("answer", answer=answer, words=plain_words.PLAIN)
 
     def _ask(self, source: Path | np.ndarray, name: str, drawn: bool) -> View:
         try:
             answer = self.reader.examine(source)
             notes = self._html("notes", flags=answer.flags, drawn=plain_words.DRAWN if drawn else "")
             shown = Shown(overlay.shrink(answer.pixels), drawn)
-            finding = plain_words.order(answer)[0]
+            finding = answer.order[0]
             return View(notes, self.answer(answer), self.picture(shown, finding), finding, shown)
         except StudyError as error:
             line = str(error).replace(str(source), name) if isinstance(source, Path) else str(error)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from chestxray.config import SIX_FINDINGS
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -18,7 +16,7 @@ DRAWN = "This is a phantom: a drawing made by a program, not a radiograph of a p
 
 
 class Plain(NamedTuple):
-    """A class in everyday words: a short name, and a sentence that explains it."""
+    """A finding in everyday words: a short name, and a sentence that explains it."""
 
     name: str
     sentence: str
@@ -33,34 +31,26 @@ PLAIN: dict[str, Plain] = {
     "Pneumothorax": Plain(
         "Air around the lung", "Air has got between a lung and the chest wall, and the lung falls in."
     ),
-    "No_finding": Plain(
-        "None of the findings", "The report would name no finding at all. That is not the same as being healthy."
-    ),
 }
-"""Every class of `CLASSES` in everyday words."""
-
-
-def order(answer: Answer) -> list[str]:
-    """The six findings by falling calibrated probability, and then `No_finding`."""
-    return [*sorted(SIX_FINDINGS, key=lambda name: -answer.calibrated[name]), "No_finding"]
+"""The six findings in everyday words."""
 
 
 def table(answer: Answer) -> pd.DataFrame:
     """An answer as a table.
 
     Returns:
-        One row per class in the order of `order`, indexed by its name: `in plain words`, `probability` (calibrated, 0
-        to 1), `lowest` and `highest` (of the members), `operating point` (above, below, or – for a class without one),
-        and the `sensitivity` and `specificity` of this point on validation.
+        One row per finding, the most probable first: `in plain words`, `probability` (calibrated, 0 to 1), `lowest` and
+        `highest` (of the members), `operating point` (above, below, or – where none is known), and the `sensitivity`
+        and `specificity` of this point on validation.
     """
     import pandas as pd
 
     rows = []
-    for name in order(answer):
+    for name in answer.order:
         point = answer.operating_points.get(name)
         rows.append(
             {
-                "class": name.replace("_", " "),
+                "finding": name,
                 "in plain words": PLAIN[name].name,
                 "probability": answer.calibrated[name],
                 "lowest": answer.low[name],
@@ -70,4 +60,4 @@ def table(answer: Answer) -> pd.DataFrame:
                 "specificity": None if point is None else point.specificity,
             }
         )
-    return pd.DataFrame(rows).set_index("class")
+    return pd.DataFrame(rows).set_index("finding")

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
 from chestxray.images import input_check
 from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
 from chestxray.images.load import read
 from chestxray.inference import answers, engines, interpretation, overlay
 from chestxray.inference.answers import Answer
-from chestxray.inference.engines import Engine, Scores
+from chestxray.inference.engines import Engine
 from chestxray.inference.interpretation import Interpretation
 from chestxray.networks.class_activation import resizing_matrix
 
@@ -37,6 +37,7 @@ Source = str | os.PathLike | np.ndarray
 BATCH = 8
 """Radiographs in one call of the model; more take more memory and hardly less time on a CPU."""
 
+_SIX = [ALL_LABELS.index(name) for name in SIX_FINDINGS]
 UNCALIBRATED = "not calibrated: no validation predictions beside the model"
 
 
@@ -86,8 +87,8 @@ class Reader:
             sources: files or arrays, as for `examine`, or one of them.
 
         Returns:
-            One row per source in their order: `image` (its path; the number of an array), the seven scores named as
-            `CLASSES`, and further columns as `answers.columns` lists them.
+            One row per source in their order, with the columns of `answers.columns`; `image` is the path of a file, or
+            the number of an array.
 
         Raises:
             StudyError: the first file that cannot be used; `chestxray predict` reports it and goes on.
@@ -101,24 +102,24 @@ class Reader:
         return pd.DataFrame(rows, columns=answers.columns())
 
     def heat_map(self, source: Source, finding: str) -> np.ndarray:
-        """The class activation map of one class (Zhou et al., CVPR 2016).
+        """The class activation map of one finding (Zhou et al., CVPR 2016).
 
         Args:
             source: as for `examine`.
-            finding: one of `CLASSES`.
+            finding: one of `SIX_FINDINGS`.
 
         Returns:
             (height, width) float32 of the radiograph's size, 0 to 1 with the maximum at 1 within the radiograph or its
-            black border; all 0 where nothing raises the class's score.
+            black border: how far a position raises the finding's logit above its mean over positions.
 
         Raises:
-            StudyError: as `examine`; the class is unknown; or the model has no convolution.
+            StudyError: as `examine`; the finding is unknown; or the model has no class maps.
         """
-        if finding not in CLASSES:
-            raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(CLASSES)}")
+        if finding not in SIX_FINDINGS:
+            raise StudyError(f"finding {finding!r} is unknown; there are: {', '.join(SIX_FINDINGS)}")
         pixels, _ = _read(source)
         square = grey.prepare_pixels(pixels, self.engine.side)
-        heat = self.engine.heat_maps(square[np.newaxis], CLASSES.index(finding))[0]
+        heat = self.engine.heat_maps(square[np.newaxis], finding)[0]
         return _without_padding(heat, *pixels.shape)
 
     def prepare(self, source: Source, keep: int = 0, bits: int | None = None) -> Prepared:
@@ -140,7 +141,25 @@ class Reader:
     def answers(self, batch: list[Prepared]) -> list[Answer]:
         """Answer for radiographs that were read, in one call of the model."""
         scores = self.engine.scores(np.stack([prepared.square for prepared in batch]))
-        return [self._answer(batch[row], Scores(*(part[row] for part in scores))) for row in range(len(batch))]
+        meaning = self.interpretation
+        present, members = scores.findings[:, _SIX], meaning.probabilities(scores.member_findings[:, :, _SIX])
+        calibrated = meaning.probabilities(present)
+        # The members' mean may lie outside their range once calibrated.
+        reach = np.concatenate([members, calibrated[:, None]], axis=1)
+        return [
+            Answer(
+                pixels=prepared.pixels,
+                classes=dict(zip(CLASSES, scores.classes[row].tolist(), strict=True)),
+                present=_named(present[row]),
+                calibrated=_named(calibrated[row]),
+                low=_named(reach[row].min(axis=0)),
+                high=_named(reach[row].max(axis=0)),
+                above=meaning.above(present[row]),
+                flags=prepared.flags if meaning.calibrated else [*prepared.flags, UNCALIBRATED],
+                operating_points=dict(meaning.points),
+            )
+            for row, prepared in enumerate(batch)
+        ]
 
     def stream(
         self,
@@ -201,22 +220,6 @@ class Reader:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _answer(self, prepared: Prepared, scores: Scores) -> Answer:
-        """One answer, from (7,) probabilities and (members, 7) members' predictions."""
-        meaning = self.interpretation
-        calibrated = meaning.probabilities(scores.probabilities)
-        members = np.vstack([meaning.probabilities(scores.members), calibrated])
-        return Answer(
-            pixels=prepared.pixels,
-            probabilities=_named(scores.probabilities),
-            calibrated=_named(calibrated),
-            low=_named(members.min(axis=0)),
-            high=_named(members.max(axis=0)),
-            above=meaning.above(scores.probabilities),
-            flags=prepared.flags if meaning.calibrated else [*prepared.flags, UNCALIBRATED],
-            operating_points=dict(meaning.points),
-        )
-
 
 def load(model: str | os.PathLike | None = None, engine: str | None = None) -> Reader:
     """Load a model for prediction.
@@ -256,7 +259,7 @@ def _read(source: Source, bits: int | None = None) -> tuple[np.ndarray, grey.Fac
 
 
 def _named(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(CLASSES, map(float, values), strict=True))
+    return dict(zip(SIX_FINDINGS, values.tolist(), strict=True))
 
 
 def _without_padding(heat: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,9 +1,7 @@
 """ONNX: Keras models of the study as graphs for onnxruntime.
 
 Keras's own export goes through tf2onnx, which is looking for a maintainer. The study's networks are made of some twenty
-kinds of layers, so they are written out here one by one, in the order in which Keras calls them. The converter knows
-layers, and nothing of members, class maps or files. onnxruntime folds batch normalisation into convolutions when it
-opens a graph.
+kinds of layers, written out here one by one in the order in which Keras calls them.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, StudyError
 from chestxray.networks.class_activation import resizing_matrix
 
 INPUT = "radiograph"
@@ -57,7 +55,8 @@ def convert(model: keras.Model) -> onnx.ModelProto:
     made = helper.make_model(
         body, producer_name="chestxray", opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
     )
-    helper.set_model_props(made, {"classes": ",".join(CLASSES), "warning": "This is a study, not a medical device."})
+    names = {"findings": ",".join(ALL_LABELS), "classes": ",".join(CLASSES)}
+    helper.set_model_props(made, names | {"warning": "This is a study, not a medical device."})
     return made
 
 
@@ -74,11 +73,11 @@ class _Graph:
         self.constants[name] = np.ascontiguousarray(array, dtype=dtype)
         return name
 
-    def add(self, kind: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> Any:
-        """Write a node; the name of its output, or a list of names where it has several."""
-        names = [f"{kind.lower()}_{len(self.nodes)}_{number}" for number in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, name=names[0], **attributes))
-        return names[0] if outputs == 1 else names
+    def add(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Write a node; the name of its output."""
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class _Call:
     Attributes:
         layer: the layer, or Keras's operation.
         names: of its inputs in the graph.
-        shapes: of its inputs, as Keras has them; () of a number.
+        shapes: of its inputs, as Keras has them.
     """
 
     layer: Any
@@ -113,13 +112,16 @@ def _walk(graph: _Graph, model: keras.Model, inputs: Sequence[str]) -> list[str]
         result = layer(*args, **kwargs)
         results.append(keras.tree.flatten(result))
         everything = keras.tree.flatten([args, {name: part for name, part in kwargs.items() if name != "mask"}])
-        taken = [part for part in everything if isinstance(part, keras.KerasTensor | int | float)]
-        taken = [part for part in taken if not isinstance(part, bool)]
-        names = [values[id(part)] if id(part) in values else graph.constant(part) for part in taken]
-        if isinstance(layer, keras.Model):
+        taken = [part for part in everything if isinstance(part, keras.KerasTensor)]
+        names = [values[id(part)] for part in taken]
+        if isinstance(layer, keras.Sequential):
+            written = names
+            for part in layer.layers:
+                written = [_write(graph, _Call(part, written, [tuple(part.input.shape)]))]
+        elif isinstance(layer, keras.Model):
             written = _walk(graph, layer, names)
         else:
-            written = _write(graph, _Call(layer, names, [tuple(getattr(part, "shape", ())) for part in taken]))
+            written = [_write(graph, _Call(layer, names, [tuple(part.shape) for part in taken]))]
         values.update(zip(map(id, results[-1]), written, strict=True))
         return result
 
@@ -128,14 +130,13 @@ def _walk(graph: _Graph, model: keras.Model, inputs: Sequence[str]) -> list[str]
     return [values[id(tensor)] for tensor in rebuilt.outputs]
 
 
-def _write(graph: _Graph, call: _Call) -> list[str]:
-    """Write one call; the names of its outputs."""
+def _write(graph: _Graph, call: _Call) -> str:
+    """Write one call; the name of its output."""
     kind = type(call.layer).__name__
     if kind not in _LAYERS:
         raise UnknownLayer(f"layer {call.layer.name} is a {kind}, which has no conversion to ONNX yet")
     _expect(call, data_format="channels_last")
-    written = _LAYERS[kind](graph, call)
-    return [written] if isinstance(written, str) else written
+    return _LAYERS[kind](graph, call)
 
 
 def _expect(call: _Call, **settings: Any) -> None:
@@ -151,32 +152,18 @@ def _expect(call: _Call, **settings: Any) -> None:
 # --- The layers -----------------------------------------------------------------------------------------------------
 
 
-_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
-
-
 def _activated(graph: _Graph, layer: Any, name: str, rank: int) -> str:
     """A value after the activation of a layer."""
     kind = keras.activations.serialize(layer.activation)
-    if kind == "linear":
-        return name
-    if kind == "relu6":
-        return _clipped(graph, name, 0, 6)
-    if kind in ("swish", "silu"):
-        return graph.add("Mul", [name, graph.add("Sigmoid", [name])])
-    if kind == "softmax" and rank == 2:
-        return graph.add("Softmax", [name], axis=-1)
-    if kind not in _ACTIVATIONS:
+    if kind not in ("linear", "relu", "sigmoid", "softmax") or (kind == "softmax" and rank > 2):
         raise UnknownLayer(f"layer {layer.name} has the activation {kind}, which has no conversion to ONNX yet")
-    return graph.add(_ACTIVATIONS[kind], [name])
-
-
-def _clipped(graph: _Graph, name: str, low: float | None, high: float | None) -> str:
-    return graph.add("Clip", [name, *("" if end is None else graph.constant(end) for end in (low, high))])
+    return name if kind == "linear" else graph.add(kind.capitalize(), [name])
 
 
 def _relu(graph: _Graph, call: _Call) -> str:
     _expect(call, negative_slope=0.0, threshold=0.0)
-    return _clipped(graph, call.name, 0.0, call.layer.max_value)
+    largest = call.layer.max_value
+    return graph.add("Clip", [call.name, graph.constant(0.0), "" if largest is None else graph.constant(largest)])
 
 
 def _rescaling(graph: _Graph, call: _Call) -> str:
@@ -247,45 +234,22 @@ def _dense(graph: _Graph, call: _Call) -> str:
     return _activated(graph, layer, made, call.rank)
 
 
+def _merged(graph: _Graph, call: _Call) -> str:
+    kind = type(call.layer).__name__
+    if len(set(call.shapes)) > 1:
+        raise UnknownLayer(f"layer {call.layer.name} ({kind}) takes values of several shapes")
+    return graph.add({"Add": "Sum", "Average": "Mean"}[kind], call.names)
+
+
 def _concatenation(graph: _Graph, call: _Call) -> str:
-    """Side by side in the channels, or one batch below the other."""
-    if call.layer.axis != 0:
-        _expect(call, axis=-1)
-    # Channels are the second axis of the graph's images, and of vectors.
-    return graph.add("Concat", call.names, axis=0 if call.layer.axis == 0 else 1)
-
-
-def _split(graph: _Graph, call: _Call) -> list[str]:
-    _expect(call, axis=0)
-    parts = call.layer.indices_or_sections
-    return graph.add("Split", [call.name], outputs=parts, axis=0, num_outputs=parts)
+    _expect(call, axis=-1)
+    return graph.add("Concat", call.names, axis=1)  # channels are the second axis of the graph's images, and of vectors
 
 
 def _stack(graph: _Graph, call: _Call) -> str:
     _expect(call, axis=1)
     second = graph.constant([1], np.int64)
     return graph.add("Concat", [graph.add("Unsqueeze", [name, second]) for name in call.names], axis=1)
-
-
-def _flip(graph: _Graph, call: _Call) -> str:
-    """Left and right of images exchanged."""
-    _expect(call, axis=2)
-    backwards = graph.constant(np.arange(call.shapes[0][2])[::-1], np.int64)
-    return graph.add("Gather", [call.name, backwards], axis=3)
-
-
-_ARITHMETIC = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "TrueDivide": "Div", "Divide": "Div"}
-
-
-def _arithmetic(graph: _Graph, call: _Call) -> str:
-    """Sums, differences, products and quotients of values of one shape and of numbers."""
-    kind = type(call.layer).__name__
-    if len({shape for shape in call.shapes if shape}) != 1:
-        raise UnknownLayer(f"layer {call.layer.name} ({kind}) takes values of several shapes")
-    made = call.name
-    for name in call.names[1:]:
-        made = graph.add(_ARITHMETIC[kind], [made, name])
-    return made
 
 
 def _resizing(graph: _Graph, call: _Call) -> str:
@@ -298,37 +262,22 @@ def _resizing(graph: _Graph, call: _Call) -> str:
     return graph.add("MatMul", [graph.constant(rows), narrow])
 
 
-def _cropping(graph: _Graph, call: _Call) -> str:
-    (top, bottom), (left, right) = call.layer.cropping
-    height, width = call.shapes[0][1:3]
-    limits = ([top, left], [height - bottom, width - right], [2, 3])
-    return graph.add("Slice", [call.name, *(graph.constant(numbers, np.int64) for numbers in limits)])
-
-
-_IDLE = ("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness")
-_LAYERS: dict[str, Callable[[_Graph, _Call], str | list[str]]] = {
-    # Layers that do nothing in prediction.
-    **dict.fromkeys(
-        (*_IDLE, "GaussianNoise", "Dropout", "SpatialDropout2D", "Identity"), lambda graph, call: call.name
-    ),
-    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+_IDLE = "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness"
+_IDLE += "GaussianNoise", "Dropout", "SpatialDropout2D", "Identity"  # layers that do nothing in prediction
+_LAYERS: dict[str, Callable[[_Graph, _Call], str]] = {
+    **dict.fromkeys(_IDLE, lambda graph, call: call.name),
+    **dict.fromkeys(("Add", "Average"), _merged),
     **dict.fromkeys(("Conv2D", "DepthwiseConv2D"), _convolution),
     **dict.fromkeys(("AveragePooling2D", "MaxPooling2D"), _pooling),
     "Activation": lambda graph, call: _activated(graph, call.layer, call.name, call.rank),
-    "Average": lambda graph, call: graph.add("Mean", call.names),
     "BatchNormalization": _normalisation,
-    "Clip": lambda graph, call: _clipped(graph, call.name, call.layer.x_min, call.layer.x_max),
     "Concatenate": _concatenation,
-    "Cropping2D": _cropping,
     "Dense": _dense,
     "Flatten": _flatten,
-    "Flip": _flip,
     "GlobalAveragePooling2D": _global_average,
-    "Log": lambda graph, call: graph.add("Log", [call.name]),
     "ReLU": _relu,
     "Rescaling": _rescaling,
     "Resizing": _resizing,
-    "Split": _split,
     "Stack": _stack,
 }
 """What writes each kind of layer or operation."""

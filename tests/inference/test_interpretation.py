@@ -3,60 +3,64 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import tables
 
 from chestxray import config
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import PRESENT, SIX_FINDINGS, StudyError
 from chestxray.evaluation import calibration, operating_points, predictions
 from chestxray.inference import interpretation
 
 
 @pytest.fixture
-def valid() -> pd.DataFrame:
-    """The reference's predictions for validation."""
-    return predictions.read_predictions(config.REFERENCE / "ensemble" / "predictions_valid.csv")
+def valid(tmp_path, monkeypatch) -> pd.DataFrame:
+    """Predictions for validation, and a reference whose tables are fitted to them."""
+    valid = tables.predictions_table(2000, 600, decimals=6)
+    monkeypatch.setattr(config, "REFERENCE", tmp_path / "reference")
+    config.REFERENCE.mkdir()
+    calibration.fit_findings(valid).to_csv(config.REFERENCE / "calibration_fit.csv")
+    operating_points.choose(valid).to_csv(config.REFERENCE / "operating_points.csv")
+    return valid
 
 
 def test_probabilities_are_those_of_the_study(valid):
     meaning = interpretation.of_reference()
-    fitted = pd.read_csv(config.REFERENCE / "calibration_fit.csv", index_col="class")
-    expected = calibration.apply_findings(valid, fitted)[list(CLASSES)].to_numpy()
-    np.testing.assert_allclose(meaning.probabilities(valid[list(CLASSES)].to_numpy()), expected, atol=1e-12)
-    # Calibrated on validation: there the mean probability is the share that shows the class.
-    shares = [predictions.shows(valid, name).mean() for name in CLASSES]
+    expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(PRESENT)].to_numpy()
+    np.testing.assert_allclose(meaning.probabilities(valid[list(PRESENT)].to_numpy()), expected, atol=1e-12)
+    # Calibrated on validation: there the mean probability is the share that shows the finding.
+    shares = [predictions.shows(valid, name).mean() for name in SIX_FINDINGS]
     np.testing.assert_allclose(expected.mean(axis=0), shares, atol=0.005)
     assert meaning.calibrated
 
 
-def test_probabilities_stay_within_0_and_1():
+def test_probabilities_stay_within_0_and_1(valid):
     meaning = interpretation.of_reference()
-    ends = meaning.probabilities(np.array([np.zeros(7), np.ones(7)]))
+    ends = meaning.probabilities(np.array([np.zeros(6), np.ones(6)]))
     assert np.isfinite(ends).all() and (ends >= 0).all() and (ends <= 1).all() and (ends[0] < ends[1]).all()
 
 
 def test_operating_points_catch_on_validation_what_they_say(valid):
     meaning = interpretation.of_reference()
     assert tuple(meaning.points) == SIX_FINDINGS
-    above = pd.DataFrame([meaning.above(row) for row in valid[list(CLASSES)].to_numpy()])
-    calibrated = meaning.probabilities(valid[list(CLASSES)].to_numpy())
+    above = pd.DataFrame([meaning.above(row) for row in valid[list(PRESENT)].to_numpy()])
+    calibrated = meaning.probabilities(valid[list(PRESENT)].to_numpy())
     for name, point in meaning.points.items():
         shows = predictions.shows(valid, name)
         assert above[name][shows].mean() == pytest.approx(point.sensitivity, abs=1e-6)
         assert (~above[name][~shows]).mean() == pytest.approx(point.specificity, abs=1e-6)
         assert (len(shows), shows.sum()) == (point.n_images, point.n_positive)
-        line = calibrated[:, CLASSES.index(name)] >= point.probability - 1e-9
+        line = calibrated[:, SIX_FINDINGS.index(name)] >= point.probability - 1e-9
         assert np.array_equal(line, above[name])
 
 
 def test_a_model_is_calibrated_by_the_validation_predictions_beside_it(tmp_path, valid):
-    shutil.copy(config.REFERENCE / "ensemble" / "predictions_valid.csv", tmp_path)
+    valid.to_csv(tmp_path / "predictions_valid.csv", index=False)
     meaning = interpretation.of_model(tmp_path / "model.keras")
-    scores = valid[list(CLASSES)].to_numpy()[:50]
-    expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(CLASSES)].to_numpy()[:50]
+    scores = valid[list(PRESENT)].to_numpy()[:50]
+    expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(PRESENT)].to_numpy()[:50]
     np.testing.assert_allclose(meaning.probabilities(scores), expected, atol=1e-12)
     points = operating_points.choose(valid)
     assert {name: point.threshold for name, point in meaning.points.items()} == points["threshold"].to_dict()
@@ -65,7 +69,7 @@ def test_a_model_is_calibrated_by_the_validation_predictions_beside_it(tmp_path,
 def test_without_validation_scores_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "REFERENCE", tmp_path)
     for meaning in (interpretation.of_model(tmp_path / "model.keras"), interpretation.of_reference()):
-        scores = np.linspace(0, 1, 7)
+        scores = np.linspace(0, 1, 6)
         assert np.array_equal(meaning.probabilities(scores), scores)
         assert (meaning.above(scores), meaning.calibrated) == ({}, False)
 
@@ -98,19 +102,16 @@ def test_heat_maps_are_said_not_to_localise_where_the_table_says_so(tmp_path, ro
 @pytest.mark.parametrize(
     ("table", "before", "after", "words"),
     [
-        ("calibration_fit.csv", "\nMass,", "\nMast,", "no row for Mass"),
+        ("calibration_fit.csv", "\nMass,", "\nMast,", "cannot be read .*Mass"),
         ("operating_points.csv", "threshold", "line", "cannot be read"),
         ("calibration_fit.csv", "temperature", "heat", "cannot be read"),
         ("calibration_fit.csv", "\nMass,", "\nMass,-", "cannot be read .*temperature that is not above 0"),
     ],
 )
-def test_damaged_tables_are_named(tmp_path, monkeypatch, table, before, after, words):
-    for name in ("calibration_fit.csv", "operating_points.csv"):
-        shutil.copy(config.REFERENCE / name, tmp_path)
-    text = (tmp_path / table).read_text()
+def test_damaged_tables_are_named(valid, table, before, after, words):
+    text = (config.REFERENCE / table).read_text()
     assert before in text
-    (tmp_path / table).write_text(text.replace(before, after))
-    monkeypatch.setattr(config, "REFERENCE", tmp_path)
+    (config.REFERENCE / table).write_text(text.replace(before, after))
     with pytest.raises(StudyError, match=words) as error:
         interpretation.of_reference()
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert str(config.REFERENCE / "calibration_fit.csv") in str(error.value) and "\n" not in str(error.value)

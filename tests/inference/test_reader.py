@@ -10,28 +10,28 @@ import dicom_files
 import numpy as np
 import pandas as pd
 import pytest
+import small_models
+import tables
 from conftest import tiny_pixels
 from PIL import Image
 
 import chestxray
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
 from chestxray.data import phantom
 from chestxray.images import input_check, pixels
 from chestxray.inference import answers, engines, interpretation, reader
 from chestxray.inference.engines import Scores
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    """One conversion of the reference for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(engines.CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "graphs"))
-        yield
-
-
 @pytest.fixture(scope="module")
-def reference(cache) -> reader.Reader:
-    return chestxray.load()
+def reference(tmp_path_factory) -> reader.Reader:
+    """An ensemble of two networks, calibrated by the validation predictions beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    small_models.ensemble([small_models.network(32, 1, 48), small_models.cnn(32)]).save(folder / "model.keras")
+    tables.predictions_table(400, 150, decimals=6).to_csv(folder / "predictions_valid.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(engines.CACHE_VARIABLE, str(folder / "graphs"))
+        return chestxray.load(folder / "model.keras")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def drawn() -> np.ndarray:
 
 
 class Sums:
-    """An engine of known arithmetic: seven shares of the mean grey value, and two members around it."""
+    """An engine of known arithmetic: shares of the mean grey value, and two members around it."""
 
     name, side = "sums", 8
 
@@ -51,10 +51,10 @@ class Sums:
     def scores(self, batch: np.ndarray) -> Scores:
         self.batches.append(len(batch))
         mean = batch.reshape(len(batch), -1).mean(axis=1)[:, None] / 255
-        said = mean * np.linspace(0.2, 0.8, 7)
-        return Scores(said, np.stack([said - 0.1, said + 0.1], axis=1))
+        findings, classes = (mean * np.linspace(0.2, 0.8, number) for number in (len(ALL_LABELS), len(CLASSES)))
+        return Scores(findings, classes, *(np.stack([said - 0.1, said + 0.1], axis=1) for said in (findings, classes)))
 
-    def heat_maps(self, batch: np.ndarray, place: int) -> np.ndarray:
+    def heat_maps(self, batch: np.ndarray, finding: str) -> np.ndarray:
         maps = np.zeros((len(batch), 8, 8), np.float32)
         maps[:, 1, 6] = 1
         return maps
@@ -70,18 +70,19 @@ def test_an_answer_holds_what_it_says(reference, drawn):
     assert np.array_equal(answer.pixels, drawn)
     small = pixels.prepare_pixels(drawn, reference.engine.side)
     scores = reference.engine.scores(small[None])
-    assert list(answer.probabilities.values()) == scores.probabilities[0].tolist()
-    meaning = interpretation.of_reference()
-    assert list(answer.calibrated.values()) == meaning.probabilities(scores.probabilities[0]).tolist()
-    each = meaning.probabilities(scores.members[0])
-    for place, name in enumerate(CLASSES):
+    assert answer.classes == dict(zip(CLASSES, scores.classes[0].tolist(), strict=True))
+    assert answer.present == {name: scores.findings[0, ALL_LABELS.index(name)] for name in SIX_FINDINGS}
+    meaning = reference.interpretation
+    assert list(answer.calibrated.values()) == meaning.probabilities(np.float32([*answer.present.values()])).tolist()
+    each = meaning.probabilities(scores.member_findings[0][:, [ALL_LABELS.index(name) for name in SIX_FINDINGS]])
+    for place, name in enumerate(SIX_FINDINGS):
         assert answer.low[name] <= each[:, place].min() + 1e-9 and answer.high[name] >= each[:, place].max() - 1e-9
         assert answer.low[name] <= answer.calibrated[name] <= answer.high[name]
     assert tuple(answer.above) == tuple(answer.operating_points) == SIX_FINDINGS
     for name, point in answer.operating_points.items():
-        assert answer.above[name] == (round(answer.probabilities[name], 6) >= point.threshold)
+        assert answer.above[name] == (round(answer.present[name], 6) >= point.threshold)
         assert 0 < point.sensitivity <= 1 and 0 <= point.specificity <= 1
-    assert answer.finding == max(SIX_FINDINGS, key=lambda name: answer.calibrated[name])
+    assert answer.order[0] == max(SIX_FINDINGS, key=lambda name: answer.calibrated[name])
 
 
 def test_a_dicom_answers_as_its_png_does(reference, drawn, tmp_path):
@@ -97,9 +98,9 @@ def test_a_dicom_answers_as_its_png_does(reference, drawn, tmp_path):
         path = dicom_files.write(tmp_path / "a.dcm", stored, 12, syntax, **window)
         answer = reference.examine(path)
         assert np.array_equal(answer.pixels, drawn)
-        assert (answer.probabilities, answer.calibrated) == (expected.probabilities, expected.calibrated)
+        assert (answer.classes, answer.calibrated) == (expected.classes, expected.calibrated)
     turned = dicom_files.write(tmp_path / "b.dcm", 255 - drawn, 8, PhotometricInterpretation="MONOCHROME1")
-    assert reference.examine(turned).probabilities == expected.probabilities
+    assert reference.examine(turned).present == expected.present
 
 
 def test_files_and_arrays_answer_alike_and_in_order(reference, drawn, tmp_path):
@@ -126,8 +127,8 @@ def test_heat_maps_have_the_radiographs_size_and_place(summing):
         summing.heat_map(np.full((80, 80), 100, np.uint8), "Cough")
 
 
-def test_the_reference_has_heat_maps_of_every_class(reference, drawn):
-    for name in CLASSES:
+def test_an_ensemble_has_heat_maps_of_every_finding(reference, drawn):
+    for name in SIX_FINDINGS:
         heat = reference.heat_map(drawn, name)
         assert heat.shape == drawn.shape and heat.min() >= 0 and heat.max() <= 1 + 1e-6
 
@@ -180,12 +181,12 @@ def test_other_arrays_are_refused(summing, array, words):
 
 
 def test_several_threads_may_ask_at_once(reference, drawn):
-    expected = reference.examine(drawn).probabilities
+    expected = reference.examine(drawn).present
     found: list[bool] = []
 
     def ask() -> None:
         for _ in range(5):
-            found.append(reference.examine(drawn).probabilities == expected)
+            found.append(reference.examine(drawn).present == expected)
             reference.heat_map(drawn, "Mass")
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
@@ -209,7 +210,7 @@ def test_a_folder_of_a_thousand_takes_no_more_memory_than_one_of_a_hundred(tmp_p
         "    name, side = 'none', 128\n"
         "    def scores(self, batch):\n"
         "        import numpy\n"
-        "        return Scores(numpy.full((len(batch), 7), .5), numpy.full((len(batch), 2, 7), .5))\n"
+        "        return Scores(*(numpy.full((len(batch), *shape), .5) for shape in ((15,), (7,), (2, 15), (2, 7))))\n"
         "asked = reader.Reader(Engine(), reader.interpretation.uncalibrated(), reader.input_check.committed())\n"
         "batch.predict_files(files, Path(sys.argv[1]) / 'p.csv', asked)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"

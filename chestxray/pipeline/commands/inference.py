@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from chestxray.config import CLASSES, StudyError
+from chestxray.config import SIX_FINDINGS, StudyError
 from chestxray.pipeline.commands.command import Commands, add_command, without_greetings
 
 
@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     predict.add_argument("--out", type=Path, required=True, help="the table to write: CSV or JSON, by its suffix")
     predict.add_argument("--heat-maps", type=Path, metavar="FOLDER", help="write each radiograph under its heat-map")
     shown = "what heat-maps are of (default: each one's most probable finding)"
-    predict.add_argument("--finding", choices=CLASSES, help=shown)
+    predict.add_argument("--finding", choices=SIX_FINDINGS, help=shown)
     predict.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
     evaluate = add_command(commands, "evaluate", run_evaluate)
     evaluate.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="radiographs and their table")
@@ -41,7 +41,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def run_predict(chosen: argparse.Namespace) -> int:
-    """Give probabilities of the seven classes for radiographs.
+    """Predict findings and classes of radiographs.
 
     Answer for frontal chest radiographs. A study, not a medical device: not for diagnosis.
     """
@@ -117,7 +117,7 @@ def run_serve(chosen: argparse.Namespace) -> int:
 def run_export(chosen: argparse.Namespace) -> int:
     """Write a model as ONNX, for other programs.
 
-    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives seven probabilities.
+    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives findings and classes.
     """
     from chestxray import files
     from chestxray.inference import engines
