@@ -93,21 +93,21 @@ def fixed_points(train: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("finding")
 
 
-def hits(maps: Sequence[np.ndarray], found: pd.DataFrame, fixed: pd.DataFrame) -> pd.DataFrame:
-    """Where the maps' peaks lie, and whether they, the centre and the fixed points lie in a box.
+def hits(points: Sequence[Sequence[float]], found: pd.DataFrame, fixed: pd.DataFrame) -> pd.DataFrame:
+    """Whether the maps' peaks, the centre and the fixed points lie in a box.
 
     Args:
-        maps: an (H, W) array for each row of `found`, for its finding.
+        points: the `peak` of a map for each row of `found`, for its finding.
         found: rows of `targets`.
         fixed: of `fixed_points`.
 
     Returns:
-        `found` with `x` and `y` of the peak (NaN where the map is flat: no hit), and `POINTS` as 0 or 1;
-        `fixed_pointing` is NaN where the finding has no fixed point.
+        `found` with `x` and `y` of the peak, and `POINTS` as 0 or 1; `fixed_pointing` is NaN where the finding has no
+        fixed point.
     """
     rows = []
-    for heat, boxes, finding in zip(maps, found["boxes"], found["finding"], strict=True):
-        place, known = peak(heat), fixed.loc[finding, ["x", "y"]].to_numpy(dtype=float)
+    for place, boxes, finding in zip(points, found["boxes"], found["finding"], strict=True):
+        known = fixed.loc[finding, ["x", "y"]].to_numpy(dtype=float)
         score = np.nan if np.isnan(known).any() else inside(*known, boxes)
         rows.append([*place, inside(*place, boxes), inside(0.5, 0.5, boxes), score])
     return found.assign(**dict(zip(("x", "y", *POINTS), np.reshape(rows, (-1, 5)).T.astype(float), strict=True)))

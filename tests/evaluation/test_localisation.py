@@ -42,7 +42,7 @@ def test_boxes_become_shares_of_the_side():
 def test_hits_by_hand():
     maps = np.zeros((2, 8, 8)) - 3
     maps[0, 7, 6] = -1  # logits may all be negative; this pixel's middle is (6.5 / 8, 7.5 / 8), in the second box
-    scored = localisation.hits(maps, found(), fixed((0.6, 0.6), (np.nan, np.nan)))
+    scored = localisation.hits([localisation.peak(heat) for heat in maps], found(), fixed((0.6, 0.6), (np.nan, np.nan)))
     assert scored[["x", "y"]].iloc[0].tolist() == [0.8125, 0.9375]
     assert scored["pointing"].tolist() == [1, 0] and scored[["x", "y"]].iloc[1].isna().all()  # flat: no hit
     assert scored["centre_pointing"].tolist() == [1, 1]  # on the border of either
