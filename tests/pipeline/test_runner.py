@@ -312,7 +312,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(place):
     waiting = "import os, time, pathlib\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
     notebooks.write(place / "folder" / "second.ipynb", notebook(waiting))
     code = f"""
-        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
         import test_runner, pathlib
         test_runner.run(pathlib.Path({str(place)!r}))
     """
