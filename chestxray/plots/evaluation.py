@@ -59,7 +59,7 @@ def roc_curves(points: pd.DataFrame, title: str, note: str = "") -> Figure:
         note: the data.
     """
     figure, [[axis]] = canvas(1, 1, 6.6, 6.0)
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance .500")
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance 0.500")
     for name, curve in points.groupby("class", sort=False):
         style = {"color": CLASS_COLOURS.get(name), "linestyle": DASHES.get(name, "-"), "linewidth": 1.8}
         label = f"{name.replace('_', ' ')} {decimal(curve['auroc'].iloc[0])}"
@@ -94,7 +94,7 @@ def forest(table: pd.DataFrame, title: str, note: str = "", chance: float | None
 
 
 def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "") -> Figure:
-    """Difference of every pair of models, marked where Holm's correction leaves it below .05.
+    """Difference of every pair of models, marked where Holm's correction leaves it below 0.05.
 
     Args:
         table: one metric of `comparison.compare_all`: index (`first`, `second`), columns `difference` and `p_holm`.
@@ -115,7 +115,7 @@ def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "")
     axis.tick_params(axis="y", rotation=0)
     for label in axis.get_xticklabels():
         label.set(rotation=35, ha="right", rotation_mode="anchor")
-    return titled(figure, title, note, "* differs significantly after Holm's correction (p below .05)")
+    return titled(figure, title, note, "* differs significantly after Holm's correction (p below 0.05)")
 
 
 def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:

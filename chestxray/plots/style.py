@@ -70,10 +70,14 @@ def save(figure: NotebookFigure, path: Path) -> Path:
 
 
 def interval(entry: pd.Series) -> str:
-    """`.712 [.690, .734]` from a row with `estimate`, `low` and `high`; `.712` alone where there is no interval."""
+    """`0.712 (0.690–0.734)`, or `−0.012 (−0.050 to 0.020)`, from a row with `estimate`, `low` and `high`.
+
+    Where there is no interval the estimate stands alone.
+    """
+    estimate, low, high = (decimal(entry[name]) for name in ("estimate", "low", "high"))
     if pd.isna(entry["low"]):
-        return decimal(entry["estimate"])
-    return f"{decimal(entry['estimate'])} [{decimal(entry['low'])}, {decimal(entry['high'])}]"
+        return estimate
+    return f"{estimate} ({low}{' to ' if entry['low'] < 0 else '–'}{high})"
 
 
 def image_grid(
@@ -201,9 +205,8 @@ def readable(names: Iterable[object]) -> list[str]:
 
 
 def decimal(value: float) -> str:
-    """`.712`, as the field writes shares; `-.012`; `1.000`."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 and not text.lstrip("-").startswith("1") else text
+    """`0.712`; `−0.012`."""
+    return f"{value:.3f}".replace("-", "−")
 
 
 def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> Figure:
@@ -225,6 +228,5 @@ def shares(table: pd.DataFrame, title: str, note: str = "", label: str = "") -> 
 
 
 def signed(value: float) -> str:
-    """`+.012`, `−.034`, `.000`: a difference as the field writes it."""
-    text = decimal(abs(value))
-    return text if float(f"{value:.3f}") == 0 else ("+" if value > 0 else "−") + text
+    """`+0.012`, `−0.034`, `0.000`: a difference."""
+    return ("+" if value >= 0.0005 else "") + decimal(value if abs(value) >= 0.0005 else 0)

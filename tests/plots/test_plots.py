@@ -17,16 +17,13 @@ NOTE = "phantom images"
 
 
 def history():
-    stages = ["all_findings"] * 3 + ["head"] * 2 + ["fine_tune"] * 3
     return pd.DataFrame(
         {
-            "stage": stages,
-            "epoch": [1, 2, 3, 1, 2, 1, 2, 3],
-            "loss": np.linspace(2, 1, 8),
-            "accuracy": [np.nan] * 3 + [0.2, 0.3, 0.4, 0.5, 0.6],
-            "val_loss": np.linspace(2.2, 1.4, 8),
-            "val_accuracy": [np.nan] * 3 + [0.2, 0.25, 0.3, 0.35, 0.3],
-            "val_macro_auroc": [0.5, 0.55, 0.9, 0.6, 0.65, 0.7, 0.75, 0.72],
+            "phase": ["head"] * 3 + ["fine_tune"] * 4,
+            "epoch": [1, 2, 3, 1, 2, 3, 4],
+            "loss": np.linspace(2, 1, 7),
+            "val_loss": np.linspace(2.2, 1.4, 7),
+            "val_six_finding_auroc": [0.5, 0.55, 0.9, 0.6, 0.7, 0.75, 0.72],
         }
     )
 
@@ -35,22 +32,16 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
-def test_learning_curves_part_the_stages_and_mark_the_last_ones_best_epoch():
+def test_learning_curves_part_the_phases_and_mark_the_last_ones_best_epoch():
     figure = training.learning_curves(history(), "3a Fine tuning", NOTE)
     assert figure.get_suptitle() == "3a Fine tuning (phantom images)"
-    loss, accuracy, auroc = figure.axes
+    loss, auroc = figure.axes
     curves = [line for line in loss.get_lines() if len(line.get_xdata()) > 1 and line.get_marker() == "o"]
-    assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3], [4, 5], [6, 7, 8]]
-    assert np.concatenate([line.get_ydata() for line in curves]) == pytest.approx(np.linspace(2, 1, 8))
-    assert [axis.get_ylabel() for axis in (loss, accuracy, auroc)] == ["Loss", "Accuracy", "Macro AUROC"]
+    assert [list(line.get_xdata()) for line in curves] == [[1, 2, 3], [4, 5, 6, 7]]
+    assert np.concatenate([line.get_ydata() for line in curves]) == pytest.approx(np.linspace(2, 1, 7))
     star = next(line for line in auroc.get_lines() if line.get_marker() == "*")
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (7, 0.75)
-    assert {"all findings", "head", "fine tune", "best .750"} <= set(texts(figure))
-
-
-def test_learning_curves_of_one_stage_without_auroc():
-    figure = training.learning_curves(history()[["epoch", "loss", "val_loss"]], "0 Dense", NOTE)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["Loss"]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (6, 0.75)
+    assert {"head", "fine tune", "best 0.750"} <= set(texts(figure))
 
 
 def test_confusion_matrix_writes_counts_and_per_cent():
@@ -74,9 +65,9 @@ def test_roc_curves_draw_the_points_given():
     )
     axis = evaluation.roc_curves(points, "Ensemble on test", NOTE).axes[0]
     curves = {line.get_label(): line for line in axis.get_lines()}
-    assert list(curves) == ["chance .500", "Mass .750", "Nodule .500"]
-    assert list(curves["Mass .750"].get_ydata()) == [0, 1, 1]
-    assert curves["Mass .750"].get_linestyle() != curves["Nodule .500"].get_linestyle()
+    assert list(curves) == ["chance 0.500", "Mass 0.750", "Nodule 0.500"]
+    assert list(curves["Mass 0.750"].get_ydata()) == [0, 1, 1]
+    assert curves["Mass 0.750"].get_linestyle() != curves["Nodule 0.500"].get_linestyle()
 
 
 def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
@@ -87,7 +78,7 @@ def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
     axis = evaluation.forest(table, "Macro AUROC on test", NOTE, chance=0.5).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["0 Dense", "4 Ensemble", "AP"]
     assert list(axis.get_yticks()) == [2, 1, 0]
-    assert [text.get_text() for text in axis.texts] == [".600 [.500, .700]", ".712 [.700, .734]", "too few images"]
+    assert [text.get_text() for text in axis.texts] == ["0.600 (0.500–0.700)", "0.712 (0.700–0.734)", "too few images"]
     ends = axis.containers[0].lines[2][0].get_segments()
     assert ends[1][:, 0] == pytest.approx([0.7, 0.734])
 
@@ -95,12 +86,12 @@ def test_forest_keeps_the_order_and_says_where_nothing_was_measured():
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
-        ((0.5, np.nan, np.nan), ".500"),
-        ((-0.0123, -0.05, 0.02), "-.012 [-.050, .020]"),
-        ((0.9999, 0.99, 1.0), "1.000 [.990, 1.000]"),
+        ((0.5, np.nan, np.nan), "0.500"),
+        ((-0.0123, -0.05, 0.02), "−0.012 (−0.050 to 0.020)"),
+        ((0.9999, 0.99, 1.0), "1.000 (0.990–1.000)"),
     ],
 )
-def test_numbers_are_written_as_the_field_writes_them(entry, text):
+def test_numbers_are_written_in_one_form(entry, text):
     assert style.interval(pd.Series(entry, index=["estimate", "low", "high"])) == text
 
 
@@ -201,7 +192,7 @@ def test_pairs_write_what_the_table_holds():
     gaps = pd.DataFrame({"difference": [0.1, -0.02, 0.0], "p_holm": [0.01, 0.4, 1.0]}, index=index)
     figure = evaluation.pairs(gaps, ["a", "b", "c"], "Differences", NOTE)
     written = [text.get_text() for text in figure.axes[0].texts]
-    assert written == ["+.100*", "−.020", "−.100*", ".000", "+.020", ".000"]  # the diagonal is empty
+    assert written == ["+0.100*", "−0.020", "−0.100*", "0.000", "+0.020", "0.000"]  # the diagonal is empty
 
 
 def test_reliability_draws_each_stage_in_each_panel():
@@ -225,7 +216,7 @@ def test_groups_say_their_size_and_where_nothing_was_measured():
     table = pd.DataFrame({"estimate": 0.7, "low": 0.6, "high": 0.8, "n_images": 1234, "p_holm": 0.01}, index=index)
     table["too_small"] = [False, False, True, True]
     shown = texts(evaluation.groups(table, {"sex": "Sex"}, "Groups", NOTE))
-    assert {"Sex: F (1,234)", ".700 [.600, .800]", "too few to measure"} <= set(shown)
+    assert {"Sex: F (1,234)", "0.700 (0.600–0.800)", "too few to measure"} <= set(shown)
 
 
 def test_image_grids_lay_maps_over_images_and_frame_boxes_at_any_size():
@@ -265,4 +256,4 @@ def test_pointing_peaks_and_robustness_draw_their_tables():
 
 
 def test_differences_are_written_with_their_sign():
-    assert [style.signed(value) for value in (0.0123, -0.5, 0.0001, -1.0)] == ["+.012", "−.500", ".000", "−1.000"]
+    assert [style.signed(value) for value in (0.0123, -0.5, 0.0001, -0.0001)] == ["+0.012", "−0.500", "0.000", "0.000"]
