@@ -246,7 +246,6 @@ def render(folder: Path) -> dict[str, str]:
         "number": lambda value: f"{value:,}",
         "share": lambda value: f"{value:.0%}",
         "plain": lambda name: str(name).replace("_", " "),
-        "softened": lambda runs: [name for name, run in runs.items() if "other_visits" in run.get("parameters", {})],
     }
     page.globals |= {"CLASSES": CLASSES, "SIX_FINDINGS": SIX_FINDINGS, "METRICS": METRICS, "MODELS": TITLES}
     page.globals["ACKNOWLEDGEMENT"] = ACKNOWLEDGEMENT

@@ -51,7 +51,13 @@ def results(tmp_path_factory):
     (folder / "data.json").write_text(json.dumps(documents.data_facts(manifest, boxes)))
     for name in MODELS:
         (folder / name).mkdir()
-        run = {"weights": 1234567, "members": ["cnn", "dense"], "head": "mean", "key": "k", "data_fingerprint": "f"}
+        run = {
+            "weights": 1234567,
+            "members": ["cnn", "dense"],
+            "classes": "head on the concatenation",
+            "key": "k",
+            "data_fingerprint": "f",
+        }
         run["versions"] = {"tensorflow": "2", "keras": "3"}
         (folder / name / "run.json").write_text(json.dumps(run))
     return folder
@@ -62,7 +68,12 @@ def test_the_documents_hold_the_figures_of_the_files(results):
     card = found["MODEL_CARD.md"]
     metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
     assert style.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
-    for phrase in ("1,234,567 weights", "1 CNN, 0 Dense", "123 single-label images of 45 patients"):
+    for phrase in (
+        "1,234,567 weights",
+        "1 CNN, 0 Dense",
+        "123 single-label images of 45 patients",
+        "`classes` their head on",
+    ):
         assert phrase in card
     groups_table = pd.read_csv(results / "groups.csv", index_col=["column", "group", "finding", "metric"])
     assert style.interval(groups_table.loc[("sex", "F", "mean", "auroc")]) in card
@@ -82,17 +93,6 @@ def test_the_documents_change_with_the_files(results, tmp_path):
     (copy / "groups.csv").unlink()
     with pytest.raises(StudyError, match=r"copy/groups\.csv is missing: run stage 5"):
         documents.render(copy)
-
-
-def test_whose_labels_other_visits_softened_is_said(results, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(results, copy)
-    assert "other visits" not in documents.render(copy)["MODEL_CARD.md"]
-    for name in ("cnn", "fine_tuning_3a"):  # of these the first alone is a member
-        run = json.loads((copy / name / "run.json").read_text())
-        run["parameters"] = {"other_visits": "0123456789ab"}
-        (copy / name / "run.json").write_text(json.dumps(run))
-    assert "Labels that 1 CNN learnt from were softened" in documents.render(copy)["MODEL_CARD.md"]
 
 
 def test_facts_are_counted(results):
