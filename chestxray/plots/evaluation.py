@@ -119,7 +119,7 @@ def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "")
 
 
 def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
-    """Reliability diagrams, one panel per class, one curve per stage of calibration.
+    """Reliability diagrams, one panel per finding, one curve per stage of calibration.
 
     Args:
         points: from `calibration.reliability_table`.
@@ -127,7 +127,7 @@ def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
         note: the data.
     """
     names = list(dict.fromkeys(points["class"]))
-    figure, axes = panels(readable(names), 3.1, xlabel="predicted probability", ylabel="share that shows it")
+    figure, axes = panels(readable(names), 3.1, 3, "predicted probability", "share that shows it")
     for axis, name in zip(axes.flat, names, strict=False):
         panel = points[points["class"] == name]
         top = 1.08 * max(panel["predicted"].max(), panel["high"].max())
@@ -136,8 +136,7 @@ def reliability(points: pd.DataFrame, title: str, note: str = "") -> Figure:
             style = {"color": PALETTE[number], "marker": "os^D"[number % 4], "markersize": 4, "linewidth": 1.4}
             axis.errorbar(curve["predicted"], curve["observed"], yerr=reach(curve, "observed"), label=stage, **style)
         axis.set(xlim=(0, top), ylim=(0, top))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes.flat[-1].legend(handles, labels, frameon=False, loc="center")
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="upper left")
     return titled(figure, title, note)
 
 
