@@ -222,9 +222,10 @@ def render(folder: Path) -> dict[str, str]:
     import jinja2
 
     from chestxray.evaluation.comparison import METRICS
+    from chestxray.inference.interpretation import localisation_note
     from chestxray.plots import style
 
-    results = read_results(folder)
+    results = read_results(folder) | {"localisation_note": localisation_note(folder / "localisation.csv")}
     results["runs"] = {}
     for name in MODELS:
         path = folder / name / "run.json"
