@@ -39,25 +39,27 @@ def table(answer: Answer) -> pd.DataFrame:
     """An answer as a table.
 
     Returns:
-        One row per finding, the most probable first: `in plain words`, `probability` (calibrated, 0 to 1), `lowest` and
-        `highest` (of the members), `operating point` (above, below, or – where none is known), and the `sensitivity`
-        and `specificity` of this point on validation.
+        One row per finding, the most probable first: `in plain words`, its `explanation`, `probability` (calibrated, 0
+        to 1), `lowest` and `highest` (of the members), `operating point` (above, below, or – where none is known), its
+        `threshold` (a probability), and the `sensitivity` and `specificity` of this point on validation.
     """
     import pandas as pd
 
-    rows = []
+    rows = {}
     for name in answer.order:
-        point = answer.operating_points.get(name)
-        rows.append(
-            {
-                "finding": name,
-                "in plain words": PLAIN[name].name,
-                "probability": answer.calibrated[name],
-                "lowest": answer.low[name],
-                "highest": answer.high[name],
-                "operating point": "–" if point is None else "above" if answer.above[name] else "below",
-                "sensitivity": None if point is None else point.sensitivity,
-                "specificity": None if point is None else point.specificity,
+        rows[name] = {
+            "in plain words": PLAIN[name].name,
+            "explanation": PLAIN[name].sentence,
+            "probability": answer.calibrated[name],
+            "lowest": answer.low[name],
+            "highest": answer.high[name],
+            "operating point": "–",
+        }
+        if point := answer.operating_points.get(name):
+            rows[name] |= {
+                "operating point": "above" if answer.above[name] else "below",
+                "threshold": point.probability,
+                "sensitivity": point.sensitivity,
+                "specificity": point.specificity,
             }
-        )
-    return pd.DataFrame(rows).set_index("finding")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("finding")
