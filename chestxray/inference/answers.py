@@ -19,7 +19,7 @@ class Answer:
     """What a model predicts for one radiograph; the dictionaries are by class or finding.
 
     Attributes:
-        pixels: (height, width) uint8, the radiograph as it was read.
+        pixels: (height, width) uint8, the radiograph, its longer side at most `overlay.LARGEST_SIDE`.
         classes: the probabilities of the seven classes at equal shares, 0 to 1, with sum 1.
         present: for each of the six findings, the model's own score that it is there, 0 to 1.
         calibrated: these scores calibrated: the share of such radiographs that show the finding.

@@ -1,8 +1,7 @@
 """Batch prediction: answers for many files as a CSV table or a JSON document, with heat-maps as pictures.
 
-Each answer is written as it comes, so that memory doesn't grow with the number of files. A file that cannot be used is
-reported, and the others are answered. Only a file's path and what is computed from its pixels are written, nothing of
-its header.
+Each answer is written as it comes. A file that cannot be used is reported, and the others are answered. Only a file's
+path and what is computed from its pixels are written, nothing of its header.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ def predict_files(
             answered, and not at all where none can be.
         reader: predicts.
         batch_size: radiographs in one call of the model, from 1.
-        report: called with the error, one line that names the file, of every file that cannot be used and every folder
-            without images; printed on standard error if None.
+        report: called with the error of every file that cannot be used and every folder without images; printed on
+            standard error if None.
         heat_maps: a folder for a picture of each radiograph under its heat-map, as PNG.
         finding: the finding of the heat-maps; if None, each radiograph's most probable finding.
         others: a list to which files of folders are added that aren't looked at.
@@ -75,9 +74,7 @@ def predict_files(
 
         def rows() -> Iterator[list]:
             named = ((printable(path.as_posix()), path) for path in found)
-            for name, answer in reader.stream(
-                named, batch_size, unusable, keep=overlay.LARGEST_SIDE if heat_maps else 1
-            ):
+            for name, answer in reader.stream(named, batch_size, unusable):
                 row = answers.row(name, answer)
                 if heat_maps:
                     heat_map_of = finding or answer.order[0]

@@ -30,7 +30,6 @@ ENGINES = ("onnx", "keras")
 
 CACHE_VARIABLE = "CHESTXRAY_CACHE"
 """Environment variable that names another folder for converted graphs."""
-
 CACHED = 4
 """Converted graphs that stay in the cache; the oldest leave first."""
 
@@ -72,11 +71,7 @@ class Engine(abc.ABC):
         return Scores(*(found[name] for name in Scores._fields))
 
     def class_maps(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Each member's class maps (N, h, w, 15) float32 of (N, side, side) uint8.
-
-        Raises:
-            StudyError: a member has none.
-        """
+        """Each member's class maps (N, h, w, 15) float32 of (N, side, side) uint8; `StudyError` where one has none."""
         found = self._run(pixels[..., np.newaxis].astype(np.float32))
         if "maps_1" not in found:
             raise StudyError("the model has no heat-map: a network in it doesn't end in pooling and one dense layer")
@@ -99,21 +94,17 @@ class Engine(abc.ABC):
         return class_activation.member_maps(self.class_maps(pixels), findings, self.side)
 
     def heat_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
-        """The model's heat-maps (N, side, side) float32, 0 to 1; arguments and errors as for `member_maps`.
+        """The model's heat-maps (N, side, side) float32, 0 to 1.
 
         Args:
-            pixels: as for `member_maps`.
-            findings: as for `member_maps`.
+            pixels: (N, side, side) uint8.
+            findings: as for `member_maps`, with its errors.
         """
         return class_activation.scaled(class_activation.joined(self.member_maps(pixels, findings)))
 
 
 def reference_model() -> Path:
-    """The committed reference ensemble.
-
-    Raises:
-        StudyError: it is missing.
-    """
+    """The committed reference ensemble; `StudyError` where it is missing."""
     path = config.REFERENCE / "ensemble.keras"
     if not path.is_file():
         place = "/".join(path.parts[-3:])
@@ -129,27 +120,25 @@ def start(path: Path, engine: str | None = None) -> Engine:
         engine: `onnx`, `keras`, or None: onnx, and keras for a model with layers that have no conversion.
 
     Raises:
-        StudyError: there is no such file, it is no Keras model, or it takes or gives something else; the engine is
-            unknown; or it is `onnx` and a layer has no conversion.
+        StudyError: as `load_keras`; the engine is unknown; or it is `onnx` and a layer has no conversion.
     """
     if engine not in (None, *ENGINES):
         raise StudyError(f"engine {engine!r} is unknown; there are: {', '.join(ENGINES)}")
-    if engine == "keras":
-        return KerasEngine(load_keras(path))
-    with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
-        return OnnxEngine(_cached(path))
-    try:
-        graph = _converted(path)
-    except StudyError:
-        if engine == "onnx":
-            raise
-        return KerasEngine(load_keras(path))
-    with contextlib.suppress(StudyError, OSError):
-        place = _cached(path)
-        files.atomic_write(place, graph)
-        for old in sorted(place.parent.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-CACHED]:
-            old.unlink(missing_ok=True)
-    return OnnxEngine(graph)
+    if engine != "keras":
+        with contextlib.suppress(Exception):  # a cache that fails must only cost time, whatever is wrong with it
+            return OnnxEngine(_cached(path))
+        try:
+            graph = _converted(path)
+        except StudyError:
+            if engine == "onnx":
+                raise
+        else:
+            with contextlib.suppress(StudyError, OSError):
+                files.atomic_write(place := _cached(path), graph)
+                for old in sorted(place.parent.glob("*.onnx"), key=lambda file: file.stat().st_mtime)[:-CACHED]:
+                    old.unlink(missing_ok=True)
+            return OnnxEngine(graph)
+    return KerasEngine(load_keras(path))
 
 
 def _cached(path: Path) -> Path:
@@ -165,66 +154,45 @@ def _cached(path: Path) -> Path:
     return Path(folder) / f"{digest.hexdigest()}.onnx"
 
 
-_CONVERT = """
-import sys
-from pathlib import Path
-from chestxray.config import StudyError
-from chestxray.inference import engines
-try:
-    engines.export(Path(sys.argv[1]), Path(sys.argv[2]))
-except StudyError as error:
-    sys.exit(str(error))
-"""
-
-
 def _converted(path: Path) -> bytes:
     """The graph of a model file, made in another process unless Keras is imported in this one already."""
     if "keras" in sys.modules:
-        return convert(load_keras(path), path)
+        return convert(path)
+    code = (
+        "import sys, pathlib; from chestxray.inference import engines; engines.export(*map(pathlib.Path, sys.argv[1:]))"
+    )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model.onnx"
-        command = [sys.executable, "-c", _CONVERT, str(out), str(path)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", code, str(out), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            raise StudyError((done.stderr.strip().splitlines() or [f"{path}: its conversion was stopped"])[-1])
+            *_, reason = f"{path}: its conversion was stopped\n{done.stderr}".strip().splitlines()
+            raise StudyError(reason.removeprefix("chestxray.config.StudyError: "))
         return out.read_bytes()
 
 
-def convert(model: keras.Model, source: Path | str = "model") -> bytes:
-    """The ONNX graph of `ensemble.answering`, for `OnnxEngine`.
-
-    Args:
-        model: a model of the study.
-        source: where it is from, for an error.
-
-    Raises:
-        StudyError: a layer has no conversion.
-    """
+def convert(path: Path) -> bytes:
+    """A model file of the study as an ONNX graph of `ensemble.answering`; `StudyError` where a layer can't be."""
     from chestxray.networks import ensemble, onnx_graph
 
     try:
-        return onnx_graph.convert(ensemble.answering(model)).SerializeToString()
+        return onnx_graph.convert(ensemble.answering(load_keras(path))).SerializeToString()
     except onnx_graph.UnknownLayer as error:
-        raise StudyError(f"{source}: {error}") from error
+        raise StudyError(f"{path}: {error}") from error
 
 
 def export(out: Path, model: Path | None = None) -> int:
-    """Write a model as one ONNX file for other programs.
+    """Write a model as one ONNX file for other programs; returns its size in bytes.
 
     Args:
         out: the file to write.
         model: a `.keras` file of the study; the reference ensemble if None.
 
-    Returns:
-        The file's size in bytes.
-
     Raises:
-        StudyError: the model is none of this study's or has a layer that can't be converted, or `out` cannot be
-            written.
+        StudyError: as `convert`, or `out` cannot be written.
     """
-    path = model or reference_model()
-    data = convert(load_keras(path), path)
+    data = convert(model or reference_model())
     files.atomic_write(out, data)
     return len(data)
 
@@ -266,11 +234,7 @@ class KerasEngine(Engine):
 
 
 def load_keras(path: Path) -> keras.Model:
-    """Load a model of radiographs with Keras.
-
-    Raises:
-        StudyError: there is no such file, it is no Keras model, or it takes or gives something else.
-    """
+    """Load a model of the study with Keras; `StudyError` where the file is missing or none of this study's."""
     if not path.is_file():
         raise StudyError(f"{path}: there is no such model; give a model.keras that the study saved")
     import keras

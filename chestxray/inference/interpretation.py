@@ -82,11 +82,7 @@ def uncalibrated() -> Interpretation:
 
 
 def of_reference() -> Interpretation:
-    """The interpretation in the committed reference's tables; `uncalibrated` where they are missing.
-
-    Raises:
-        StudyError: a table is damaged.
-    """
+    """The interpretation in the committed reference's tables; `StudyError` where one is damaged."""
     fitted, points = config.REFERENCE / "calibration_fit.csv", config.REFERENCE / "operating_points.csv"
     meaning = uncalibrated()
     if fitted.is_file() and points.is_file():
@@ -95,11 +91,7 @@ def of_reference() -> Interpretation:
 
 
 def of_model(path: Path) -> Interpretation:
-    """The interpretation fitted to the validation predictions beside a model; `uncalibrated` where there are none.
-
-    Raises:
-        StudyError: the predictions are damaged, or of radiographs of which none shows one of the findings.
-    """
+    """The interpretation fitted to the validation predictions beside a model; `StudyError` where they are damaged."""
     table = path.parent / "predictions_valid.csv"
     if not table.is_file():
         return uncalibrated()
@@ -115,10 +107,7 @@ def localisation_note(table: Path) -> str:
     """A line on what heat-maps are worth, from the pointing game in `localisation.csv`; empty where they localise.
 
     They do where their peaks lie in boxes more often than the image's centre and a fixed point of each finding: where
-    the 95 % intervals of both differences lie above zero. The line is `UNMEASURED` where there is no table.
-
-    Raises:
-        StudyError: the table is damaged.
+    the 95 % intervals of both differences lie above zero. `UNMEASURED` where there is no table.
     """
     if not table.is_file():
         return UNMEASURED

@@ -24,14 +24,8 @@ from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
 
-METRICS: dict[str, str] = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-}
-"""Metrics of a finding and how they are shown. The last two are at the model's operating point."""
-
+METRICS = ("auroc", "average_precision", "sensitivity", "specificity")
+"""Metrics of a finding. The last two are at the model's operating point."""
 NO_POINT = "no operating point (no predictions_valid.csv beside the model)"
 
 MACRO, SINGLE = "macro", "single-label"
@@ -67,9 +61,8 @@ def check(folder: Path, out: Path, labels: Path | None = None) -> None:
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; give one that holds radiographs and their table")
     if out.is_dir() or out.suffix.lower() != ".csv":
-        raise StudyError(
-            f"{out}: {'is a folder' if out.is_dir() else 'unknown kind of table'}; give a name that ends in .csv"
-        )
+        what = "is a folder" if out.is_dir() else "unknown kind of table"
+        raise StudyError(f"{out}: {what}; give a name that ends in .csv")
     files.keep_apart(out, [folder, labels])
 
 
@@ -95,7 +88,7 @@ def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelle
             unreadable.append(str(error))
             bar.update()
 
-        for image, answer in reader.stream(present.paths.items(), report=report, keep=1, bits=greys.bits):
+        for image, answer in reader.stream(present.paths.items(), report=report, bits=greys.bits):
             rows.append(answers.row(image, answer))
             flagged += any(flag != UNCALIBRATED for flag in answer.flags)
             bar.update()
@@ -207,7 +200,8 @@ def reasons(measured: pd.DataFrame) -> list[str]:
 
 def cells(measured: pd.DataFrame) -> list[list[str]]:
     """The findings as rows of text, the heading first; empty where nothing was measured."""
-    rows = [["finding", "with", "without", "prevalence", *METRICS.values()]]
+    metrics = (metric.replace("auroc", "AUROC").replace("_", " ") for metric in METRICS)
+    rows = [["finding", "with", "without", "prevalence", *metrics]]
     for name in SIX_FINDINGS:
         row = measured.loc[name, "auroc"]
         counts = [f"{row['n_positive']:,}", f"{row['n_negative']:,}", f"{row['prevalence']:.3f}"]

@@ -17,18 +17,10 @@ _COLOURS = np.array([[130, 20, 60], [230, 70, 30], [255, 180, 40], [255, 245, 15
 """Colours of a heat-map from 0 to 1: ever lighter, so that they differ without colour vision too."""
 
 
-def shrink(pixels: np.ndarray, side: int = LARGEST_SIDE) -> np.ndarray:
-    """A radiograph with its longer side at most `side` pixels, each the mean of those it covers.
-
-    Args:
-        pixels: (height, width) uint8.
-        side: pixels, from 1.
-
-    Returns:
-        (height, width) uint8 in memory of its own, so that the larger array can be freed.
-    """
+def shrink(pixels: np.ndarray) -> np.ndarray:
+    """A radiograph (height, width) uint8 with its longer side at most `LARGEST_SIDE`, by means of pixels."""
     image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.BOX)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     return np.asarray(image)
 
 

@@ -34,29 +34,15 @@ EXAMPLES: dict[str, tuple[int, tuple[str, ...]]] = {
 """The phantoms to choose from, each with its number and findings."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """The radiograph that a visitor sees, in memory while more heat-maps may be asked for.
-
-    Attributes:
-        pixels: (H, W) uint8, its longer side at most `overlay.LARGEST_SIDE`.
-        drawn: whether it is a phantom.
-    """
+class Shown(NamedTuple):
+    """The radiograph that a visitor sees, (H, W) uint8, in memory for more heat-maps; `drawn`: whether a phantom."""
 
     pixels: np.ndarray
     drawn: bool
 
 
 class View(NamedTuple):
-    """Contents of the page's parts.
-
-    Attributes:
-        notes: what is doubtful about the answer, or why there is none, as HTML.
-        answer: every finding with its probability, as HTML.
-        picture: the radiograph under a heat-map, as HTML.
-        finding: of the heat-map; None where there is none.
-        shown: the radiograph; None where there is no answer.
-    """
+    """Contents of the page's parts; the first three are HTML, and `notes` hold doubts or why there is no answer."""
 
     notes: str
     answer: str = ""
@@ -67,12 +53,9 @@ class View(NamedTuple):
 
 @dataclass
 class Visit:
-    """One visitor: the radiograph that they see, and their last requests.
+    """One visitor: the radiograph that they see, if any, and their last requests.
 
     Several requests may be worked on at a time, and end in any order; only the last one's answer is shown.
-
-    Attributes:
-        shown: the radiograph; None before the first answer.
     """
 
     shown: Shown | None = None
@@ -97,32 +80,17 @@ class Visit:
 
 
 class Page:
-    """The page's contents as HTML.
-
-    Attributes:
-        reader: the model that predicts.
-    """
+    """The page's contents as HTML, of what a reader predicts."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(TEMPLATES),
-            undefined=jinja2.StrictUndefined,
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        options = dict.fromkeys(("autoescape", "trim_blocks", "lstrip_blocks"), True)
+        loader = jinja2.FileSystemLoader(TEMPLATES)
+        self._templates = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options)
         self._templates.filters["percent"] = percent
 
     def examine(self, path: str | None) -> View:
-        """Answer for an uploaded file.
-
-        Args:
-            path: the file; None where the visitor took it back.
-
-        Returns:
-            The answer; where there is none, one line in `notes` says why, and the rest is empty.
-        """
+        """Answer for an uploaded file, None where the visitor took it back; where there is none, `notes` say why."""
         if path is None:
             return View("")
         if not Path(path).exists():
@@ -158,7 +126,6 @@ class Page:
             plain=plain_words.PLAIN[finding].name,
             finding=finding,
             note=self.reader.interpretation.localisation,
-            where=f", strongest {_place(heat)}" if heat.max() > 0 else "",
         )
 
     def answer(self, answer: Answer) -> str:
@@ -169,7 +136,7 @@ class Page:
         try:
             answer = self.reader.examine(source)
             notes = self._html("notes", flags=answer.flags, drawn=plain_words.DRAWN if drawn else "")
-            shown = Shown(overlay.shrink(answer.pixels), drawn)
+            shown = Shown(answer.pixels, drawn)
             finding = answer.order[0]
             return View(notes, self.answer(answer), self.picture(shown, finding), finding, shown)
         except StudyError as error:
@@ -202,14 +169,6 @@ def example_pixels(name: str) -> np.ndarray:
 
     index, findings = EXAMPLES[name]
     return phantom.render(phantom.compose(index, seed=0, findings=findings, view="PA"), 512)
-
-
-def _place(heat: np.ndarray) -> str:
-    """Where a heat-map, (H, W), has its maximum, in words and as one sees it."""
-    row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
-    vertical = ("at the top", "in the middle", "at the bottom")[min(2, int(3 * row / heat.shape[0]))]
-    horizontal = ("left", "", "right")[min(2, int(3 * column / heat.shape[1]))]
-    return f"{vertical} {horizontal}".strip()
 
 
 def _data_url(image: Image.Image, kind: str, **options: Any) -> str:

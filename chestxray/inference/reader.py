@@ -11,7 +11,8 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,8 +46,8 @@ class Prepared(NamedTuple):
     """A radiograph that was read.
 
     Attributes:
-        pixels: (height, width) uint8.
-        square: (side, side) uint8, the pixels padded and resized for the model.
+        pixels: (height, width) uint8, shrunk as `overlay.shrink` does.
+        square: (side, side) uint8, padded and resized for the model.
         flags: what the input check objects to.
     """
 
@@ -55,6 +56,7 @@ class Prepared(NamedTuple):
     flags: list[str]
 
 
+@dataclass
 class Reader:
     """A model that predicts from radiographs. Several threads may call it at once.
 
@@ -64,34 +66,20 @@ class Reader:
         check: the input check, which tells frontal chest radiographs from other images.
     """
 
-    def __init__(self, engine: Engine, meaning: Interpretation, check: Check) -> None:
-        self.engine = engine
-        self.interpretation = meaning
-        self.check = check
+    engine: Engine
+    interpretation: Interpretation
+    check: Check
 
     def examine(self, source: Source) -> Answer:
-        """Answer for one radiograph.
-
-        Args:
-            source: a PNG, JPEG, TIFF or DICOM file, or (height, width) uint8 grey pixels.
-
-        Raises:
-            StudyError: the file cannot be used, or the pixels are not those of a radiograph.
-        """
+        """Answer for a PNG, JPEG, TIFF or DICOM file, or (height, width) uint8; `StudyError` where it can't be used."""
         return self.answers([self.prepare(source)])[0]
 
     def predict(self, sources: Source | Iterable[Source]) -> pd.DataFrame:
-        """Answer for any number of radiographs.
-
-        Args:
-            sources: files or arrays, as for `examine`, or one of them.
+        """Answer for files or arrays, as for `examine`, or one of them; raises for the first that can't be used.
 
         Returns:
             One row per source in their order, with the columns of `answers.columns`; `image` is the path of a file, or
             the number of an array.
-
-        Raises:
-            StudyError: the first file that cannot be used; `chestxray predict` reports it and goes on.
         """
         import pandas as pd
 
@@ -122,21 +110,16 @@ class Reader:
         heat = self.engine.heat_maps(square[np.newaxis], finding)[0]
         return _without_padding(heat, *pixels.shape)
 
-    def prepare(self, source: Source, keep: int = 0, bits: int | None = None) -> Prepared:
+    def prepare(self, source: Source, bits: int | None = None) -> Prepared:
         """Read a radiograph and resize it for the model.
 
         Args:
             source: as for `examine`.
-            keep: pixels of the longer side to which `Prepared.pixels` are shrunk; 0 leaves them as they are.
             bits: by which a 16-bit file is read, as `images.pixels.greys` finds them for a dataset; by its own if None.
-
-        Raises:
-            StudyError: as `examine`.
         """
         pixels, facts = _read(source, bits)
         flags = input_check.flags(pixels, facts, self.check)
-        square = grey.prepare_pixels(pixels, self.engine.side)
-        return Prepared(overlay.shrink(pixels, keep) if keep else pixels, square, flags)
+        return Prepared(overlay.shrink(pixels), grey.prepare_pixels(pixels, self.engine.side), flags)
 
     def answers(self, batch: list[Prepared]) -> list[Answer]:
         """Answer for radiographs that were read, in one call of the model."""
@@ -166,7 +149,6 @@ class Reader:
         sources: Iterable[tuple[str, Source]],
         batch_size: int = BATCH,
         report: Callable[[StudyError], None] | None = None,
-        keep: int = 0,
         bits: int | None = None,
     ) -> Iterator[tuple[str, Answer]]:
         """Answer for any number of radiographs in one stream: threads read ahead while the model predicts.
@@ -175,7 +157,6 @@ class Reader:
             sources: names with their radiographs; taken as they are needed.
             batch_size: radiographs in one call of the model, from 1.
             report: called with the error of every source that cannot be used; if None, the first one is raised.
-            keep: as for `prepare`: answers that wait take memory.
             bits: as for `prepare`.
 
         Yields:
@@ -186,7 +167,7 @@ class Reader:
         """
         if batch_size < 1:
             raise StudyError(f"batch size {batch_size}: give 1 or more")
-        ready = self._read_ahead(sources, report, functools.partial(self.prepare, keep=keep, bits=bits))
+        ready = self._read_ahead(sources, report, functools.partial(self.prepare, bits=bits))
         while batch := list(itertools.islice(ready, batch_size)):
             names, prepared = zip(*batch, strict=True)
             yield from zip(names, self.answers(list(prepared)), strict=True)
@@ -198,9 +179,7 @@ class Reader:
         prepare: Callable[[Source], Prepared],
     ) -> Iterator[tuple[str, Prepared]]:
         """Radiographs in order, read by threads that are a few ahead, so that few wait in memory."""
-        workers = os.cpu_count() or 1
-        named = iter(sources)
-        waiting: deque[tuple[str, Future[Prepared]]] = deque()
+        workers, named, waiting = os.cpu_count() or 1, iter(sources), deque()
         with ThreadPoolExecutor(workers) as pool:
             try:
                 while True:
@@ -210,13 +189,11 @@ class Reader:
                         return
                     name, future = waiting.popleft()
                     try:
-                        prepared = future.result()
+                        yield name, future.result()
                     except StudyError as error:
                         if report is None:
                             raise
                         report(error)
-                    else:
-                        yield name, prepared
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -238,23 +215,16 @@ def load(model: str | os.PathLike | None = None, engine: str | None = None) -> R
 
 
 def _read(source: Source, bits: int | None = None) -> tuple[np.ndarray, grey.Facts | None]:
-    """The (height, width) uint8 pixels of a source, and a file's facts; `bits` as for `Reader.prepare`.
-
-    Raises:
-        StudyError: an array has another shape or type, or is too small or large; or the file cannot be used.
-    """
+    """The (height, width) uint8 pixels of a source, and a file's facts; `bits` as for `Reader.prepare`."""
     if not isinstance(source, np.ndarray):
         found = read(Path(source), bits)
         return found.pixels, found.facts
+    shape = " × ".join(map(str, source.shape))
     if source.ndim != 2 or source.dtype != np.uint8:
-        shape = " × ".join(map(str, source.shape))
         raise StudyError(f"array of {shape or 'no'} {source.dtype}: give (height, width) uint8 grey pixels, black air")
     if min(source.shape) < grey.SMALLEST_SIDE or source.size > grey.MOST_PIXELS:
-        height, width = source.shape
-        raise StudyError(
-            f"array of {width} × {height} px: give {grey.SMALLEST_SIDE} px or more a side, and fewer than "
-            f"{grey.MOST_PIXELS:,} in all"
-        )
+        limits = f"{grey.SMALLEST_SIDE} px or more a side, and fewer than {grey.MOST_PIXELS:,} in all"
+        raise StudyError(f"array of {shape} px: give {limits}")
     return source, None
 
 

@@ -26,14 +26,10 @@ from chestxray.inference.page import EXAMPLES, TEMPLATES, Page, View, Visit
 
 MODEL_CARD = COMMITTED / "5_results" / "MODEL_CARD.md"
 
-LARGEST_UPLOAD = 50_000_000
-"""Bytes of one upload."""
-MOST_UPLOADS = 1_000_000_000
-"""Bytes of uploads on disk at a time; more are refused until some were deleted."""
-STAY = 120
-"""Seconds within which an upload is deleted, answered or not."""
-SWEEP = 10
-"""Seconds between two searches for uploads to delete."""
+LARGEST_UPLOAD, MOST_UPLOADS = 50_000_000, 1_000_000_000
+"""Bytes of one upload, and of uploads on disk at a time; more are refused until some were deleted."""
+STAY, SWEEP = 120, 10
+"""Seconds within which an upload is deleted, answered or not; and between two searches for uploads to delete."""
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -130,11 +126,7 @@ def _cannot_listen(host: str, port: int | None, error: Exception) -> StudyError:
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """Bind to an address and let it go: gradio would try a hundred ports of a host that isn't there.
-
-    Raises:
-        StudyError: the host is unknown or none of this machine, or the port is taken.
-    """
+    """Bind to an address and let it go: gradio would try a hundred ports of a host that isn't there."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -185,20 +177,16 @@ def _launch_options(gradio: Any, folder: Path) -> dict[str, Any]:
         "quiet": True,
         "show_error": False,
         "ssr_mode": False,
-        "enable_monitoring": False,
         "run_history": False,
     }
 
 
 def build(gradio: Any, page: Page) -> Any:
-    """Lay out the page.
+    """Lay out the page; returns a `gradio.Blocks`, not yet served.
 
     Args:
         gradio: the package.
         page: makes the contents.
-
-    Returns:
-        A `gradio.Blocks`, not yet served.
     """
     with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, STAY - SWEEP)) as blocks:
         gradio.HTML(f"<h1>{TITLE}</h1>", padding=False)
@@ -288,16 +276,10 @@ def serve(host: str = "127.0.0.1", port: int | None = None, share: bool = False,
     """Serve the page with the reference ensemble, and print where it is.
 
     Args:
-        host: the address to listen on.
-        port: the port; the first free one from 7860 if None.
-        share: whether to ask Gradio's servers for a public address.
+        host: as for `Server`.
+        port: as for `Server`.
+        share: as for `Server`.
         wait: return only when Ctrl-C was pressed; False returns at once, as a notebook's cell should.
-
-    Returns:
-        The server; it serves until it is closed, or the process ends.
-
-    Raises:
-        StudyError: as `Server`.
     """
     server = Server(host=host, port=port, share=share)
     print(f"{server.url}  (Ctrl-C stops it)", flush=True)
@@ -317,11 +299,7 @@ def serve(host: str = "127.0.0.1", port: int | None = None, share: bool = False,
 
 
 def _gradio() -> Any:
-    """The package gradio, with its telemetry switched off.
-
-    Raises:
-        StudyError: it is missing.
-    """
+    """The package gradio, with its telemetry switched off; `StudyError` where it is missing."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:

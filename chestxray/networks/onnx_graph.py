@@ -23,7 +23,7 @@ _OPSET, _IR_VERSION = 18, 8
 
 
 class UnknownLayer(StudyError):
-    """The model has a layer, or a setting of one, that this converter doesn't know; the message names it."""
+    """The model has a layer, or a setting of one, that this converter doesn't know."""
 
 
 def convert(model: keras.Model) -> onnx.ModelProto:
@@ -82,13 +82,7 @@ class _Graph:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a layer.
-
-    Attributes:
-        layer: the layer, or Keras's operation.
-        names: of its inputs in the graph.
-        shapes: of its inputs, as Keras has them.
-    """
+    """One call of a layer or operation: its inputs' names in the graph, and their shapes as Keras has them."""
 
     layer: Any
     names: list[str]
@@ -145,8 +139,8 @@ def _expect(call: _Call, **settings: Any) -> None:
     for name, expected in settings.items():
         found = getattr(layer, name, expected)
         if found != expected and list(np.atleast_1d(found)) != list(np.atleast_1d(expected)):
-            kind = type(layer).__name__
-            raise UnknownLayer(f"layer {layer.name} ({kind}) has {name} {found}; only {expected} is converted")
+            what = f"layer {layer.name} ({type(layer).__name__}) has {name} {found}"
+            raise UnknownLayer(f"{what}; only {expected} is converted")
 
 
 # --- The layers -----------------------------------------------------------------------------------------------------

@@ -103,18 +103,6 @@ class TestPage:
         page.reader.interpretation = dataclasses.replace(page.reader.interpretation, localisation="")
         assert page.picture(shown, "Mass").startswith("<figure")
 
-    def test_the_picture_says_where_in_words(self, page, png):
-        shown = page.examine(str(png)).shown
-        assert "strongest at the top left" in page.picture(shown, "Atelectasis")
-        assert "strongest at the bottom left" in page.picture(shown, "Pneumothorax")
-        page.reader.heat_map = lambda pixels, finding: np.zeros(pixels.shape, np.float32)
-        assert "strongest" not in page.picture(shown, "Mass")
-
-    def test_what_is_kept_of_a_large_radiograph_is_small(self, page, tmp_path):
-        path = tmp_path / "large.png"
-        Image.fromarray(np.zeros((3000, 2400), np.uint8)).save(path)
-        assert page.examine(str(path)).shown.pixels.shape == (1024, 819)
-
 
 @pytest.mark.parametrize(("share", "text"), [(0, "<1"), (0.004, "<1"), (0.126, "13"), (0.99, "99"), (0.997, ">99")])
 def test_percent(share, text):

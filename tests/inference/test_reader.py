@@ -103,6 +103,10 @@ def test_a_dicom_answers_as_its_png_does(reference, drawn, tmp_path):
     assert reference.examine(turned).present == expected.present
 
 
+def test_what_is_kept_of_a_large_radiograph_is_small(summing):
+    assert summing.examine(np.zeros((3000, 2400), np.uint8)).pixels.shape == (1024, 819)
+
+
 def test_files_and_arrays_answer_alike_and_in_order(reference, drawn, tmp_path):
     Image.fromarray(drawn).save(tmp_path / "a.png")
     Image.fromarray(drawn[::-1]).save(tmp_path / "b.tif")
@@ -171,7 +175,7 @@ def test_a_stream_reads_only_a_few_ahead(summing):
     [
         (np.zeros((64, 64, 3), np.uint8), r"array of 64 × 64 × 3 uint8: give \(height, width\) uint8"),
         (np.zeros((64, 64)), "array of 64 × 64 float64"),
-        (np.zeros((64, 8), np.uint8), "array of 8 × 64 px: give 16 px or more"),
+        (np.zeros((64, 8), np.uint8), "array of 64 × 8 px: give 16 px or more"),
     ],
 )
 def test_other_arrays_are_refused(summing, array, words):
