@@ -8,8 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_pixels
-from PIL import Image
 
 from chestxray import config
 
@@ -51,12 +49,3 @@ HEAVY = "print(sorted({'tensorflow', 'keras', 'pandas', 'sklearn', 'matplotlib'}
 @pytest.mark.parametrize("group", LIGHT)
 def test_importing_what_answers_is_light(group):
     assert python(f"import sys, {', '.join(LIGHT[group])}; {HEAVY}") == "[]"
-
-
-def test_predict_needs_neither_tensorflow_nor_pandas(tmp_path):
-    image, out = tmp_path / "chest.png", tmp_path / "answers.csv"
-    Image.fromarray(tiny_pixels(0, 128)).save(image)
-    code = f"import sys; from chestxray import __main__; code = __main__.main(['predict', {str(image)!r}, '--out', "
-    code += f"{str(out)!r}]); {HEAVY}; sys.exit(code)"
-    assert python(code).splitlines()[-1] == "[]"
-    assert out.read_text().startswith("image,") and len(out.read_text().splitlines()) == 2

@@ -24,8 +24,6 @@ from chestxray.images import load
 from chestxray.inference import answers, overlay, plain_words
 from chestxray.inference.reader import BATCH, Reader
 
-FORMATS = (".csv", ".json")
-
 
 def predict_files(
     paths: Iterable[Path],
@@ -99,13 +97,12 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
         finding: of the heat-maps, or None.
 
     Raises:
-        StudyError: `out` is a folder, has another suffix or is another table, the batch size is below 1, or the finding
-            is unknown.
+        StudyError: one of them can't be used, or `out` is another table.
     """
     if out.is_dir():
         raise StudyError(f"{out}: is a folder; give the name of a file")
-    if out.suffix.lower() not in FORMATS:
-        raise StudyError(f"{out}: unknown kind of table; give a name that ends in {' or '.join(FORMATS)}")
+    if out.suffix.lower() not in (".csv", ".json"):
+        raise StudyError(f"{out}: unknown kind of table; give a name that ends in .csv or .json")
     if out.suffix.lower() == ".csv" and out.is_file():
         header = ",".join(answers.columns()[:2]).encode()
         with out.open("rb") as file:

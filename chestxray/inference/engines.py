@@ -77,12 +77,8 @@ class Engine(abc.ABC):
             raise StudyError("the model has no heat-map: a network in it doesn't end in pooling and one dense layer")
         return [found[f"maps_{number}"] for number in range(1, found["member_classes"].shape[1] + 1)]
 
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns of the coarsest member's feature map; errors as for `class_maps`."""
-        return min(maps.shape[1:3] for maps in self.class_maps(np.zeros((1, self.side, self.side), np.uint8)))
-
-    def member_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
-        """Each member's map of one finding for each radiograph: logits, (members, N, side, side) float32.
+    def heat_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
+        """The model's heat-maps (N, side, side) float32, 0 to 1, each of one finding.
 
         Args:
             pixels: (N, side, side) uint8.
@@ -91,16 +87,7 @@ class Engine(abc.ABC):
         Raises:
             StudyError: as `class_maps`.
         """
-        return class_activation.member_maps(self.class_maps(pixels), findings, self.side)
-
-    def heat_maps(self, pixels: np.ndarray, findings: str | Sequence[str]) -> np.ndarray:
-        """The model's heat-maps (N, side, side) float32, 0 to 1.
-
-        Args:
-            pixels: (N, side, side) uint8.
-            findings: as for `member_maps`, with its errors.
-        """
-        return class_activation.scaled(class_activation.joined(self.member_maps(pixels, findings)))
+        return class_activation.scaled(class_activation.finding_maps(self.class_maps(pixels), findings, self.side))
 
 
 def reference_model() -> Path:

@@ -55,8 +55,7 @@ def check(folder: Path, out: Path, labels: Path | None = None) -> None:
         labels: a label map.
 
     Raises:
-        StudyError: there is no such folder; or `out` is a folder or no CSV file by its name, lies in the folder or is
-            the label map.
+        StudyError: one of them can't be used, or would be written over.
     """
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; give one that holds radiographs and their table")

@@ -58,14 +58,7 @@ _ANNOUNCE = """() => {
 
 
 class Server(contextlib.ExitStack):
-    """The page, served from this process until `close`, which also removes what was uploaded.
-
-    Attributes:
-        url: where the page is.
-        shared: its public address, or None.
-        folder: where uploads lie until they are deleted.
-        closed: set by `close`.
-    """
+    """The page at `url`, served from this process until `close`, which also removes what was uploaded to `folder`."""
 
     def __init__(
         self, model: reader.Reader | None = None, host: str = "127.0.0.1", port: int | None = None, share: bool = False
@@ -79,8 +72,7 @@ class Server(contextlib.ExitStack):
             share: whether to ask Gradio's servers for a public address, which passes on all that is uploaded.
 
         Raises:
-            StudyError: gradio is missing, the host is none of this machine, the port is taken, or the reference can't
-                be loaded.
+            StudyError: gradio is missing, host or port can't be listened on, or the reference can't be loaded.
         """
         super().__init__()
         host = host.strip("[]")
@@ -106,10 +98,8 @@ class Server(contextlib.ExitStack):
             raise _cannot_listen(host, port, error) from error
         except Exception as error:  # gradio asks its own page whether it is there; httpx has many kinds of errors
             self.close()
-            raise StudyError(
-                f"{host}: the page was started, but does not answer ({type(error).__name__}); try again when this "
-                "machine is less busy, or give another --host"
-            ) from error
+            what = f"{host}: the page was started, but does not answer ({type(error).__name__})"
+            raise StudyError(f"{what}; try again when this machine is less busy, or give another --host") from error
         threading.Thread(target=self._sweep, daemon=True).start()
 
     def _sweep(self) -> None:
@@ -160,10 +150,8 @@ def _launch_options(gradio: Any, folder: Path) -> dict[str, Any]:
         response.headers.update(_HEADERS)
         return response
 
-    # Fonts that the visitor's machine has: no font is fetched.
-    theme = gradio.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+    theme = gradio.themes.Default(primary_hue="blue", **fonts)
     return {
         "theme": theme,
         # In the head rather than as `css`, which gradio rewrites.
@@ -305,9 +293,8 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise StudyError(
-            f"the web page needs {error.name or 'gradio'}, which is missing: pip install 'chestxray[web]'"
-        ) from error
+        what = f"the web page needs {error.name or 'gradio'}, which is missing"
+        raise StudyError(f"{what}: pip install 'chestxray[web]'") from error
     return gradio
 
 

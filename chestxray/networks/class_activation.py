@@ -47,16 +47,16 @@ def with_class_maps(network: keras.Model) -> keras.Model:
     return Model(network.input, {**network.output, "maps": maps})
 
 
-def member_maps(class_maps: Sequence[np.ndarray], findings: str | Sequence[str], side: int) -> np.ndarray:
-    """Each member's map of one finding for each radiograph, as logits.
+def finding_maps(class_maps: Sequence[np.ndarray], findings: str | Sequence[str], side: int) -> np.ndarray:
+    """A model's map of one finding for each radiograph, as logits: the mean of its members' maps.
 
     Args:
         class_maps: of each member, (n, h, w, 15).
         findings: a name of `ALL_LABELS`, or n of them: which finding each map is of.
-        side: of the result, pixels.
+        side: of the result, pixels; the members' maps are resized to it bilinearly.
 
     Returns:
-        (members, n, side, side) float32, resized bilinearly.
+        (n, side, side) float32.
     """
     number = len(class_maps[0])
     columns = [ALL_LABELS.index(name) for name in ([findings] * number if isinstance(findings, str) else findings)]
@@ -64,12 +64,7 @@ def member_maps(class_maps: Sequence[np.ndarray], findings: str | Sequence[str],
     for maps in class_maps:
         down, across = (resizing_matrix(size, side) for size in maps.shape[1:3])
         found.append(down @ maps[np.arange(number), :, :, columns] @ across.T)
-    return np.stack(found)
-
-
-def joined(maps: np.ndarray) -> np.ndarray:
-    """The ensemble's maps (n, H, W): the mean of its members' (members, n, H, W)."""
-    return maps.mean(axis=0)
+    return np.mean(found, axis=0)
 
 
 def scaled(maps: np.ndarray) -> np.ndarray:

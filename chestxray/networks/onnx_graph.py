@@ -161,24 +161,18 @@ def _relu(graph: _Graph, call: _Call) -> str:
 
 
 def _rescaling(graph: _Graph, call: _Call) -> str:
-    name = call.name
-    for kind, numbers, idle in (("Mul", call.layer.scale, 1.0), ("Add", call.layer.offset, 0.0)):
-        numbers = np.asarray(numbers, np.float32)
-        if (numbers != idle).any():
-            numbers = numbers.reshape(-1, 1, 1) if numbers.ndim and call.rank == 4 else numbers
-            name = graph.add(kind, [name, graph.constant(numbers)])
-    return name
+    if call.rank != 4:
+        raise UnknownLayer(f"layer {call.layer.name} is a Rescaling of something else than images")
+    scale, offset = (graph.constant(np.reshape(value, (-1, 1, 1))) for value in (call.layer.scale, call.layer.offset))
+    return graph.add("Add", [graph.add("Mul", [call.name, scale]), offset])
 
 
 def _normalisation(graph: _Graph, call: _Call) -> str:
     """Batch normalisation by its running statistics."""
     layer = call.layer
-    _expect(call, axis=[call.rank - 1] if layer.axis != -1 else -1, renorm=False)
-    mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
-    scale = np.asarray(layer.gamma) if layer.scale else np.ones_like(mean)
-    shift = np.asarray(layer.beta) if layer.center else np.zeros_like(mean)
-    constants = [graph.constant(array) for array in (scale, shift, mean, variance)]
-    return graph.add("BatchNormalization", [call.name, *constants], epsilon=layer.epsilon)
+    _expect(call, axis=[call.rank - 1] if layer.axis != -1 else -1, renorm=False, scale=True, center=True)
+    weights = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+    return graph.add("BatchNormalization", [call.name, *map(graph.constant, weights)], epsilon=layer.epsilon)
 
 
 _PADDING = {"same": "SAME_UPPER", "valid": "VALID"}

@@ -40,11 +40,11 @@ def test_a_map_adds_up_to_the_logit_of_its_finding(make):
 
 def test_maps_are_enlarged_as_pillow_does_and_chosen_by_finding():
     maps = np.random.default_rng(1).normal(size=(2, 4, 4, 15)).astype("float32")
-    (found,) = class_activation.member_maps([maps], ["Mass", "Effusion"], SIDE)
+    found = class_activation.finding_maps([maps], ["Mass", "Effusion"], SIDE)
     for row, name in enumerate(("Mass", "Effusion")):
         own = Image.fromarray(maps[row, :, :, ALL_LABELS.index(name)])
         np.testing.assert_allclose(found[row], own.resize((SIDE, SIDE), Image.Resampling.BILINEAR), atol=1e-5)
-    assert np.array_equal(class_activation.member_maps([maps], "Mass", SIDE)[0, 0], found[0])
+    assert np.array_equal(class_activation.finding_maps([maps], "Mass", SIDE)[0], found[0])
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -58,9 +58,9 @@ def test_an_ensemble_gives_its_members_predictions_and_maps(head):
         own = [predicted(part, pixels)[name] for part in parts]
         np.testing.assert_allclose(found[f"member_{name}"], np.stack(own, axis=1), atol=1e-6)
     each = [predicted(class_activation.with_class_maps(part), pixels)["maps"] for part in parts]
-    maps = class_activation.member_maps([found["maps_1"], found["maps_2"]], "Nodule", SIDE)
-    np.testing.assert_allclose(maps, class_activation.member_maps(each, "Nodule", SIDE), atol=1e-4)
-    np.testing.assert_allclose(class_activation.joined(maps), (maps[0] + maps[1]) / 2, atol=1e-5)
+    maps = class_activation.finding_maps([found["maps_1"], found["maps_2"]], "Nodule", SIDE)
+    own = [class_activation.finding_maps([part], "Nodule", SIDE) for part in each]
+    np.testing.assert_allclose(maps, (own[0] + own[1]) / 2, atol=1e-4)
 
 
 def test_heat_is_what_lies_above_the_mean():
