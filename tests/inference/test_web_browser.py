@@ -83,7 +83,7 @@ def upload(page, path):
 def answered(page, caption):
     """Wait until the answer for a radiograph is there, told by what stands below it."""
     expect(page.locator("#picture figcaption")).to_contain_text(caption)
-    expect(page.locator("#answer li")).to_have_count(7)
+    expect(page.locator("#answer li")).to_have_count(6)
 
 
 def opacity(page):
