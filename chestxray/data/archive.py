@@ -42,19 +42,12 @@ _BROKEN = (tarfile.TarError, OSError, ValueError, KeyError, TypeError, Attribute
 
 
 class Summary(NamedTuple):
-    """What a prepared dataset holds.
+    """What a prepared dataset holds."""
 
-    Attributes:
-        image_size: side of the prepared radiographs in pixels.
-        images: how many prepared radiographs.
-        augmented: how many augmented files.
-        fingerprint: of the data, as `manifest.fingerprint` gives.
-    """
-
-    image_size: int
+    image_size: int  # side of the prepared radiographs in pixels
     images: int
-    augmented: int
-    fingerprint: str
+    augmented: int  # files of the augmented train set
+    fingerprint: str  # as `manifest.fingerprint` gives
 
 
 class _Index(NamedTuple):
@@ -249,8 +242,7 @@ def _read_index(path: Path) -> _Index:
             data = archive.extractfile(archive.next()).read()
         fields = json.loads(data)
         if fields["format"] != FORMAT:
-            remedy = "unpack it with the version of this repository that packed it"
-            raise StudyError(f"{path}: an archive of format {fields['format']!r}, not {FORMAT}; {remedy}")
+            raise _refused(path, f"an archive of format {fields['format']!r}, not {FORMAT}")
         index = _Index(fields["dataset"], fields["raw_side"], dict(fields["files"]))
         fault = index.fault() or ("" if index.encode() == data else "its index has not the SHA-256 that it lists")
     except _BROKEN as error:
@@ -266,30 +258,21 @@ def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, byte
     Raises:
         StudyError: the archive is damaged, or holds something else than its index lists.
     """
-    size = path.stat().st_size
-    damaged = f"{size:,} bytes, broken off or damaged"
-    if size % tarfile.RECORDSIZE:
-        raise _refused(path, damaged)
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             archive.next()  # the index
             for name, sha256 in tqdm(index.files.items(), f"{doing} {path.name}", unit="file", disable=None):
                 member = archive.next()
                 archive.members.clear()  # or it keeps one for each of 100,000 images
-                if member is None:
-                    raise _refused(path, f"lacks {name!r}, which its index lists")
-                if member.name != name:
-                    raise _refused(path, f"holds {member.name[:80]!r} where its index lists {name!r}")
-                if not member.isreg() or member.sparse is not None:
-                    raise _refused(path, f"{name!r} is a link, a device or has holes")
+                if member is None or not member.isreg() or member.sparse is not None or member.name != name:
+                    raise _refused(path, f"has not the file {name!r} where its index lists it")
                 data = archive.extractfile(member).read()
                 if hashlib.sha256(data).hexdigest() != sha256:
                     raise _refused(path, f"{name!r} has not the SHA-256 that its index lists")
                 yield name, data
-            if (member := archive.next()) is not None:
-                raise _refused(path, f"holds {member.name[:80]!r}, which its index does not list")
+            more = archive.next() is not None
             file.seek(archive.offset)
-            if file.read().strip(b"\0"):
-                raise _refused(path, f"{damaged} at its end")
+            if more or file.read().strip(b"\0") or file.tell() % tarfile.RECORDSIZE:
+                raise _refused(path, "does not end after the files that its index lists")
     except _BROKEN as error:
-        raise _refused(path, f"{damaged} ({error or type(error).__name__})") from error
+        raise _refused(path, f"broken off or damaged ({error or type(error).__name__})") from error
