@@ -1,12 +1,15 @@
-"""Lesions of phantoms: the textbook sign of each of the six findings, its shape, density and place in the lung."""
+"""Lesions of phantoms: the textbook sign of each of the six findings, its shape, density and place in the lung.
+
+A maker draws what one finding looks like from the image's random numbers and gives its lesions. Lengths are in mm.
+"""
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,29 +18,19 @@ from chestxray.data.phantom.anatomy import LUNG, PIXEL_SLACK_MM, Anatomy
 
 @dataclass
 class Field:
-    """Tissue along the rays through one side of the patient; lesions change it in place.
-
-    Attributes:
-        anatomy: the patient.
-        side: -1 for the image's left half, 1 for its right.
-        x: (1, W) mm.
-        y: (H, 1) mm.
-        air: (H, W) mm of lung along the ray, behind and before heart and great vessels.
-        markings: (H, W) factor on the lung vessels, 0 to 1.
-        extra: (H, W) mm of water added.
-    """
+    """Tissue along the rays through one side of the patient; lesions change it in place."""
 
     anatomy: Anatomy
-    side: int
-    x: np.ndarray
-    y: np.ndarray
-    air: np.ndarray
-    markings: np.ndarray
-    extra: np.ndarray
+    side: int  # -1 for the image's left half, 1 for its right
+    x: np.ndarray  # (1, W)
+    y: np.ndarray  # (H, 1)
+    air: np.ndarray  # (H, W) lung along the ray, behind and before heart and great vessels
+    markings: np.ndarray  # (H, W) factor on the lung vessels, 0 to 1
+    extra: np.ndarray  # (H, W) water added
 
     @property
     def out(self) -> np.ndarray:
-        """Distance from the patient's middle, mm."""
+        """Distance from the patient's middle."""
         return self.side * (self.x - self.anatomy.middle)
 
     @property
@@ -46,44 +39,28 @@ class Field:
         return np.clip(self.air / 45, 0, 1)
 
 
-@dataclass(frozen=True)
-class Lesion(abc.ABC):
-    """The sign of one finding on one side.
+class Lesion(NamedTuple):
+    """The sign of one finding on one side."""
 
-    Attributes:
-        finding: NIH name.
-        side: -1 or 1.
-    """
-
-    finding: str
-    side: int
-
-    @abc.abstractmethod
-    def apply(self, field: Field) -> None:
-        """Add the sign to `field`, in place."""
-
-    @abc.abstractmethod
-    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
-        """Smallest rectangle round the sign: x, y, width, height in mm."""
+    finding: str  # NIH name
+    side: int  # -1 or 1
+    apply: Callable[[Field], None]  # adds the sign, in place
+    box: Callable[[Anatomy], tuple[float, float, float, float]]  # smallest rectangle: x, y, width, height
 
 
-@dataclass(frozen=True)
-class Spread(Lesion):
-    """A sign without an outline of its own, which covers a share of each point of the lung."""
+def _spread(finding: str, side: int, share: Callable[[Field], np.ndarray], apply: Callable[[Field], None]) -> Lesion:
+    """A sign without an outline: `share` says how much of each point of the lung it covers, (H, W), 0 to 1."""
 
-    @abc.abstractmethod
-    def share(self, field: Field) -> np.ndarray:
-        """Where the sign is, (H, W), 0 to 1, for the box."""
-
-    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
-        """As `Lesion.box`, found on a 1.5 mm grid whatever the image's size."""
-        x = (anatomy.middle + np.sort(self.side * np.arange(0, 200, 1.5)))[None, :]
-        field = field_of(anatomy, self.side, x, np.arange(0, 400, 1.5)[:, None])
-        visible = self.share(field) * field.lung > 0.04
+    def box(anatomy: Anatomy) -> tuple[float, float, float, float]:  # on a 1.5 mm grid, whatever the image's size
+        x = (anatomy.middle + np.sort(side * np.arange(0, 200, 1.5)))[None, :]
+        field = field_of(anatomy, side, x, np.arange(0, 400, 1.5)[:, None])
+        visible = share(field) * field.lung > 0.04
         xs, ys = field.x[0, visible.any(axis=0)], field.y[visible.any(axis=1), 0]
         grow = 0.75 + PIXEL_SLACK_MM
         left, top = float(xs.min()) - grow, float(ys.min()) - grow
         return left, top, float(xs.max()) + grow - left, float(ys.max()) + grow - top
+
+    return Lesion(finding, side, apply, box)
 
 
 def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) -> tuple[slice, slice] | None:
@@ -117,168 +94,6 @@ def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field
     return Field(anatomy, side, x, y, air, np.ones_like(air), np.zeros_like(air))
 
 
-@dataclass(frozen=True)
-class Round(Lesion):
-    """A nodule (at most 30 mm across) or a mass (more than 30 mm): a solid, nearly round body in the lung.
-
-    Attributes:
-        x, y: centre, mm.
-        radius: mean radius, mm.
-        waves: (k, 2) amplitude (share of the radius) and phase of the outline's 2nd, 3rd … wave.
-        density: water = 1.
-    """
-
-    x: float
-    y: float
-    radius: float
-    waves: tuple[tuple[float, float], ...]
-    density: float
-
-    def _outline(self, angle: np.ndarray) -> np.ndarray:
-        return self.radius * (1 + sum(a * np.cos(k * angle + p) for k, (a, p) in enumerate(self.waves, start=2)))
-
-    def apply(self, field: Field) -> None:
-        window = _window(field.x, field.y, self.x, self.y, 1.5 * self.radius)
-        if window is None:
-            return
-        dx, dy = field.x[:, window[1]] - self.x, field.y[window[0]] - self.y
-        outline = self._outline(np.arctan2(dy, dx))
-        inside = np.maximum(1 - (dx * dx + dy * dy) / (outline * outline), 0)
-        field.extra[window] += (self.density - LUNG) * 2 * self.radius * np.sqrt(inside)
-
-    def box(self, anatomy: Anatomy) -> tuple[float, float, float, float]:
-        angle = np.linspace(-np.pi, np.pi, 361)
-        xs = self.x + self._outline(angle) * np.cos(angle)
-        ys = self.y + self._outline(angle) * np.sin(angle)
-        return float(xs.min()), float(ys.min()), float(np.ptp(xs)), float(np.ptp(ys))
-
-
-@dataclass(frozen=True)
-class Effusion(Spread):
-    """Fluid in the pleural space: a white base whose upper border is a meniscus, highest at the chest wall.
-
-    Attributes:
-        level: how far the fluid stands above the dome towards the middle, mm (may be negative).
-        rise: how far the meniscus climbs at the chest wall, mm.
-    """
-
-    level: float
-    rise: float
-
-    def share(self, field: Field) -> np.ndarray:
-        anatomy, out = field.anatomy, field.out
-        across = np.clip((out - 0.2 * anatomy.lung) / (0.8 * anatomy.outer(field.y)), 0, 1)
-        surface = anatomy.dome(self.side) - self.level - self.rise * across**3
-        return np.clip((field.y - surface) / 7 + 0.5, 0, 1)
-
-    def apply(self, field: Field) -> None:
-        field.air *= 1 - 0.97 * self.share(field)
-
-
-@dataclass(frozen=True)
-class Pneumothorax(Spread):
-    """Air outside a partly collapsed lung: a fine pleural line, and beyond it darkness without markings.
-
-    Attributes:
-        scale: size of the collapsed lung, 1 for a full one.
-        line: water in the pleural line, mm.
-    """
-
-    scale: float
-    line: float
-
-    def _depth_inside(self, field: Field) -> np.ndarray:
-        """Distance inside the collapsed lung's border, mm; negative in the air outside it."""
-        anatomy = field.anatomy
-        root_y = anatomy.dome(self.side) + 0.2 * anatomy.drop
-        root_x = float(anatomy.inner(np.array([root_y]), self.side)[0])
-        y = root_y + (field.y - root_y) / self.scale  # heights in the full lung that are now at field.y
-        outer = root_x + self.scale * (anatomy.outer(y) - root_x)
-        inner = root_x + self.scale * (anatomy.inner(y, self.side) - root_x)
-        slope = np.gradient(outer[:, 0], field.y[:, 0])[:, None]
-        wall = (outer - field.out) / np.sqrt(1 + slope * slope)
-        top = root_y + self.scale * (anatomy.apex - root_y)
-        return np.minimum(np.minimum(wall, field.y - top), field.out - inner + 4)
-
-    def share(self, field: Field) -> np.ndarray:
-        return np.clip(0.5 - self._depth_inside(field) / 2, 0, 1)
-
-    def apply(self, field: Field) -> None:
-        inside = self._depth_inside(field)
-        beyond = np.clip(0.5 - inside / 2, 0, 1)
-        field.markings *= 1 - beyond
-        field.extra += field.air * (0.05 * (1 - beyond) - 0.9 * LUNG * beyond)
-        field.extra += self.line * np.clip(1.5 - np.abs(inside) / 1.1, 0, 1) * field.lung
-
-
-@dataclass(frozen=True)
-class Infiltration(Spread):
-    """Patchy, ill-defined shadows of one zone of a lung.
-
-    Attributes:
-        patches: (k, 4) centre x, centre y, spread and weight of each patch, mm.
-        grain: (n, n) coarse random field that breaks the patches up, 0 to 1, stretched over 160 mm.
-        strength: water added where patches are thickest, mm.
-    """
-
-    patches: np.ndarray
-    grain: np.ndarray
-    strength: float
-
-    def share(self, field: Field) -> np.ndarray:
-        total = np.zeros_like(field.air)
-        for x, y, spread, weight in self.patches:
-            across = np.exp(-0.5 * ((field.x - x) / spread) ** 2)
-            total += weight * across * np.exp(-0.5 * ((field.y - y) / spread) ** 2)
-        total = np.minimum(total, 1.2)
-        total[total < 0.12] = 0
-        centre = self.patches[:, :2].mean(axis=0)
-        cells = len(self.grain)
-        step = 160 / (cells - 1)
-        rows = ((field.y[:, 0] - centre[1]) / step + cells / 2).clip(0, cells - 1.001)
-        columns = ((field.x[0] - centre[0]) / step + cells / 2).clip(0, cells - 1.001)
-        r, c = rows.astype(int), columns.astype(int)
-        fr, fc = (rows - r)[:, None], columns - c
-        upper, lower = (self.grain[row][:, c] * (1 - fc) + self.grain[row][:, c + 1] * fc for row in (r, r + 1))
-        return total * (upper * (1 - fr) + lower * fr)  # bilinear
-
-    def apply(self, field: Field) -> None:
-        field.extra += self.strength * self.share(field) * field.lung
-
-
-@dataclass(frozen=True)
-class Atelectasis(Spread):
-    """Lung without air: a plate (a band across the lower lung) or a wedge from the hilum to the chest wall.
-
-    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`lose_volume`).
-
-    Attributes:
-        bands: (k, 5) centre x, centre y, half-length, half-thickness, angle; half-thickness grows with the distance
-            from the hilum where `wedge` is true.
-        wedge: whether the shadow is a wedge.
-        strength: water added, mm.
-    """
-
-    bands: np.ndarray
-    wedge: bool
-    strength: float
-
-    def share(self, field: Field) -> np.ndarray:
-        total = np.zeros_like(field.air)
-        for x, y, length, thickness, angle in self.bands:
-            dx, dy = field.x - x, field.y - y
-            along = (dx * np.cos(angle) + dy * np.sin(angle)) * self.side
-            aside = np.abs(dy * np.cos(angle) - dx * np.sin(angle))
-            half = thickness * (0.15 + 0.85 * np.clip(along / length * 0.5 + 0.5, 0, 1)) if self.wedge else thickness
-            soft = 9 if self.wedge else 3
-            band = np.clip((half - aside) / soft + 0.5, 0, 1) * np.clip((length - np.abs(along)) / 16 + 0.5, 0, 1)
-            np.maximum(total, band, out=total)
-        return total
-
-    def apply(self, field: Field) -> None:
-        field.extra += self.strength * self.share(field) * field.lung
-
-
 def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float, rng: np.random.Generator) -> tuple:
     """Choose a point of aerated lung at least `margin` mm from wall and dome.
 
@@ -305,17 +120,91 @@ def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float
     return float(x[chosen]), float(y[chosen])
 
 
-def _make_round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+def _round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    """A nodule (at most 30 mm across) or a mass (more than 30 mm): a solid, nearly round body in the lung."""
     if finding == "Nodule":
-        radius, margin, waves, density = rng.uniform(9.5, 13.5), 1.0, 0.035, rng.uniform(2.5, 3.3)
+        radius, margin, most, density = rng.uniform(9.5, 13.5), 1.0, 0.035, rng.uniform(2.5, 3.3)
     else:
-        radius, margin, waves, density = rng.uniform(22, 36), 0.75, 0.045, rng.uniform(1.1, 1.3)
+        radius, margin, most, density = rng.uniform(22, 36), 0.75, 0.045, rng.uniform(1.1, 1.3)
     x, y = _in_lung(anatomy, side, margin * radius, 0.12, 0.9, rng)
-    outline = tuple((rng.uniform(0, waves), rng.uniform(0, 2 * np.pi)) for _ in range(3))
-    return [Round(finding, side, x, y, radius, outline, density)]
+    waves = [(rng.uniform(0, most), rng.uniform(0, 2 * np.pi)) for _ in range(3)]
+
+    def outline(angle: np.ndarray) -> np.ndarray:
+        return radius * (1 + sum(a * np.cos(k * angle + p) for k, (a, p) in enumerate(waves, start=2)))
+
+    def apply(field: Field) -> None:
+        window = _window(field.x, field.y, x, y, 1.5 * radius)
+        if window is None:
+            return
+        dx, dy = field.x[:, window[1]] - x, field.y[window[0]] - y
+        border = outline(np.arctan2(dy, dx))
+        inside = np.maximum(1 - (dx * dx + dy * dy) / (border * border), 0)
+        field.extra[window] += (density - LUNG) * 2 * radius * np.sqrt(inside)
+
+    def box(_: Anatomy) -> tuple[float, float, float, float]:
+        angle = np.linspace(-np.pi, np.pi, 361)
+        xs, ys = x + outline(angle) * np.cos(angle), y + outline(angle) * np.sin(angle)
+        return float(xs.min()), float(ys.min()), float(np.ptp(xs)), float(np.ptp(ys))
+
+    return [Lesion(finding, side, apply, box)]
 
 
-def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+def _effusion(_: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    """Fluid in the pleural space: a white base whose upper border is a meniscus, highest at the chest wall."""
+    level, rise = rng.uniform(-10, 34), rng.uniform(40, 75)  # above the dome; further up at the chest wall
+
+    def share(field: Field) -> np.ndarray:
+        anatomy = field.anatomy
+        across = np.clip((field.out - 0.2 * anatomy.lung) / (0.8 * anatomy.outer(field.y)), 0, 1)
+        surface = anatomy.dome(side) - level - rise * across**3
+        return np.clip((field.y - surface) / 7 + 0.5, 0, 1)
+
+    def apply(field: Field) -> None:
+        field.air *= 1 - 0.97 * share(field)
+
+    return [_spread("Effusion", side, share, apply)]
+
+
+def _pneumothorax(_: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    """Air outside a partly collapsed lung: a fine pleural line, and beyond it darkness without markings."""
+    scale, line = rng.uniform(0.66, 0.84), rng.uniform(9, 14)  # size of the lung, 1 for a full one; water in the line
+
+    def depth_inside(field: Field) -> np.ndarray:  # the collapsed lung's border; negative in the air outside it
+        anatomy = field.anatomy
+        root_y = anatomy.dome(side) + 0.2 * anatomy.drop
+        root_x = float(anatomy.inner(np.array([root_y]), side)[0])
+        y = root_y + (field.y - root_y) / scale  # heights in the full lung that are now at field.y
+        outer = root_x + scale * (anatomy.outer(y) - root_x)
+        inner = root_x + scale * (anatomy.inner(y, side) - root_x)
+        slope = np.gradient(outer[:, 0], field.y[:, 0])[:, None]
+        wall = (outer - field.out) / np.sqrt(1 + slope * slope)
+        top = root_y + scale * (anatomy.apex - root_y)
+        return np.minimum(np.minimum(wall, field.y - top), field.out - inner + 4)
+
+    def share(field: Field) -> np.ndarray:
+        return np.clip(0.5 - depth_inside(field) / 2, 0, 1)
+
+    def apply(field: Field) -> None:
+        inside = depth_inside(field)
+        beyond = np.clip(0.5 - inside / 2, 0, 1)
+        field.markings *= 1 - beyond
+        field.extra += field.air * (0.05 * (1 - beyond) - 0.9 * LUNG * beyond)
+        field.extra += line * np.clip(1.5 - np.abs(inside) / 1.1, 0, 1) * field.lung
+
+    return [_spread("Pneumothorax", side, share, apply)]
+
+
+def _shadow(finding: str, side: int, share: Callable[[Field], np.ndarray], strength: float) -> Lesion:
+    """A sign that adds water to the lung, `strength` where it is thickest."""
+
+    def apply(field: Field) -> None:
+        field.extra += strength * share(field) * field.lung
+
+    return _spread(finding, side, share, apply)
+
+
+def _infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    """Patchy, ill-defined shadows of one zone of a lung, or of both lungs."""
     lesions: list[Lesion] = []
     for where in (side, -side) if rng.random() < 0.35 else (side,):
         x, y = _in_lung(anatomy, where, 22, 0.3, 0.92, rng)
@@ -323,35 +212,70 @@ def _make_infiltration(anatomy: Anatomy, side: int, rng: np.random.Generator) ->
         centres = rng.normal(x, 20, count), rng.normal(y, 30, count)
         patches = np.column_stack([*centres, rng.uniform(9, 17, count), rng.uniform(0.5, 0.9, count)])
         grain = np.clip(rng.normal(0.7, 0.4, (14, 14)), 0.1, 1.3)
-        lesions.append(Infiltration("Infiltration", where, patches, grain, float(rng.uniform(52, 68))))
+        share = functools.partial(_patchy, patches, grain)
+        lesions.append(_shadow("Infiltration", where, share, rng.uniform(52, 68)))
     return lesions
 
 
-def _make_atelectasis(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+def _patchy(patches: np.ndarray, grain: np.ndarray, field: Field) -> np.ndarray:
+    """Patches, (k, 4) centre x, centre y, spread and weight, broken up by a coarse random field over 160 mm."""
+    total = np.zeros_like(field.air)
+    for x, y, spread, weight in patches:
+        across = np.exp(-0.5 * ((field.x - x) / spread) ** 2)
+        total += weight * across * np.exp(-0.5 * ((field.y - y) / spread) ** 2)
+    total = np.minimum(total, 1.2)
+    total[total < 0.12] = 0
+    centre = patches[:, :2].mean(axis=0)
+    cells = len(grain)
+    step = 160 / (cells - 1)
+    rows = ((field.y[:, 0] - centre[1]) / step + cells / 2).clip(0, cells - 1.001)
+    columns = ((field.x[0] - centre[0]) / step + cells / 2).clip(0, cells - 1.001)
+    r, c = rows.astype(int), columns.astype(int)
+    fr, fc = (rows - r)[:, None], columns - c
+    upper, lower = (grain[row][:, c] * (1 - fc) + grain[row][:, c + 1] * fc for row in (r, r + 1))
+    return total * (upper * (1 - fr) + lower * fr)  # bilinear
+
+
+def _atelectasis(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
+    """Lung without air: plates (bands across the lower lung) or a wedge from the hilum to the chest wall.
+
+    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`lose_volume`).
+    """
     dome, lung = anatomy.dome(side), anatomy.lung
-    if rng.random() < 0.5:
+    wedge = rng.random() >= 0.5
+    if wedge:
+        tilt = rng.uniform(0.15, 0.6)  # it runs outwards and down from the hilum
+        length = 0.42 * lung
+        x = anatomy.middle + side * (0.22 * lung + length * np.cos(tilt))
+        y = anatomy.hilum + rng.uniform(0, 22) + length * np.sin(tilt)
+        bands = np.array([[x, y, length, rng.uniform(17, 25), side * tilt]])
+    else:
         count = int(rng.integers(1, 3))
-        up = float(rng.uniform(18, 30)) + np.arange(count) * rng.uniform(20, 34)
+        up = rng.uniform(18, 30) + np.arange(count) * rng.uniform(20, 34)
         x = anatomy.middle + side * lung * rng.uniform(0.52, 0.66, count)
-        bands = np.column_stack(
-            [x, dome - up, rng.uniform(38, 52, count), rng.uniform(3.5, 5.5, count), rng.normal(0, 0.2, count)]
-        )
-        return [Atelectasis("Atelectasis", side, bands, False, float(rng.uniform(45, 60)))]
-    tilt = float(rng.uniform(0.15, 0.6))  # the wedge runs outwards and down from the hilum
-    length = 0.42 * lung
-    x = anatomy.middle + side * (0.22 * lung + length * np.cos(tilt))
-    y = anatomy.hilum + float(rng.uniform(0, 22)) + length * np.sin(tilt)
-    bands = np.array([[x, y, length, float(rng.uniform(17, 25)), side * tilt]])
-    return [Atelectasis("Atelectasis", side, bands, True, float(rng.uniform(45, 60)))]
+        sizes = rng.uniform(38, 52, count), rng.uniform(3.5, 5.5, count), rng.normal(0, 0.2, count)
+        bands = np.column_stack([x, dome - up, *sizes])
+    return [_shadow("Atelectasis", side, functools.partial(_banded, bands, wedge), rng.uniform(45, 60))]
+
+
+def _banded(bands: np.ndarray, wedge: bool, field: Field) -> np.ndarray:
+    """Bands, (k, 5) centre x, centre y, half-length, half-thickness, angle; a wedge grows thicker outwards."""
+    total = np.zeros_like(field.air)
+    for x, y, length, thickness, angle in bands:
+        dx, dy = field.x - x, field.y - y
+        along = (dx * np.cos(angle) + dy * np.sin(angle)) * field.side
+        aside = np.abs(dy * np.cos(angle) - dx * np.sin(angle))
+        half = thickness * (0.15 + 0.85 * np.clip(along / length * 0.5 + 0.5, 0, 1)) if wedge else thickness
+        band = np.clip((half - aside) / (9 if wedge else 3) + 0.5, 0, 1)
+        np.maximum(total, band * np.clip((length - np.abs(along)) / 16 + 0.5, 0, 1), out=total)
+    return total
 
 
 MAKERS: dict[str, Callable[[Anatomy, int, np.random.Generator], list[Lesion]]] = {
-    "Atelectasis": _make_atelectasis,
-    "Effusion": lambda _, side, rng: [Effusion("Effusion", side, rng.uniform(-10, 34), rng.uniform(40, 75))],
-    "Infiltration": _make_infiltration,
-    "Mass": functools.partial(_make_round, "Mass"),
-    "Nodule": functools.partial(_make_round, "Nodule"),
-    "Pneumothorax": lambda _, side, rng: [
-        Pneumothorax("Pneumothorax", side, rng.uniform(0.66, 0.84), rng.uniform(9, 14))
-    ],
+    "Atelectasis": _atelectasis,
+    "Effusion": _effusion,
+    "Infiltration": _infiltration,
+    "Mass": functools.partial(_round, "Mass"),
+    "Nodule": functools.partial(_round, "Nodule"),
+    "Pneumothorax": _pneumothorax,
 }
