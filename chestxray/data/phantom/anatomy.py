@@ -37,49 +37,27 @@ def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient in one exposure. Lengths in mm; sides are -1 (image left) and 1.
+    """One patient in one exposure. Lengths in mm; sides are -1 (image left) and 1."""
 
-    Attributes:
-        apex: y of the lung apices.
-        domes: y of the top of the right and the left diaphragm dome.
-        lung: half the width of the rib cage, inside, at its widest.
-        drop: how far the costophrenic angle lies below the dome.
-        depth: thickness of the chest from front to back.
-        middle: x of the spine.
-        shift: how far heart and mediastinum are displaced to the image's right.
-        heart: half-width of the heart's shadow.
-        aorta: radius of the aortic knob.
-        fat: soft tissue outside the ribs.
-        pitch: distance from rib to rib.
-        rib_jitter: (24,) offset of each rib.
-        bone: strength of bone, 1 for a young adult.
-        clavicle: y of the inner ends of the clavicles.
-        scapula: how far the shoulder blades overlap the lungs.
-        breast: radius of the breast shadow, 0 for none.
-        bubble: radius of the gas bubble of the stomach.
-        lucency: factor on the aeration of the lungs.
-        tree: seed of the lung vessels.
-    """
-
-    apex: float
-    domes: tuple[float, float]
-    lung: float
-    drop: float
-    depth: float
-    middle: float
-    shift: float
-    heart: float
-    aorta: float
-    fat: float
-    pitch: float
-    rib_jitter: np.ndarray
-    bone: float
-    clavicle: float
-    scapula: float
-    breast: float
-    bubble: float
-    lucency: float
-    tree: tuple[int, int]
+    apex: float  # y of the lung apices
+    domes: tuple[float, float]  # y of the top of the right and the left diaphragm dome
+    lung: float  # half the width of the rib cage, inside, at its widest
+    drop: float  # how far the costophrenic angle lies below the dome
+    depth: float  # thickness of the chest from front to back
+    middle: float  # x of the spine
+    shift: float  # how far heart and mediastinum are displaced to the image's right
+    heart: float  # half-width of the heart's shadow
+    aorta: float  # radius of the aortic knob
+    fat: float  # soft tissue outside the ribs
+    pitch: float  # distance from rib to rib
+    rib_jitter: np.ndarray  # (24,) offset of each rib
+    bone: float  # strength of bone, 1 for a young adult
+    clavicle: float  # y of the inner ends of the clavicles
+    scapula: float  # how far the shoulder blades overlap the lungs
+    breast: float  # radius of the breast shadow, 0 for none
+    bubble: float  # radius of the gas bubble of the stomach
+    lucency: float  # factor on the aeration of the lungs
+    tree: tuple[int, int]  # seed of the lung vessels
 
     def dome(self, side: int) -> float:
         return self.domes[0] if side < 0 else self.domes[1]

@@ -6,6 +6,7 @@ however often. The module knows no class folder, no model, and no split beyond t
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -28,16 +29,15 @@ RECIPE = 2
 """Raised whenever the drawing changes, so that images of an older recipe are drawn again."""
 
 STATE = "phantom.json"
-"""Records what is drawn, and whether it is complete."""
+"""Records what is drawn; where the tables are beside it, it is complete."""
 
 
 def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | None = None) -> None:
     """Draw a dataset into `raw`, in the NIH layout.
 
     Writes `images/<patient>_<follow-up>.png` (8-bit grey), the image table and box list with the NIH's own headers,
-    the two official lists (no patient in both), and `phantom.json`, which records what was drawn. The tables come
-    last: where the image table is, the images are complete. Boxes are in pixels of the image as written (the NIH's
-    are in pixels of its 1024-px images); pixel spacing is true at that size, so boxes times spacing are millimetres.
+    the two official lists (no patient in both), and `phantom.json`, which records what is drawn. The tables come last:
+    where the image table is, the images are complete. Boxes and pixel spacing are those of the image as written.
 
     An interrupted run is continued: images that are there under the same parameters stay. Images drawn under other
     parameters are replaced.
@@ -68,42 +68,31 @@ def write_dataset(raw: Path, images: int, size: int, seed: int, workers: int | N
     for name, test in zip(LIST_NAMES, (False, True), strict=True):
         files.atomic_write(raw / name, "".join(f"{place.file}\n" for place in slots if place.test == test).encode())
     files.atomic_write(raw / TABLE_NAMES[0], _csv(TABLE_HEADER, [entry for entry, _ in rows]))
-    _write_state(raw, parameters, complete=True)
 
 
-def _prepare_folder(raw: Path, parameters: dict[str, Any], names: set[str]) -> bool:
+def _prepare_folder(raw: Path, parameters: dict[str, int], names: set[str]) -> bool:
     """Clear `raw` of all but the images that can stay; False where it holds this dataset, complete.
 
     Raises:
         StudyError: `raw` is a link, or holds images that no phantom run recorded.
     """
-    state, folder = _read_state(raw), raw / "images"
+    state, folder = {}, raw / "images"
+    with contextlib.suppress(OSError, ValueError):
+        state = json.loads((raw / STATE).read_text())
     with files.explained(folder):
         present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if raw.is_symlink() or (present and not state):
         raise StudyError(f"{raw}: holds images that are not phantoms; move them away or choose another dataset name")
     tables = [raw / name for name in (TABLE_NAMES[0], BOXES_NAME, *LIST_NAMES)]
-    if state == {**parameters, "complete": True} and present == names and all(path.exists() for path in tables):
+    if state == parameters and present == names and all(path.exists() for path in tables):
         return False
     for path in tables:
         files.remove(path)
     same = all(state.get(key) == parameters[key] for key in ("recipe", "size", "seed"))
     files.keep_only(folder, names if same else set())
     files.make_folder(folder)
-    _write_state(raw, parameters, complete=False)
+    files.atomic_write(raw / STATE, json.dumps(parameters, indent=1).encode())
     return True
-
-
-def _read_state(raw: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((raw / STATE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def _write_state(raw: Path, parameters: dict[str, Any], complete: bool) -> None:
-    files.atomic_write(raw / STATE, json.dumps({**parameters, "complete": complete}, indent=1).encode())
 
 
 def _write_image(folder: Path, index: int, size: int, seed: int) -> tuple[list[Any], list[list[Any]]]:

@@ -19,21 +19,13 @@ _BLOCK_PATIENTS = len(_TRAIN_PATIENTS) + len(_TEST_PATIENTS)
 
 @dataclass(frozen=True)
 class Slot:
-    """One image's place in the data set, before anything is drawn.
+    """One image's place in the data set, before anything is drawn."""
 
-    Attributes:
-        index: number of the image, from 0.
-        patient: number of the patient, from 1.
-        follow_up: number of the image among this patient's, from 0.
-        test: whether the patient is in the official test list.
-        findings: NIH names in alphabetical order; empty for No Finding.
-    """
-
-    index: int
-    patient: int
-    follow_up: int
-    test: bool
-    findings: tuple[str, ...]
+    index: int  # number of the image, from 0
+    patient: int  # number of the patient, from 1
+    follow_up: int  # number of the image among this patient's, from 0
+    test: bool  # whether the patient is in the official test list
+    findings: tuple[str, ...]  # NIH names in alphabetical order; empty for No Finding
 
     @property
     def file(self) -> str:
