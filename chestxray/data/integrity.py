@@ -36,25 +36,15 @@ _AGAIN = "download it again"
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found.
+    """What `verify` found."""
 
-    Attributes:
-        images: image files.
-        size: their bytes.
-        sides: pixel size of the images, (width, height) → how many.
-        absent: names of the table's images that have no file here; a fault only in a dataset that is to be whole.
-        decoded: images decoded.
-        faults: what is wrong; `file` is a name.
-        notes: what was read and what a reader should know besides, one line each.
-    """
-
-    images: int
-    size: int
-    sides: dict[tuple[int, int], int]
-    absent: tuple[str, ...]
-    decoded: int
-    faults: tuple[Rejection, ...]
-    notes: tuple[str, ...]
+    images: int  # image files
+    size: int  # their bytes
+    sides: dict[tuple[int, int], int]  # pixel size of the images, (width, height) → how many
+    absent: tuple[str, ...]  # images of the table that have no file; a fault only in a dataset that is to be whole
+    decoded: int  # images decoded
+    faults: tuple[Rejection, ...]  # what is wrong; `file` is a name
+    notes: tuple[str, ...]  # what was read and what a reader should know besides, one line each
 
     def lines(self) -> list[str]:
         """The report as lines to read, faults last."""

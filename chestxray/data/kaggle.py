@@ -45,21 +45,13 @@ _FIRST_FOLDER, _OTHER_FOLDERS = 4999, 10_000
 
 @dataclass(frozen=True)
 class Published:
-    """A dataset that can be fetched.
+    """A dataset that can be fetched."""
 
-    Attributes:
-        name: what `--dataset` calls it.
-        handle: Kaggle's name for it.
-        images: how many it has.
-        size: bytes that it has on disk.
-        tables: names of its image table, the best first.
-    """
-
-    name: str
-    handle: str
+    name: str  # what `--dataset` calls it
+    handle: str  # Kaggle's name for it
     images: int
-    size: int
-    tables: tuple[str, ...]
+    size: int  # bytes that it has on disk
+    tables: tuple[str, ...]  # names of its image table, the best first
 
 
 DATASETS = {
@@ -167,56 +159,34 @@ def _copy_in(dataset: Published, folder: Path) -> Copy | None:
 
 
 def _download(dataset: Published) -> Copy:
-    """Download a dataset into kagglehub's cache, which resumes by itself.
-
-    Raises:
-        StudyError: there is no space, or Kaggle cannot be reached.
-    """
+    """Download a dataset into kagglehub's cache, which resumes by itself."""
     # The archive and what is unpacked from it lie on the disk together for a while.
     files.require_space(cache(), 2 * dataset.size, "set KAGGLEHUB_CACHE to a folder on a larger disk")
     folder = _fetch(dataset.handle)
-    copy = _copy_in(dataset, folder)
-    if copy is None:
-        raise StudyError(
-            f"{folder}: what Kaggle gave for {dataset.handle} has no {dataset.tables[-1]} beside images; "
-            "remove it and fetch it again"
-        )
-    return copy
+    if copy := _copy_in(dataset, folder):
+        return copy
+    what = f"what Kaggle gave for {dataset.handle} has no {dataset.tables[-1]} beside images"
+    raise StudyError(f"{folder}: {what}; remove it and fetch it again")
 
 
 def _fetch(handle: str, *path: str) -> Path:
-    """Fetch a dataset, or one file of it, into kagglehub's cache, unless it is there; say where it lies.
-
-    Args:
-        handle: Kaggle's name for the dataset.
-        *path: of the file; the whole dataset where there is none.
-
-    Raises:
-        StudyError: it cannot be fetched; kagglehub has many kinds of errors for that.
-    """
+    """Fetch a dataset, or one file of it, into kagglehub's cache, unless it is there; say where it lies."""
     import kagglehub  # here, because only a download needs it and it takes a second to import
 
     try:
         return Path(kagglehub.dataset_download(handle, *path))
-    except Exception as error:
+    except Exception as error:  # kagglehub has many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         if any(kind.__name__ == "ConnectionError" for kind in type(error).__mro__):  # its message fills a screen
             reason = "no connection"
+        own = "give a folder by --from" if path else "fill a folder with the NIH's own script, for --dataset"
+        remedy = f"check the network, run it again to go on, or {own} (see 1_Datasets/README.md)"
         what = " ".join((*path, f"cannot be fetched ({reason})"))
-        own = (
-            "give a folder by --from" if path else "fill a folder with the NIH's own script and give that as --dataset"
-        )
-        raise StudyError(
-            f"Kaggle's {handle}: {what}; check the network, run it again to go on, or {own} (see 1_Datasets/README.md)"
-        ) from error
+        raise StudyError(f"Kaggle's {handle}: {what}; {remedy}") from error
 
 
 def fetch_tables(dataset: Published) -> list[Path]:
-    """Fetch the first edition of the image table and the boxes, and say where they lie in the cache.
-
-    Raises:
-        StudyError: Kaggle cannot be reached.
-    """
+    """Fetch the first edition of the image table and the boxes, and say where they lie in the cache."""
     with _quiet():
         return [_fetch(dataset.handle, name) for name in (dataset.tables[-1], nih_tables.BOXES_NAME)]
 

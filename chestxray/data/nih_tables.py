@@ -65,42 +65,28 @@ _VIEWS = {"PA": "PA", "AP": "AP"}
 
 @dataclass(frozen=True)
 class Entries:
-    """The image table.
+    """The image table, one row an image, sorted by image, with the columns `TABLE_COLUMNS`.
 
-    Attributes:
-        source: the file it was read from.
-        table: one row an image, sorted by image, with the columns `TABLE_COLUMNS`: `patient` as text, `follow_up`
-            int64, `age` Int64 (years, empty where not plausible), `sex` M, F or empty, `view` PA, AP or empty,
-            `findings` joined by |, `label` one of the seven classes or empty. Empty texts are "".
-        rejected: rows that were left out and values that were emptied, in the table's order.
-        rows: rows of the file.
-        notes: what a reader should know, one line each.
-        fault: that most rows or all rows of a class are lost, if they are.
+    `patient` is text, `follow_up` int64, `age` Int64 (empty where not plausible), `sex` M, F or empty, `view` PA,
+    AP or empty, `findings` joined by |, `label` one of the seven classes or empty. Empty texts are "".
     """
 
-    source: Path
+    source: Path  # the file it was read from
     table: pd.DataFrame
-    rejected: tuple[Rejection, ...]
-    rows: int
-    notes: tuple[str, ...] = ()
-    fault: Rejection | None = None
+    rejected: tuple[Rejection, ...]  # rows that were left out and values that were emptied, in the file's order
+    rows: int  # of the file
+    notes: tuple[str, ...] = ()  # what a reader should know, one line each
+    fault: Rejection | None = None  # that most rows or all rows of a class are lost, if they are
 
 
 @dataclass(frozen=True)
 class Present:
-    """The part of the image table whose images are there.
+    """The part of the image table whose images are there."""
 
-    Attributes:
-        table: as `Entries.table`.
-        paths: image → its file.
-        rejected: images and values that cannot be used, images without a row among them.
-        absent: rows of the table that have no image here, which is normal for a part of the dataset.
-    """
-
-    table: pd.DataFrame
-    paths: dict[str, Path]
-    rejected: tuple[Rejection, ...]
-    absent: int
+    table: pd.DataFrame  # as `Entries.table`
+    paths: dict[str, Path]  # image → its file
+    rejected: tuple[Rejection, ...]  # images and values that cannot be used, images without a row among them
+    absent: int  # rows of the table that have no image here, which is normal for a part of the dataset
 
 
 def find_table(raw: Path) -> Path:
@@ -294,12 +280,9 @@ def match_images(entries: Entries, images: Mapping[str, Path]) -> Present:
 
 
 def read_boxes(raw: Path) -> pd.DataFrame:
-    """Read the lesion boxes.
+    """Read the lesion boxes, sorted by image: `image`, `finding`, `x`, `y`, `width`, `height` in the original's pixels.
 
-    Returns:
-        Columns `image`, `finding` (spelt as in the image table), `x`, `y`, `width`, `height` in pixels of the original
-        image (1024 px for the NIH's), sorted by image; empty where the source has no boxes. Rows without a usable box
-        are left out.
+    Rows without a usable box are left out; where the source has no boxes there are none.
 
     Raises:
         StudyError: the file is no CSV table or has too few columns.
@@ -331,13 +314,10 @@ def read_lists(raw: Path, entries: Entries | None = None) -> Lists | None:
             not in train_val.
     """
     *paths, chosen = [own_tables.in_any_case(raw, name) for name in (*LIST_NAMES, VALID_NAME)]
-    missing, there = (
-        [path for path in paths if not path.is_file()],
-        [path for path in (*paths, chosen) if path.is_file()],
-    )
+    there = [path for path in (*paths, chosen) if path.is_file()]
     if not there:
         return None
-    if missing:
+    if missing := [path for path in paths if path not in there]:
         remedy = "add it, or remove that one to split by patient"
         raise StudyError(f"{missing[0]}: missing, though {there[0].name} is there; {remedy}")
     lists = _read_lists(*paths, entries)
@@ -366,13 +346,11 @@ def read_lists_for(entries: Entries, train_val: Path, test: Path) -> Lists:
     lists = _read_lists(train_val, test, entries)
     known = {*entries.table["image"].tolist(), *(line.file for line in entries.rejected)}
     for path, names in zip((train_val, test), lists, strict=True):
-        if not names:
-            raise StudyError(f"{path}: names no image; give a list of image names, one a line")
-        if lacking := names - known:
-            raise StudyError(
-                f"{path}: {entries.source.name} lacks {len(lacking):,} of its {len(names):,} images, such as "
-                f"{', '.join(sorted(lacking)[:3])}; use the list that belongs to the table"
-            )
+        lacking = sorted(names - known)
+        some = f"{len(lacking):,} of its {len(names):,} images, such as {', '.join(lacking[:3])}"
+        fault = f"{entries.source.name} lacks {some}" if lacking else "" if names else "names no image"
+        if fault:
+            raise StudyError(f"{path}: {fault}; use the list that belongs to the table, one image name a line")
     return lists
 
 
@@ -387,16 +365,13 @@ def _read_lists(train_val: Path, test: Path, entries: Entries | None) -> Lists:
 
 
 def box_side(boxes: pd.DataFrame, image_side: int) -> int:
-    """Say in pixels of which image the lesion boxes are.
+    """Side of the image in whose pixels lesion boxes are: `image_side` where all lie inside such an image, else 1024.
 
     The NIH's are in pixels of its 1024-px images, whatever size these have here; others' in pixels of their own.
 
     Args:
         boxes: `x`, `y`, `width`, `height`.
         image_side: side of the raw images here, in pixels.
-
-    Returns:
-        `image_side` where all boxes lie inside such an image, else NIH_SIDE.
     """
     ends = max((boxes["x"] + boxes["width"]).max(), (boxes["y"] + boxes["height"]).max())
     return NIH_SIDE if ends > image_side + 1 else image_side

@@ -46,10 +46,7 @@ _UNLABELLED = ("", "nan", "na", "n/a", "null")
 
 
 def read_text(path: Path) -> tuple[str, list[str]]:
-    """Read a text in UTF-8, in UTF-16 that is marked as such, or else in Latin-1.
-
-    Returns:
-        The text, and a note if it is not UTF-8.
+    """Read a text in UTF-8, in UTF-16 that is marked as such, or else in Latin-1; with a note if it is not UTF-8.
 
     Raises:
         StudyError: the file cannot be read or is no text.
@@ -76,10 +73,9 @@ def _separator(text: str) -> str:
 
 
 def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Read a table, its columns parted by commas, semicolons or tabs, as text; empty cells are "".
+    """Read a table, its columns parted by commas, semicolons or tabs, as text; empty cells are "". With notes.
 
-    Returns:
-        The table without empty rows, whose index counts the file's rows below the header from 0; and notes.
+    Empty rows are left out; the index counts the file's rows below the header from 0.
 
     Raises:
         StudyError: it is no table.
@@ -92,10 +88,8 @@ def read_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
             as_text = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "skipinitialspace": True}
             table = pd.read_csv(io.StringIO(text), sep=_separator(text), index_col=False, **as_text)
     except ValueError as error:  # pandas' parser errors
-        reason = str(error).splitlines()[0]
-        raise StudyError(
-            f"{path}: cannot be read as a CSV table ({reason}); correct it or download it again"
-        ) from error
+        reason = f"cannot be read as a CSV table ({str(error).splitlines()[0]})"
+        raise StudyError(f"{path}: {reason}; correct it or download it again") from error
     table.columns = [str(name).strip() for name in table.columns]
     table = table.fillna("")
     return table[table.ne("").any(axis=1)], notes
@@ -217,10 +211,10 @@ def refuse_links_to_nothing(raw: Path) -> None:
 
 
 def in_any_case(folder: Path, name: str) -> Path:
-    """Find a file by its name in a folder, in other letters if there is none in these; it need not be there.
+    """Find a file by its name in a folder, in other letters if there is none in these; neither need be there.
 
     Args:
-        folder: where to look; it need not be there either.
+        folder: where to look.
         name: the file's name.
     """
     if (path := folder / name).is_file() or not folder.is_dir():
@@ -250,16 +244,13 @@ def read_list(path: Path, images: Iterable[str]) -> set[str]:
 
 
 def findings(text: str, own: Mapping[str, str]) -> str | None:
-    """The findings of a cell as the NIH spells them, joined by |.
+    """The findings of a cell as the NIH spells them, joined by |: "" where the map leaves all of them out.
 
-    The cell holds one label, or several parted by `|`, or else by `;` or `,` where all parts are labels.
+    None unless all are known, and *No Finding* alone.
 
     Args:
-        text: the cell.
+        text: one label, or several parted by `|`, or else by `;` or `,` where all parts are labels.
         own: a label map, of `read_map`.
-
-    Returns:
-        "" where the map leaves all of them out; None unless all are known, and *No Finding* alone.
     """
     for mark in ("\n", "|", ";", ","):  # first the cell as it is, which an own label with a comma may be
         parts = [key(part) for part in text.split(mark) if part.strip()]
@@ -324,10 +315,7 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 
 def read_map(path: Path) -> dict[str, str]:
-    """Read a label map: own label, study label (one of the NIH's; empty: left out); further columns are not read.
-
-    Returns:
-        `key` of the own label → study label as the NIH spells it, or "".
+    """Read a label map: `key` of the own label → study label as the NIH spells it, or "" where it is left out.
 
     Raises:
         StudyError: the file cannot be read, a row has not two columns or a label in a third, a study label is unknown,
@@ -347,13 +335,9 @@ def read_map(path: Path) -> dict[str, str]:
         label = _SPELLINGS.get(key(study[0])) if study[0] else ""
         if label is None:
             good = ", ".join((*NIH_FINDINGS, NO_FINDING_NIH))
-            raise StudyError(
-                f"{path}: row {number}: {study[0]!r} is no study label; there are {good}, or leave it empty"
-            )
+            raise StudyError(f"{path}: row {number}: {study[0]!r} is no study label; give {good}, or leave it empty")
         if found.setdefault(key(own), label) != label:
-            raise StudyError(
-                f"{path}: row {number}: {own!r} is mapped twice, to different labels; remove one of the rows"
-            )
+            raise StudyError(f"{path}: row {number}: {own!r} is mapped to different labels; remove one of the rows")
     if not found:
         raise StudyError(f"{path}: maps no label; write two columns: {', '.join(MAP_HEADER)}")
     return found

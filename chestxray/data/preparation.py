@@ -123,35 +123,21 @@ def link_trees(paths: Paths, manifest: pd.DataFrame) -> None:
 
 
 class Plan(NamedTuple):
-    """What stage 2.1 is going to make, known before any pixel is read.
+    """What stage 2.1 is going to make, known before any pixel is read."""
 
-    Attributes:
-        table: one row per image that is there, with what `splits.plan` adds.
-        paths: image → its source file.
-        rejected: rows, values and files that cannot be used.
-        notes: what a reader should know, one line each.
-    """
-
-    table: pd.DataFrame
-    paths: dict[str, Path]
-    rejected: tuple[Rejection, ...]
-    notes: tuple[str, ...]
+    table: pd.DataFrame  # one row per image that is there, with what `splits.plan` adds
+    paths: dict[str, Path]  # image → its source file
+    rejected: tuple[Rejection, ...]  # rows, values and files that cannot be used
+    notes: tuple[str, ...]  # what a reader should know, one line each
 
 
 class Preparation(NamedTuple):
-    """What stage 2.1 has made.
+    """What stage 2.1 has made."""
 
-    Attributes:
-        manifest: as `manifest.csv`.
-        rejected: as `rejected.csv`: `file`, `value`, `remedy`.
-        notes: what a reader should know, one line each.
-        made: prepared images written by this run; the others were there already.
-    """
-
-    manifest: pd.DataFrame
-    rejected: pd.DataFrame
-    notes: tuple[str, ...]
-    made: int
+    manifest: pd.DataFrame  # as `manifest.csv`
+    rejected: pd.DataFrame  # as `rejected.csv`: `file`, `value`, `remedy`
+    notes: tuple[str, ...]  # what a reader should know, one line each
+    made: int  # prepared images written by this run; the others were there already
 
 
 def make_plan(study: Study, raw: Path | None = None, labels: Path | None = None) -> Plan:

@@ -55,13 +55,10 @@ def check_lists(table: pd.DataFrame, lists: Lists | None) -> None:
 
 
 def _strata(table: pd.DataFrame) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Count the images of each patient in each stratum, of which every split should have its share.
+    """The patients (sorted), the strata, and how many images of each stratum a patient has, (patients, strata) int64.
 
     Strata are label × view, each label, each view, the images and the patients. Images without a single-class label
     form a stratum of their own.
-
-    Returns:
-        The patients (sorted), the names of the strata, and the counts, (patients, strata) int64.
     """
     label = table["label"].where(table["label"].ne(""), "other")
     patient, patients = pd.factorize(table["patient"], sort=True)
@@ -117,7 +114,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
 
 
 def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: int) -> pd.Series:
-    """Give every image its split, by patient.
+    """Give every image its split, by patient: `train`, `valid` or `test`, on the table's index.
 
     The official lists decide train_val and test where there are any. Without lists, `TEST_SHARE` of the images are held
     out by patient. Validation is the patients of its list where there is one; else it is carved out of train_val by
@@ -129,36 +126,24 @@ def assign(table: pd.DataFrame, lists: Lists | None, valid_share: float, seed: i
         valid_share: share of the train_val images held out for validation, 0 to 1.
         seed: seeds the draw.
 
-    Returns:
-        `train`, `valid` or `test` for each row, on the table's index.
-
     Raises:
         StudyError: as `check_lists`; there are too few patients to split, or no image has one of the seven labels.
     """
-    patients = table["patient"].nunique()
-    if patients < FEWEST_PATIENTS:
-        raise StudyError(
-            f"the image table: images of {patients} patients; add images, at least {FEWEST_PATIENTS} are needed"
-        )
+    if (patients := table["patient"].nunique()) < FEWEST_PATIENTS:
+        remedy = f"add images, at least {FEWEST_PATIENTS} are needed"
+        raise StudyError(f"the image table: images of {patients} patients; {remedy}")
     if table["label"].eq("").all():
-        raise StudyError(
-            "the image table: no image shows one of the seven classes alone; add images, or map own labels"
-        )
-    named = []
+        fault = "no image shows one of the seven classes alone"
+        raise StudyError(f"the image table: {fault}; add images, or map own labels")
     check_lists(table, lists)
-    if lists:
-        named = [set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists]
-        test_patients = named[1]
-    else:
-        test_patients = hold_out(table, TEST_SHARE, seed)
-    test = table["patient"].isin(test_patients)
-    held_out = named[2] if len(named) > 2 else hold_out(table[~test], valid_share, seed + 1)
-    valid = table["patient"].isin(held_out)
+    named = [set(table.loc[table["image"].isin(names), "patient"].tolist()) for names in lists or ()]
+    test = table["patient"].isin(named[1] if named else hold_out(table, TEST_SHARE, seed))
+    valid = table["patient"].isin(named[2] if named[2:] else hold_out(table[~test], valid_share, seed + 1))
     return pd.Series(np.select([test, valid], ["test", "valid"], "train"), index=table.index, name="split")
 
 
 def select(table: pd.DataFrame, no_finding: int, seed: int) -> pd.Series:
-    """Choose the study's images: all single-label images of the six findings, and some of No_finding.
+    """Choose the study's images, all single-label ones of the six findings and some of No_finding: True for these.
 
     No_finding is thinned in the same proportion in every split, and over patients: first one image of each patient in
     a seeded order, then a second one of each, and so on. Neither the order of the rows nor of the file matters.
@@ -167,9 +152,6 @@ def select(table: pd.DataFrame, no_finding: int, seed: int) -> pd.Series:
         table: the image table with its `split`.
         no_finding: at most this many No_finding images over all splits.
         seed: seeds the order of patients and of each patient's images.
-
-    Returns:
-        True for the selected images, on the table's index.
     """
     chosen = table["label"].ne("")
     healthy = table.loc[table["label"].eq("No_finding"), ["image", "patient", "split"]]
@@ -194,18 +176,14 @@ def _in_rounds(images: pd.DataFrame, random: np.random.Generator) -> pd.DataFram
 
 
 def balanced_test(planned: pd.DataFrame, seed: int) -> pd.Series:
-    """Choose the images of the balanced test among the test split's.
+    """Choose the images of the balanced test among the test split's: True for these, on the table's index.
 
     It has the same number of single-label images of each class, `BALANCED_TEST` as in the published study, or as many
-    as the rarest class has; where few No_finding are selected that class may be No_finding, and without any image of
-    some class the test is empty. A class is drawn over patients in rounds, as `select` draws No_finding.
+    as the rarest class has. A class is drawn over patients in rounds, as `select` draws No_finding.
 
     Args:
         planned: the image table with `split` and `selected`.
         seed: seeds the draw, which does not depend on the order of the rows.
-
-    Returns:
-        True for its images, on the table's index.
     """
     tested = planned["split"].eq("test")
     single = planned[tested & planned["selected"]]
@@ -240,11 +218,9 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
 
 
 def selection(planned: pd.DataFrame) -> pd.DataFrame:
-    """Selected images by split and class, with their patients, views and sexes.
+    """Selected images by `split` and `class`, with a row `Total` for each split: `images`, `patients`, views and sexes.
 
-    Returns:
-        One row per split and class, and `Total` for each split: `class`, `split`, `images`, `patients`, and the images
-        of either view (`PA`, `AP`) and sex (`F`, `M`); an image whose view or sex is unknown is in neither.
+    An image whose view or sex is unknown is in none of these.
     """
     rows = []
     for split in SPLITS:
@@ -266,12 +242,9 @@ def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.
 
 
 def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
-    """Images and patients of both tests, by class.
+    """Images and patients of both tests, by class and in total: columns (`all` | `balanced`, `images` | `patients`).
 
     Among all test images (`all`) an image counts for each of its findings, so the rows do not add up to the total.
-
-    Returns:
-        Index: the classes and `Total`. Columns: (`all` | `balanced`, `images` | `patients`).
     """
     tested = planned[planned["split"].eq("test")]
     findings = tested["findings"].str.split("|").explode().map(LABELS)
@@ -281,10 +254,9 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
 
 
 def shortage(table: pd.DataFrame) -> str:
-    """Why no model can be trained on these images, in a line; "" where one can.
+    """Why no model can be trained on the images of a table, in a line; "" where one can.
 
-    Args:
-        table: the image table; of one with `split` and `selected`, the selected images of each split count.
+    Where there are `split` and `selected`, the selected images of each split count.
     """
     images = table[table["selected"]] if "selected" in table else table
     lacking = []

@@ -79,25 +79,15 @@ def fingerprint() -> str:
 
 
 def digest(pixels: np.ndarray) -> str:
-    """SHA-256 of an image's grey values, row by row, in hexadecimal: what the list compares.
-
-    Args:
-        pixels: (height, width) uint8.
-    """
+    """SHA-256 of an image's grey values, (height, width) uint8, row by row, in hexadecimal: what the list compares."""
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def reduce(pixels: np.ndarray) -> np.ndarray:
-    """Bring an original to 128 px as nih_9k was made: twice a mean of four pixels, rounded half up.
+    """Bring an original, (1024, 1024) uint8, to 128 px as nih_9k was made: twice a mean of four, rounded half up.
 
     First to 256 px the pixels 1 and 2 of every four in both directions, then each 2 × 2. (It is OpenCV's bilinear
     resizing to 256 px and on to 128 px.)
-
-    Args:
-        pixels: (1024, 1024) uint8.
-
-    Returns:
-        (128, 128) uint8.
 
     Raises:
         StudyError: it has another shape or type.
@@ -112,16 +102,7 @@ def reduce(pixels: np.ndarray) -> np.ndarray:
 def reduce_256(pixels: np.ndarray) -> np.ndarray:
     """Bring an original to 256 px as nih_9k was made: the mean of each 4 × 4 pixels, halves to the even number.
 
-    (It is OpenCV's resizing by area.)
-
-    Args:
-        pixels: (1024, 1024) uint8.
-
-    Returns:
-        (256, 256) uint8.
-
-    Raises:
-        StudyError: it has another shape or type.
+    (It is OpenCV's resizing by area.) Shape, type and errors are as of `reduce`.
     """
     blocks = _original(pixels).reshape(NATIVE // 4, 4, NATIVE // 4, 4)
     return np.rint(blocks.sum(axis=(1, 3), dtype=np.uint16) / 16).astype(np.uint8)
@@ -151,8 +132,7 @@ def provide(raw: Path, folders: Sequence[Path] = ()) -> None:
             alone. Without, mounted copies and kagglehub's cache are looked through, and Kaggle is asked for the rest.
 
     Raises:
-        StudyError: a folder has nothing of the list or there is no image table; a radiograph is missing at 128 px;
-            Kaggle cannot be reached; or the file system refuses.
+        StudyError: a folder has nothing of the list, there is no image table, or a radiograph is missing at 128 px.
     """
     from chestxray.data import kaggle  # here, because it imports pandas, which reading the list doesn't need
 
@@ -225,10 +205,7 @@ def _missing(lacking: Mapping[str, Mapping[int, Path]]) -> list[str]:
 
 
 def _find(folders: Iterable[Path], names: Iterable[str], given: bool) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Find files of listed names: directly in each folder, and anywhere below its `images*`.
-
-    Returns:
-        The folders that have any; and name → its files.
+    """The folders that have files of listed names, and name → its files: in a folder, or anywhere below its `images*`.
 
     Raises:
         StudyError: a folder that the user has `given` is none, or has none.
@@ -253,17 +230,10 @@ def _first(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
 
 
 def _add_tables(place: Path, folders: Sequence[Path], rows: Mapping[str, Row], ask: bool) -> None:
-    """Copy the best image table and the boxes into `place`, and write the lists; say where it is the first edition.
-
-    Args:
-        place: the folder.
-        folders: where the tables are looked for.
-        rows: the committed list.
-        ask: whether Kaggle is asked for them where there is no image table.
+    """Copy the folders' best image table and boxes into `place`, and write the lists; `ask` Kaggle where none has any.
 
     Raises:
-        StudyError: there is no image table or it lacks listed images, Kaggle cannot be reached, or the file system
-            refuses.
+        StudyError: there is no image table, or it lacks listed images.
     """
     from chestxray.data import kaggle, nih_tables
 
@@ -289,19 +259,7 @@ def _add_tables(place: Path, folders: Sequence[Path], rows: Mapping[str, Row], a
 
 
 def _make(row: Row, candidates: Iterable[Path], lacking: dict[int, Path]) -> list[str]:
-    """Make the lacking files of one listed image.
-
-    Args:
-        row: the image.
-        candidates: files of its name.
-        lacking: side → place of each file to make; those that are made are removed from it.
-
-    Returns:
-        Which candidates are not what the list says, and why.
-
-    Raises:
-        StudyError: the file system refuses.
-    """
+    """Make the lacking files of one listed image, and take them off `lacking`; say which candidates are refused."""
     refused = []
     for path in candidates:
         try:
@@ -318,11 +276,7 @@ def _make(row: Row, candidates: Iterable[Path], lacking: dict[int, Path]) -> lis
 
 
 def _versions(path: Path, row: Row, wanted: Iterable[int]) -> dict[int, bytes | None]:
-    """What a file gives of the wanted sides: out of an original PNG files, else None for the file itself.
-
-    Raises:
-        StudyError: it is broken, of another size, or its pixels are not those of the list.
-    """
+    """What a file gives of the wanted sides: out of an original PNG files, else None for the file itself."""
     pixels, made = decode(path), {}
     height, width = pixels.shape
     if height != width or width not in (*FOLDERS, NATIVE):
@@ -352,8 +306,7 @@ def require_equal(raw: Path, images: Mapping[str, Path]) -> None:
     Raises:
         StudyError: the first that is missing, unexpected or has other pixels.
     """
-    faults, _ = compare(images)
-    if faults:
+    if faults := compare(images)[0]:
         more = f" ({len(faults) - 1:,} more: chestxray verify {NAME})" if faults[1:] else ""
         raise StudyError(f"{raw}: {faults[0].file}: {faults[0].value}{more}; {faults[0].remedy}")
 

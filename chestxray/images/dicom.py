@@ -122,11 +122,7 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
 
 
 def _read(data: bytes, path: Path) -> pydicom.FileDataset:
-    """Read the elements of `_KEYWORDS` that have a value, and skip all others.
-
-    Raises:
-        StudyError: there are too many elements, or pydicom would take too much memory to inflate them.
-    """
+    """Read the elements of `_KEYWORDS` that have a value, and skip all others, in bounded memory."""
     from pydicom.filereader import read_partial
     from pydicom.tag import Tag
 
@@ -153,31 +149,19 @@ def _read(data: bytes, path: Path) -> pydicom.FileDataset:
 
 @dataclass(frozen=True)
 class _Shape:
-    """Size and kind of the stored pixels, as the header gives them and as they may be.
-
-    Attributes:
-        rows, columns: of the image.
-        samples: 1 grey, 3 colour.
-        allocated, stored: bits a sample takes, and has.
-        shift: bits below the stored ones.
-        signed: two's complement.
-    """
+    """Size and kind of the stored pixels, as the header gives them and as they may be."""
 
     rows: int
     columns: int
-    samples: int
-    allocated: int
-    stored: int
-    shift: int
-    signed: bool
+    samples: int  # 1 grey, 3 colour
+    allocated: int  # bits that a sample takes
+    stored: int  # bits that it has
+    shift: int  # bits below the stored ones
+    signed: bool  # two's complement
 
     @classmethod
     def of(cls, dataset: pydicom.Dataset, path: Path) -> _Shape:
-        """Read and check it.
-
-        Raises:
-            StudyError: no pixels, several frames, or too many, too large or unusual ones.
-        """
+        """Read it; a StudyError for no pixels, several frames, or too many, too large or unusual ones."""
         from pydicom.uid import UID
 
         if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
@@ -211,11 +195,7 @@ class _Shape:
 
 
 def _stored(dataset: pydicom.Dataset, shape: _Shape, path: Path) -> np.ndarray:
-    """The pixels as they are stored, (rows, columns) of 8 or 16 bits, or (rows, columns, 3) uint8 as RGB.
-
-    Raises:
-        StudyError: the encoding is unknown, or the pixels are more or less than the header says.
-    """
+    """The pixels as they are stored, (rows, columns) of 8 or 16 bits, or (rows, columns, 3) uint8 as RGB."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
@@ -240,11 +220,7 @@ def _stored(dataset: pydicom.Dataset, shape: _Shape, path: Path) -> np.ndarray:
 
 
 def _check_frame(dataset: pydicom.Dataset, shape: _Shape, rle: bool, path: Path) -> None:
-    """Compare the size that a compressed frame gives with the header's, before a decoder takes memory for it.
-
-    Raises:
-        StudyError: they differ.
-    """
+    """Compare the size that a compressed frame gives with the header's, before a decoder takes memory for it."""
     from pydicom.encaps import get_frame
 
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)

@@ -40,21 +40,13 @@ _REMEDY = "restore it, or fit it anew by python -m tests.benchmarks.fit_input_ch
 
 @dataclass(frozen=True)
 class Check:
-    """A network with one hidden layer that separates frontal chest radiographs from other images.
+    """A network with one hidden layer that separates frontal chest radiographs from other images."""
 
-    Attributes:
-        mean: (F,) of the features.
-        components: (F, K) from features to components of unit variance.
-        kernels: of the layers, (K, H) and (H, 1).
-        biases: (H,) and (1,).
-        threshold: log-odds of being something else from which an image is flagged.
-    """
-
-    mean: np.ndarray
-    components: np.ndarray
-    kernels: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-    threshold: float
+    mean: np.ndarray  # (F,) of the features
+    components: np.ndarray  # (F, K) from features to components of unit variance
+    kernels: tuple[np.ndarray, ...]  # of the layers, (K, H) and (H, 1)
+    biases: tuple[np.ndarray, ...]  # (H,) and (1,)
+    threshold: float  # log-odds of being something else from which an image is flagged
 
     @classmethod
     def load(cls, path: Path) -> Check:

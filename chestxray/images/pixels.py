@@ -55,23 +55,14 @@ class Facts:
     """What a file says of its image besides the pixels, as far as it helps to recognise a radiograph.
 
     It holds nothing of a patient: texts are empty unless they are on a list of `dicom`.
-
-    Attributes:
-        format: `PNG`, `JPEG`, `TIFF` or `DICOM`.
-        colour: how far the red, green and blue of a point lie apart on average, 0–255, after shrinking to 64 px; 0 for
-            grey images.
-        view: DICOM's view position, such as `PA` or `LL`.
-        body_part: DICOM's body part examined, such as `CHEST`.
-        modality: DICOM's modality, such as `DX`.
-        raw: DICOM's presentation intent is `FOR PROCESSING`: raw detector data, not an image for reading.
     """
 
-    format: str
-    colour: float = 0.0
-    view: str = ""
-    body_part: str = ""
-    modality: str = ""
-    raw: bool = False
+    format: str  # PNG, JPEG, TIFF or DICOM
+    colour: float = 0.0  # mean spread of red, green and blue, 0–255, after shrinking to 64 px; 0 for grey images
+    view: str = ""  # DICOM's view position, such as PA or LL
+    body_part: str = ""  # DICOM's body part examined, such as CHEST
+    modality: str = ""  # DICOM's modality, such as DX
+    raw: bool = False  # DICOM's presentation intent is FOR PROCESSING: raw detector data, not an image for reading
 
     def of_colour(self, image: Image.Image) -> Facts:
         """The same with the colour of an image, of any mode."""
@@ -118,19 +109,12 @@ def largest_value(path: Path) -> int | None:
 
 
 class Greys(NamedTuple):
-    """How a dataset's 16-bit files are read.
+    """How a dataset's 16-bit files are read."""
 
-    Attributes:
-        bits: those by which all are read; None where there are none.
-        files: which they are.
-        notes: what a user should know of it, one line each.
-        darker: files that use fewer bits: dark radiographs, or greys of another depth, which come out too dark.
-    """
-
-    bits: int | None
-    files: frozenset[Path]
-    notes: tuple[str, ...]
-    darker: tuple[Rejection, ...] = ()
+    bits: int | None  # those by which all are read; None where there are none
+    files: frozenset[Path]  # which they are
+    notes: tuple[str, ...]  # what a user should know of it, one line each
+    darker: tuple[Rejection, ...] = ()  # files that use fewer bits: dark ones, or of another depth and then too dark
 
 
 def greys(paths: Iterable[Path]) -> Greys:

@@ -209,8 +209,8 @@ def test_a_label_map_reads_own_labels(tiny_raw, tmp_path, study_of):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("Normal,No Findng\n", r"row 1: 'No Findng' is no study label; there are Atelectasis, "),
-        ("own label,study label\nNormal,Mass\nnormal,Nodule\n", "row 3: 'normal' is mapped twice"),
+        ("Normal,No Findng\n", r"row 1: 'No Findng' is no study label; give Atelectasis, "),
+        ("own label,study label\nNormal,Mass\nnormal,Nodule\n", "row 3: 'normal' is mapped to different"),
         ("Normal\n", r"row 1 'Normal'; write two columns: own label, study label"),
         ("Tumour, large,Mass\na,Mass\n", "row 1 'Tumour,large,Mass'; write two columns"),
         ("own,study\n", "'study' is no study label"),
