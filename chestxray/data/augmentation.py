@@ -5,7 +5,7 @@ selected train images alone, never validation or test.
 
 Ranges. Positioning on a chest stand varies by a few degrees and centimetres, and exposure and window by about a tenth:
 rotations to ±7°, shifts to ±4 % of the side, zooms 0.93–1.07, brightness ±8 % of full scale, contrast 0.85–1.15.
-Horizontal flips are off: the heart lies on the left, and a mirrored radiograph shows dextrocardia and a mirrored side
+No file is mirrored: the heart lies on the left, and a mirrored radiograph shows dextrocardia and a mirrored side
 marker. What a shift or a rotation uncovers is filled by reflection: black wedges would mark an image as transformed,
 and no validation or test image has them.
 """
@@ -39,7 +39,7 @@ BRIGHTNESS = 0.08
 CONTRAST = 0.15
 """Largest departure from 1 of the factor by which grey levels spread about the image's mean."""
 
-PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "brightness", "contrast", "flip")
+PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "brightness", "contrast")
 """Columns of a plan: the transform of the source."""
 PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETERS, "seed")
 
@@ -47,27 +47,20 @@ _RECIPE = "1"
 """Changes when the same parameters would give other pixels: files of another recipe are made anew."""
 
 
-def draw_parameters(seed: int, flip: bool = False) -> dict[str, float | int]:
-    """Draw one transform, from the same distribution for every class.
+def draw_parameters(seed: int) -> dict[str, float]:
+    """Draw one transform, from the same distribution for every class: what `transform` takes.
 
-    Args:
-        seed: the file's own seed; it alone decides the draw.
-        flip: mirror with probability one half.
-
-    Returns:
-        `rotation` in degrees, anticlockwise; `shift_x` (to the right) and `shift_y` (down) as shares of the side;
-        `zoom`, above 1 magnifies; `brightness` as share of full scale; `contrast` as factor about the mean; `flip`, 0
-        or 1. All uniform in this module's ranges, rounded to 4 digits so that the CSV holds exactly what was done.
+    All are uniform in this module's ranges, rounded to 4 digits so that the CSV holds exactly what was done. The
+    file's own seed alone decides the draw.
     """
     rng = np.random.default_rng(seed)
     centre = np.array([0, 0, 0, 1, 0, 1])
     reach = np.array([ROTATION, SHIFT, SHIFT, ZOOM, BRIGHTNESS, CONTRAST])
     drawn = np.round(rng.uniform(centre - reach, centre + reach), 4)
-    mirrored = int(rng.random() < 0.5) if flip else 0
-    return {**dict(zip(PARAMETERS[:-1], drawn.tolist(), strict=True)), "flip": mirrored}
+    return dict(zip(PARAMETERS, drawn.tolist(), strict=True))
 
 
-def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
+def plan(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """List the files of the balanced train set, before any is written.
 
     Every class gets as many files as the largest class has train images. Within a class each source is used equally
@@ -79,7 +72,6 @@ def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
         manifest: the columns `image`, `patient`, `label`, `split`, `selected`; rows outside the selected train images
             are ignored.
         seed: the study's seed.
-        flip: mirror half of each class left to right.
 
     Returns:
         One row per file, in the order of CLASSES, with the columns of `PLAN_COLUMNS`; `file` is
@@ -98,7 +90,7 @@ def plan(manifest: pd.DataFrame, seed: int, flip: bool = False) -> pd.DataFrame:
     rows["file"] = rows["label"] + "/" + stems + "_" + rows["copy"].astype(str) + ".png"
     names = [f"{seed}/{image}/{copy}" for image, copy in zip(rows["image"], rows["copy"], strict=True)]
     rows["seed"] = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in names]
-    drawn = pd.DataFrame([draw_parameters(file_seed, flip) for file_seed in rows["seed"]])
+    drawn = pd.DataFrame([draw_parameters(file_seed) for file_seed in rows["seed"]])
     return pd.concat([rows, drawn], axis=1)[list(PLAN_COLUMNS)]
 
 
@@ -119,9 +111,8 @@ def transform(
     zoom: float = 1.0,
     brightness: float = 0.0,
     contrast: float = 1.0,
-    flip: int = 0,
 ) -> np.ndarray:
-    """Mirror, zoom, rotate about the centre and shift in one cubic interpolation, then change contrast and brightness.
+    """Zoom, rotate about the centre and shift in one cubic interpolation, then change contrast and brightness.
 
     Each linear interpolation would blur the fine pleural lines and vessels by which a pneumothorax or a nodule is read.
 
@@ -133,7 +124,6 @@ def transform(
         zoom: magnification about the centre.
         brightness: added, share of full scale.
         contrast: factor by which grey levels spread about the image's mean.
-        flip: 1 mirrors left to right.
 
     Returns:
         (H, W) uint8.
@@ -141,10 +131,8 @@ def transform(
     height, width = pixels.shape
     middle = np.array([width, height]) / 2
     angle = np.deg2rad(rotation)
-    # From a place (x, y) in the result back to the place in the source: undo shift, rotation, zoom, mirror.
+    # From a place (x, y) in the result back to the place in the source: undo shift, rotation, zoom.
     back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
-    if flip:
-        back[0] *= -1
     offset = middle - back @ (middle + np.array([shift_x, shift_y]) * pixels.shape[::-1])
     # Pillow would fill what lies outside with black: hold ready as much reflected border as the corners reach for.
     corners = back @ np.array([[0, width, 0, width], [0, 0, height, height]]) + offset[:, None]
