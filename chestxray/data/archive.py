@@ -76,11 +76,7 @@ class _Index(NamedTuple):
 
 
 def summary(paths: Paths) -> Summary:
-    """Say what a prepared dataset holds.
-
-    Raises:
-        StageMissing: stage 2.1 has not been run.
-    """
+    """Say what a prepared dataset holds; raises as `read_manifest`."""
     images = data_manifest.read_manifest(paths)["image"]
     side = pixels.decode(data_manifest.store_path(paths.store, images.iloc[0])).shape[0]
     augmented = len(pd.read_csv(paths.augmented_rows, usecols=["file"])) if paths.augmented_rows.exists() else 0
@@ -88,17 +84,13 @@ def summary(paths: Paths) -> Summary:
 
 
 def pack(paths: Paths, target: Path | None = None) -> Path:
-    """Write a prepared dataset to one archive, the same bytes for the same dataset.
+    """Write a prepared dataset to one archive, the same bytes for the same dataset, and return its path.
 
     Args:
         paths: where the dataset lies; stage 2.1 has run, 2.2 may have.
         target: the archive; `1_Datasets/<dataset>.tar` where None. It appears when it is complete.
 
-    Returns:
-        The archive.
-
     Raises:
-        StageMissing: stage 2.1 has not been run.
         StudyError: a file is missing or is not the one that the manifest lists, the archive would lie in the dataset,
             or there is no space.
     """
@@ -196,12 +188,7 @@ def _places(paths: Paths) -> dict[str, Path]:
 
 
 def _index(paths: Paths, places: dict[str, Path]) -> _Index:
-    """Read all files once and list them.
-
-    Raises:
-        StudyError: one is missing or has a name that not every system allows; or an image is not the one that the
-            manifest lists.
-    """
+    """Read all files once, hold the images to the manifest, and list them."""
     bar = tqdm(places.items(), desc="Reading the dataset", unit="file", disable=None)
     listed = {name: hashlib.sha256(_read(path)).hexdigest() for name, path in bar}
     for image, sha256 in data_manifest.read_manifest(paths)[["image", "sha256"]].itertuples(index=False):
@@ -253,11 +240,7 @@ def _read_index(path: Path) -> _Index:
 
 
 def _contents(path: Path, index: _Index, doing: str) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file of an archive, found to be as listed; `doing` is the word for the progress bar.
-
-    Raises:
-        StudyError: the archive is damaged, or holds something else than its index lists.
-    """
+    """Name and bytes of each file of an archive, found to be as listed; `doing` is the word for the progress bar."""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             archive.next()  # the index

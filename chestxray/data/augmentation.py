@@ -61,7 +61,7 @@ def draw_parameters(seed: int) -> dict[str, float]:
 
 
 def plan(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """List the files of the balanced train set, before any is written.
+    """List the files of the balanced train set, before any is written: `PLAN_COLUMNS`, in the order of CLASSES.
 
     Every class gets as many files as the largest class has train images. Within a class each source is used equally
     often, give or take one; which are used once more is drawn at random. Each file's transform depends on nothing but
@@ -69,13 +69,8 @@ def plan(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     the class, whether its sources are used once or six times.
 
     Args:
-        manifest: the columns `image`, `patient`, `label`, `split`, `selected`; rows outside the selected train images
-            are ignored.
+        manifest: as `read_manifest` gives; only the selected train images count.
         seed: the study's seed.
-
-    Returns:
-        One row per file, in the order of CLASSES, with the columns of `PLAN_COLUMNS`; `file` is
-        `<Class>/<stem>_<copy>.png`.
 
     Raises:
         StudyError: as `splits.require_trainable`.
@@ -149,7 +144,7 @@ def transform(
 
 
 def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
-    """Make `train_augmented/` hold exactly the files of `plan`, then write the plan to `train_augmented.csv`.
+    """Make `train_augmented/` hold exactly the files of `plan`, then write the plan; say how many files were written.
 
     A file is complete or absent, and carries the digest of its source and of its transform: after an interruption the
     next call makes only what is missing. The bytes do not depend on the number of workers.
@@ -159,11 +154,7 @@ def write(study: Study, plan: pd.DataFrame, workers: int | None = None) -> int:
         plan: as `plan` returns it.
         workers: threads; None takes all cores that this process may use.
 
-    Returns:
-        The number of files written, 0 when all were there.
-
     Raises:
-        StageMissing: the prepared images are missing.
         StudyError: a source is missing or cannot be read.
     """
     train = study.require(study.paths.tree("train"), "2_preprocessing/1_Creating_train_test_directories")

@@ -6,14 +6,14 @@ Everything is read and nothing changed. Each fault names its file and the remedy
 from __future__ import annotations
 
 import os
+import random
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,18 +31,11 @@ SHOWN = 20
 """Faults that are printed, at most."""
 
 _END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-_AGAIN = "download it again"
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What `verify` found."""
 
-    images: int  # image files
-    size: int  # their bytes
-    sides: dict[tuple[int, int], int]  # pixel size of the images, (width, height) → how many
-    absent: tuple[str, ...]  # images of the table that have no file; a fault only in a dataset that is to be whole
-    decoded: int  # images decoded
     faults: tuple[Rejection, ...]  # what is wrong; `file` is a name
     notes: tuple[str, ...]  # what was read and what a reader should know besides, one line each
 
@@ -61,7 +54,6 @@ def verify(
     raw: Path,
     dataset: Published | None = None,
     full: bool = False,
-    seed: int = 0,
     reference: bool = False,
     labels: Path | None = None,
 ) -> Report:
@@ -74,7 +66,6 @@ def verify(
         raw: a folder in the NIH layout.
         dataset: what it has to be; without, an image of the table that is not here is no fault.
         full: read and decode all images instead of a sample.
-        seed: of the sample.
         reference: it is nih_9k: every file's pixels are compared with the committed list.
         labels: a label map for own labels.
 
@@ -84,18 +75,17 @@ def verify(
     entries = nih_tables.read_entries(raw, labels, strict=False)
     images = sources.find_images(raw)
     present = nih_tables.match_images(entries, images)
-    absent = tuple(image for image in entries.table["image"] if image not in present.paths)  # sorted by image
+    absent = [image for image in entries.table["image"] if image not in present.paths]  # sorted by image
     faults = [*_list_faults(raw, entries, present, dataset), *sources.unusable_files(raw)]
     faults += [entries.fault] if entries.fault else []
     faults += _absences(dataset, entries, absent) if dataset else []
     names = list(images)
-    rng = np.random.default_rng(seed)
-    chosen = set(names if full or len(names) <= SAMPLE else rng.choice(names, SAMPLE, replace=False))
+    chosen = set(names if full or len(names) <= SAMPLE else random.Random(0).sample(names, SAMPLE))
     side = nih_tables.NIH_SIDE if dataset else None
-    jobs = files.in_threads(lambda name: check_image(images[name], name in chosen, side), names, -1, batch=64)
-    checked = list(tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None))
-    results = zip(names, checked, strict=True)
-    faults += [Rejection(name, image.fault, image.remedy) for name, image in results if image.fault]
+    jobs = files.in_threads(lambda name: _check_image(images[name], name in chosen, side), names, -1, batch=64)
+    bar = tqdm(jobs, total=len(names), desc="Verifying", unit="image", disable=None)
+    sizes, shapes, wrong = zip(*bar, strict=True)
+    faults += [fault for fault in wrong if fault]
     notes = [*entries.notes]
     if reference:
         known = {fault.file for fault in faults}
@@ -105,20 +95,20 @@ def verify(
     greys = pixels.greys(images.values())
     faults += greys.darker
     notes += [*greys.notes, *splits.no_model(present.table)]
-    size, sides = sum(image.size for image in checked), Counter(image.shape for image in checked if image.shape)
+    sides = Counter(filter(None, shapes))
     decoded = len(images if reference else chosen)
     part = " (a part of the dataset: no fault)" if absent and not dataset else ""
-    shapes = [f"{count:,} of {width} × {height} px" for (width, height), count in sides.most_common(3)] or ["no size"]
+    common = [f"{count:,} of {width} × {height} px" for (width, height), count in sides.most_common(3)] or ["no size"]
     more = f" and {len(sides) - 3} other sizes" if len(sides) > 3 else ""
     unlisted = sum(line.value == nih_tables.UNLISTED for line in present.rejected)
     read = [
-        f"{raw}: {len(images):,} images, {files.gigabytes(size)}: {', '.join(shapes)}{more}",
+        f"{raw}: {len(images):,} images, {files.gigabytes(sum(sizes))}: {', '.join(common)}{more}",
         f"{entries.source.name}: {len(entries.table):,} images listed, {len(absent):,} of them not here{part}; "
         f"{unlisted:,} images here without a row",
         *own_tables.summary(present.rejected),
         f"decoded: {decoded:,}" + ("" if decoded == len(images) else "; all with --verify full"),
     ]
-    return Report(len(images), size, dict(sides), absent, decoded, tuple(sorted(set(faults))), (*read, *notes))
+    return Report(tuple(sorted(set(faults))), (*read, *notes))
 
 
 def _absences(dataset: Published, entries: nih_tables.Entries, absent: Sequence[str]) -> list[Rejection]:
@@ -161,24 +151,17 @@ def _list_faults(
     return [Rejection(name, value, remedy) for name in nih_tables.LIST_NAMES] if value else []
 
 
-@dataclass(frozen=True)
-class CheckedImage:
-    """One image file: its bytes, (width, height) in pixels, and what is wrong with it; texts are empty if nothing."""
+def _check_image(path: Path, whole: bool, side: int | None) -> tuple[int, tuple[int, int] | None, Rejection | None]:
+    """Check an image file: its bytes, its (width, height) in pixels, and what is wrong with it.
 
-    size: int
-    shape: tuple[int, int] | None = None
-    fault: str = ""
-    remedy: str = ""
-
-
-def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImage:
-    """Check one image file.
-
-    Args:
-        path: the file.
-        whole: read all of it, check each PNG chunk and decode the pixels; else its beginning and end.
-        side: width and height that it has to have, in pixels; any where None.
+    Its beginning and end are read, or, where `whole`, all of it: each PNG chunk is checked and the pixels are decoded.
+    Width and height have to be `side`, if there is one.
     """
+    size, shape = 0, None
+
+    def wrong(value: object, remedy: str = "download it again") -> tuple:
+        return size, shape, Rejection(path.name, str(value), remedy)
+
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -186,31 +169,29 @@ def check_image(path: Path, whole: bool, side: int | None = None) -> CheckedImag
             file.seek(max(0, size - len(_END)))
             end = file.read()
     except OSError as error:
-        return CheckedImage(0, None, f"cannot be read ({error.strerror})", "check the disk, or download it again")
+        return wrong(f"cannot be read ({error.strerror})", "check the disk, or download it again")
     if not size:
-        return CheckedImage(0, None, "0 bytes", _AGAIN)
+        return wrong("0 bytes")
     if not head.startswith(SIGNATURES):
-        return CheckedImage(size, None, f"begins with {head!r}, no PNG, JPEG or TIFF", _AGAIN)
-    is_png = head == PNG
-    shape = None
+        return wrong(f"begins with {head!r}, no PNG, JPEG or TIFF")
     try:
         with Image.open(path) as image:
             shape = image.size
-            if is_png and end != _END:
-                return CheckedImage(size, shape, f"{size:,} bytes, does not end as a PNG does", _AGAIN)
+            if head == PNG and end != _END:
+                return wrong(f"{size:,} bytes, does not end as a PNG does")
             if side and shape != (side, side):
-                return CheckedImage(size, shape, f"{shape[0]} × {shape[1]} px, not {side} × {side}", _AGAIN)
+                return wrong(f"{shape[0]} × {shape[1]} px, not {side} × {side}")
             if whole:
                 image.verify()  # the checksum of each chunk of a PNG, which decoding does not compare
         if whole:
             decode(path)
     except Image.DecompressionBombError:
-        return CheckedImage(size, None, f"more than {MOST_PIXELS:,} pixels", "save it smaller")
+        return wrong(f"more than {MOST_PIXELS:,} pixels", "save it smaller")
     except StudyError as error:
         value, _, remedy = str(error).removeprefix(printable(f"{path}: ")).rpartition("; ")
-        return CheckedImage(size, shape, value, remedy)
+        return wrong(value, remedy)
     except Exception as error:  # on broken data Pillow raises OSError, SyntaxError, ValueError, struct.error and more
         reason = "its header" if isinstance(error, Image.UnidentifiedImageError) else error
-        fault = "broken PNG header" if is_png and shape is None else f"broken ({reason})"
-        return CheckedImage(size, shape, f"{size:,} bytes, {fault}", _AGAIN)
-    return CheckedImage(size, shape)
+        fault = "broken PNG header" if head == PNG and shape is None else f"broken ({reason})"
+        return wrong(f"{size:,} bytes, {fault}")
+    return size, shape, None

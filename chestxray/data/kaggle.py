@@ -79,7 +79,7 @@ def provide(dataset: Published, raw: Path) -> None:
         raw: the folder, made if it is not there.
 
     Raises:
-        StudyError: there is no space, Kaggle cannot be reached, or the file system refuses.
+        StudyError: there is no space, or Kaggle cannot be reached.
     """
     if raw.exists():
         return

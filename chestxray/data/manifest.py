@@ -49,12 +49,8 @@ def read_manifest(paths: Paths) -> pd.DataFrame:
 def fingerprint(paths: Paths) -> str:
     """Twelve hexadecimal digits for the dataset, by which results name their data.
 
-    For nih_9k they are those of its list: images, splits and pixels, the same in every profile and with every seed.
-    Stage 2.1 has compared the pixels of the raw images with the list before it wrote the manifest, whose images and
-    splits are compared here. Any other dataset has those of `prepared_fingerprint`.
-
-    Raises:
-        StageMissing, StudyError: as `read_manifest`.
+    For nih_9k they are those of its list, the same in every profile and with every seed: stage 2.1 has compared the
+    pixels with the list, images and splits are compared here. Any other dataset has those of `prepared_fingerprint`.
     """
     if paths.dataset == NIH_9K:
         planned = read_manifest(paths)
@@ -68,9 +64,6 @@ def prepared_fingerprint(paths: Paths) -> str:
 
     What is trained or restored goes by it: one dataset prepared in two ways gives two models. It is the SHA-256 of the
     manifest, which holds the SHA-256 of every prepared image, and of the augmentation plan.
-
-    Raises:
-        StageMissing: stage 2.1 has not been run.
     """
     digest = hashlib.sha256(paths.require(paths.manifest, "stage 2.1").read_bytes())
     if paths.augmented_rows.exists():
@@ -79,12 +72,7 @@ def prepared_fingerprint(paths: Paths) -> str:
 
 
 def raw_side(paths: Paths) -> int:
-    """Side in pixels of a dataset's raw radiographs: of the first one, or as recorded in the archive it came from.
-
-    Raises:
-        StageMissing: stage 1 has not been run.
-        StudyError: there is no raw radiograph, or it cannot be read.
-    """
+    """Side in pixels of a dataset's raw radiographs: of the first one, or as recorded in the archive it came from."""
     if (record := sources.unpacked(paths)) is not None:
         return record["raw_side"]
     return max(decode(next(iter(sources.find_images(paths.require(paths.raw, "stage 1")).values()))).shape)

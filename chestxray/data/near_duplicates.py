@@ -48,34 +48,21 @@ _TILE = 4096
 
 
 class Check(NamedTuple):
-    """What the check has found.
+    """What the check has found."""
 
-    Attributes:
-        pairs: one row per pair of images of different patients within `most_bits`, the most alike first: `image`,
-            `patient`, `split`, the same of the other as `other_image` …, `distance` in bits, `likeness` -1 to 1, and
-            `near_duplicate` where that is `threshold` or more.
-        most_bits: the distance within which pairs were compared.
-        threshold: the likeness that makes a near-duplicate.
-        close: pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them.
-    """
-
+    # One row per pair of images of different patients within `most_bits`, the most alike first: `image`, `patient`,
+    # `split`, the same of the other as `other_image` …, `distance` in bits, `likeness` -1 to 1, `near_duplicate`.
     pairs: pd.DataFrame
-    most_bits: int
-    threshold: float
-    close: int
+    most_bits: int  # the distance within which pairs were compared
+    threshold: float  # the likeness that makes a near-duplicate
+    close: int  # pairs within `most_bits`; `pairs` has the closest `MOST_PAIRS` of them
 
 
 def perceptual_hash(pixels: np.ndarray) -> np.ndarray:
-    """The pHash of a radiograph: which of its lowest cosine frequencies are above their median.
+    """The pHash of a radiograph, (256,) bool: which of its lowest cosine frequencies are above their median.
 
     Zauner (2010), *Implementation and Benchmarking of Perceptual Image Hash Functions*; bit for bit that of the
     `imagehash` package, on an image four times as wide as the block of frequencies.
-
-    Args:
-        pixels: (height, width) uint8.
-
-    Returns:
-        (256,) bool.
     """
     small = Image.fromarray(pixels).resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
     low = dctn(np.asarray(small, dtype=float))[:HASH_SIDE, :HASH_SIDE]
@@ -89,7 +76,7 @@ def perceptual_hashes(paths: Sequence[Path]) -> np.ndarray:
 
 
 def close_pairs(hashes: np.ndarray, patients: np.ndarray, most_bits: int = DISTANCE) -> pd.DataFrame:
-    """Find all pairs of images of different patients whose hashes are close.
+    """Find all pairs of images of different patients whose hashes are close: positions `first` < `second`, `distance`.
 
     Every pair is compared, tile by tile: the product of two vectors of +1 and -1 counts their equal bits. A search tree
     is no faster in so many dimensions.
@@ -98,9 +85,6 @@ def close_pairs(hashes: np.ndarray, patients: np.ndarray, most_bits: int = DISTA
         hashes: (n, bits) bool.
         patients: (n,) whose image it is.
         most_bits: in how many bits the hashes may differ.
-
-    Returns:
-        The pairs as positions `first` < `second` with their `distance`, closest first.
     """
     bits = hashes.shape[1]
     signs = np.where(hashes, np.float32(1), np.float32(-1))
@@ -123,14 +107,11 @@ def detail(pixels: np.ndarray) -> np.ndarray:
 
 
 def likeness(first: np.ndarray, second: np.ndarray) -> float:
-    """How alike two radiographs are: the best correlation of their fine detail, moved by up to 3 px.
+    """How alike two radiographs are, -1 to 1: the best correlation of their fine detail, moved by up to 3 px.
 
     Args:
         first: as `detail` gives; an edge of 8 px is left out.
-        second: the same of the other.
-
-    Returns:
-        -1 to 1; 0 where one of them has no detail.
+        second: the same of the other; 0 where one of them has no detail.
     """
     inner, moves = slice(_MARGIN, -_MARGIN), range(-_SHIFT, _SHIFT + 1)
     moved = [np.roll(second, (down, right), (0, 1))[inner, inner].ravel() for down in moves for right in moves]
@@ -145,9 +126,6 @@ def check(study: Study, manifest: pd.DataFrame) -> Check:
     Args:
         study: a study whose stage 2.1 has been run.
         manifest: its manifest.
-
-    Raises:
-        StudyError: a prepared image cannot be read.
     """
     paths = [store_path(study.paths.store, image) for image in manifest["image"]]
     patients = pd.factorize(manifest["patient"])[0]

@@ -108,15 +108,14 @@ def by_value(column: pd.Series, function: Callable[[str], Any]) -> pd.Series:
 def pick_columns(
     table: pd.DataFrame, columns: Mapping[str, Sequence[str]], path: Path
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Pick the columns of an image table under our names, whatever the case, blanks and `_` of theirs.
+    """Pick the columns of an image table under our names, whatever the case, blanks and `_` of theirs; cells stripped.
+
+    A missing one is empty, which the note says.
 
     Args:
         table: as `read_csv` gives.
         columns: our name of each column → the names that editions give it.
         path: the table's file, for messages.
-
-    Returns:
-        The columns, cells stripped; a missing one is empty, which the note says.
 
     Raises:
         StudyError: the column of images, labels or patients is missing, two columns that differ are meant by one name,

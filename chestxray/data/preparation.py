@@ -85,9 +85,6 @@ def store_images(
 
     Returns:
         sha256 of each prepared PNG on the image names; the unreadable images; how many were made just now.
-
-    Raises:
-        StudyError: the disk is full or read-only.
     """
     files.make_folder(store)
     depths = dict.fromkeys(greys.files, greys.bits) if greys else {}
@@ -106,9 +103,6 @@ def link_trees(paths: Paths, manifest: pd.DataFrame) -> None:
     Args:
         paths: where the dataset lies.
         manifest: as `read_manifest` gives.
-
-    Raises:
-        StudyError: the disk is full or read-only.
     """
     chosen = manifest[manifest["selected"]]
     for split in SPLITS:
@@ -189,7 +183,7 @@ def prepare(study: Study, workers: int | None = None) -> Preparation:
         workers: threads; as many as cores where None.
 
     Raises:
-        StudyError: nothing can be prepared, an image of nih_9k is not the list's, or the disk is full or read-only.
+        StudyError: nothing can be prepared, or an image of nih_9k is not the list's.
     """
     plan = make_plan(study)
     paths = study.paths

@@ -56,10 +56,7 @@ def unusable_files(raw: Path) -> list[Rejection]:
 
 
 def find_images(raw: Path) -> dict[str, Path]:
-    """Find the `image_files` of a folder, sorted by name.
-
-    Returns:
-        File name → path. A file that lies there twice with the same bytes counts once.
+    """Find the `image_files` of a folder, sorted: name → path. One that lies there twice, the same, counts once.
 
     Raises:
         StudyError: there are none, or one name stands for two different files.
@@ -79,12 +76,7 @@ def find_images(raw: Path) -> dict[str, Path]:
 
 
 def unpacked(paths: Paths) -> dict[str, Any] | None:
-    """Read the record of a dataset that was unpacked from an archive; None where it was not.
-
-    Returns:
-        `archive` and `manifest`, the SHA-256 of either; `image_size` and `raw_side`, of the prepared and the raw
-        radiographs in pixels.
-    """
+    """Read the record of a dataset that was unpacked from an archive, as `archive.unpack` writes it; None without."""
     try:
         record = json.loads((paths.data / UNPACKED).read_text("utf-8"))
         return {name: record[name] for name in ("archive", "manifest", "image_size", "raw_side")}
@@ -108,8 +100,8 @@ def prepare_raw(source: str, study: Study, folders: Sequence[str | Path] = ()) -
         folders: where the radiographs of nih_9k are taken from; they are looked for where there are none.
 
     Raises:
-        StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; the dataset was
-            unpacked from an archive; or the disk is full or read-only.
+        StudyError: the folder is missing, empty or not in the NIH layout; Kaggle cannot be had; or the dataset was
+            unpacked from an archive.
     """
     if unpacked(study.paths) is not None:
         raise StudyError(

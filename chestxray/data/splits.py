@@ -84,10 +84,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> set[str]:
     Args:
         table: the image table.
         share: share of the images to hold out, 0 to 1.
-        seed: seeds the order of patients.
-
-    Returns:
-        The patients held out; they don't depend on the order of the table's rows.
+        seed: seeds the order of patients; that of the table's rows does not matter.
     """
     patients, strata, counts = _strata(table)
     order = np.random.default_rng(seed).permutation(len(patients))
@@ -197,7 +194,7 @@ def balanced_test(planned: pd.DataFrame, seed: int) -> pd.Series:
 
 
 def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_finding: int, seed: int) -> pd.DataFrame:
-    """Decide every image's split, and whether it is selected and in the balanced test.
+    """Decide every image's split, and whether it is selected and in the balanced test: columns added to the table.
 
     Args:
         table: the image table, one row per image.
@@ -205,9 +202,6 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
         valid_share: share of the train_val images held out for validation, 0 to 1.
         no_finding: at most this many No_finding images are selected.
         seed: seeds every draw.
-
-    Returns:
-        `table` with the columns `split`, `selected` and `balanced_test`.
 
     Raises:
         StudyError: as `assign`.

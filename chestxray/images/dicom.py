@@ -72,7 +72,7 @@ _EXPORT = "export the image again, or save it as PNG"
 
 
 def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
-    """Decode a DICOM file as 8-bit grey, black air and white bone.
+    """Decode a DICOM file as 8-bit grey, (Rows, Columns), black air and white bone, and what its header says of it.
 
     Stored values go through modality LUT or rescale, then through the first VOI LUT or the first window (LINEAR,
     LINEAR_EXACT, SIGMOID; PS3.3 C.11.2). Without either, 8-bit values stay, and deeper ones are spread between the
@@ -83,13 +83,10 @@ def decode(data: bytes, path: Path) -> tuple[np.ndarray, Facts]:
         data: the file.
         path: named in errors.
 
-    Returns:
-        (Rows, Columns) uint8, and what the header says of the image.
-
     Raises:
         StudyError: the file is damaged, has no pixels or several frames, or they are too many, too large or of a kind
-            that no radiograph has; or it is deflated and longer than 387 kB, so that it might inflate to more than
-            `pixels.MOST_BYTES`. One line, with nothing of the header but sizes, kinds and encodings.
+            that no radiograph has; or it might inflate to more than `pixels.MOST_BYTES`. Of the header it names only
+            sizes, kinds and encodings.
     """
     # Warnings may quote the header. `warnings.catch_warnings` is no help: threads undo it for each other.
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)

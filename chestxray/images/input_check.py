@@ -66,34 +66,18 @@ class Check:
 
     @classmethod
     def of(cls, data: bytes) -> Check:
-        """The check that `save` gave the bytes of; on damaged ones NumPy and zipfile raise errors of many kinds."""
+        """The check in a file's bytes; on damaged ones NumPy and zipfile raise errors of many kinds."""
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             parts = {name: array.astype(np.float32) for name, array in stored.items()}
         kernels, biases = ((parts[f"{kind}_0"], parts[f"{kind}_1"]) for kind in ("kernel", "bias"))
         return cls(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
-
-    def save(self) -> bytes:
-        """The bytes of the file that `load` reads, with weights of 16 bits."""
-        buffer = io.BytesIO()
-        names = ("mean", "components", "kernel_0", "kernel_1", "bias_0", "bias_1")
-        arrays = zip(names, (self.mean, self.components, *self.kernels, *self.biases), strict=True)
-        halves = {name: array.astype(np.float16) for name, array in arrays}
-        np.savez_compressed(buffer, **halves, threshold=np.float32(self.threshold))
-        return buffer.getvalue()
 
     def components_of(self, measured: np.ndarray) -> np.ndarray:
         """The network's inputs, (N, K), from (N, F) features."""
         return ((measured - self.mean) @ self.components).clip(-_SPREAD, _SPREAD)
 
     def scores(self, small: np.ndarray) -> np.ndarray:
-        """Log-odds that images are something else than a frontal chest radiograph.
-
-        Args:
-            small: (N, SIDE, SIDE) uint8, as `reduced` gives them.
-
-        Returns:
-            (N,) float32.
-        """
+        """Log-odds, (N,), that images, (N, SIDE, SIDE) uint8, are something else than a frontal chest radiograph."""
         hidden = np.maximum(self.components_of(features(small)) @ self.kernels[0] + self.biases[0], 0)
         return (hidden @ self.kernels[1] + self.biases[1])[:, 0]
 
@@ -127,14 +111,10 @@ def reduced(image: np.ndarray) -> np.ndarray:
 
 
 def features(small: np.ndarray) -> np.ndarray:
-    """Features of the network.
+    """Features of (N, SIDE, SIDE) uint8 images, (N, SIDE² + 2) float32.
 
-    Args:
-        small: (N, SIDE, SIDE) uint8.
-
-    Returns:
-        (N, SIDE² + 2) float32: the pixels at mean 0 and standard deviation 1, so that exposure and contrast don't
-        count, then their mean and the logarithm of their deviation, which reveal blank images.
+    The pixels at mean 0 and standard deviation 1, so that exposure and contrast don't count, then their mean and the
+    logarithm of their deviation, which reveal blank images.
     """
     x = small.reshape(len(small), -1).astype(np.float32) / 255
     mean, deviation = x.mean(axis=1, keepdims=True), x.std(axis=1, keepdims=True)
@@ -143,15 +123,12 @@ def features(small: np.ndarray) -> np.ndarray:
 
 
 def flags(image: np.ndarray, facts: Facts | None = None, check: Check | None = None) -> list[str]:
-    """Why an image may not be a frontal chest radiograph.
+    """Why an image may not be a frontal chest radiograph, in short texts.
 
     Args:
         image: (height, width) uint8.
         facts: from its file; None for pixels without a file.
         check: the committed one if None.
-
-    Returns:
-        Short texts; none if the image passes.
     """
     facts, (height, width) = facts or Facts(""), image.shape
     warning = (check or committed()).flag(reduced(image))

@@ -215,11 +215,7 @@ def _too_many(path: Path) -> StudyError:
 
 
 def _check_header(image: Image.Image, path: Path) -> None:
-    """Refuse what would take too much memory, before any is taken, and TIFFs that are not one picture of 8 or 16 bits.
-
-    Raises:
-        StudyError: the header promises such.
-    """
+    """Refuse what would take too much memory, before any is taken, and TIFFs that are not one picture."""
     if image.width * image.height > MOST_PIXELS:
         raise _too_many(path)
     if image.format != "TIFF":
@@ -262,16 +258,13 @@ def _grey(image: Image.Image, bits: int | None = None) -> Image.Image:
 
 
 def prepare_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bring a radiograph to the working size: padded with black to a square, then resized by area.
+    """Bring a radiograph to (size, size) uint8: padded with black to a square, then resized by area.
 
     The aspect is kept, so that a heart's width means the same in every image. A smaller image is enlarged bilinearly.
 
     Args:
         pixels: (height, width) uint8.
         size: side of the result in pixels.
-
-    Returns:
-        (size, size) uint8.
     """
     return np.asarray(square(Image.fromarray(pixels), size))
 

@@ -88,7 +88,7 @@ def test_a_check_is_fitted_and_stored_as_it_is_read_again(tmp_path):
     small = np.stack([input_check.reduced(image) for image in images])
     assert np.array_equal(check.scores(small), again.scores(small))
     assert check.looks_foreign(small[40:]).sum() == 2  # a tenth of validation, exactly
-    (tmp_path / "check.npz").write_bytes(check.save())
+    (tmp_path / "check.npz").write_bytes(fit_input_check.saved(check))
     stored = input_check.Check.load(tmp_path / "check.npz")
     assert np.array_equal(stored.scores(small), check.scores(small)) and stored.threshold == check.threshold
     patients = np.repeat(np.arange(10), 2).astype(str)

@@ -21,18 +21,7 @@ WATER = 0.02  # linear attenuation of water at a chest tube's mean energy, per m
 LUNG = 0.27  # density of inflated lung, water = 1
 PIXEL_SLACK_MM = 1.0  # how far outside its outline a lesion's soft edge may reach
 
-BLOCK, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # streams of random numbers that never share a seed
-
-
-def random_stream(seed: int, stream: int, number: int) -> np.random.Generator:
-    """A generator that follows from its arguments alone, so that an image is the same whichever process draws it.
-
-    Args:
-        seed: of the data set.
-        stream: what is drawn: `BLOCK`, `PATIENT`, `IMAGE`, `NOISE` or `VESSELS`.
-        number: of the block, patient or image.
-    """
-    return np.random.default_rng([seed, stream, number])
+BLOCK, PATIENT, IMAGE, NOISE, VESSELS = range(5)  # random numbers: seed [the data set's, one of these, number]
 
 
 @dataclass(frozen=True)
@@ -152,31 +141,24 @@ def expose(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Anatomy:
     )
 
 
-def lose_volume(anatomy: Anatomy, side: int, rng: np.random.Generator) -> Anatomy:
-    """Return the anatomy with one lung smaller: its dome is raised, heart and mediastinum are drawn towards it.
+def remodel(anatomy: Anatomy, finding: str, side: int, rng: np.random.Generator) -> Anatomy:
+    """Return the anatomy as a finding changes it, beside what it draws.
 
     Args:
         anatomy: the patient in this exposure.
-        side: of the smaller lung, -1 or 1.
+        finding: one of `NAMES`.
+        side: of the finding, -1 or 1.
         rng: the finding's random numbers.
     """
-    raised = float(rng.uniform(18, 30))
-    domes = (anatomy.domes[0] - raised * (side < 0), anatomy.domes[1] - raised * (side > 0))
-    return dataclasses.replace(anatomy, domes=domes, shift=anatomy.shift + side * float(rng.uniform(7, 12)))
-
-
-def remodel(anatomy: Anatomy, finding: str, rng: np.random.Generator) -> Anatomy:
-    """Return the anatomy changed by a finding outside the seven classes.
-
-    Args:
-        anatomy: the patient in this exposure.
-        finding: one of `OTHER_FINDINGS`.
-        rng: the finding's random numbers.
-    """
+    right, left = anatomy.domes
+    if finding == "Atelectasis":  # less volume: the dome is raised, heart and mediastinum are drawn to this side
+        raised = float(rng.uniform(18, 30))
+        domes = (right - raised * (side < 0), left - raised * (side > 0))
+        return dataclasses.replace(anatomy, domes=domes, shift=anatomy.shift + side * float(rng.uniform(7, 12)))
     if finding == "Cardiomegaly":
         return dataclasses.replace(anatomy, heart=anatomy.heart * float(rng.uniform(1.3, 1.45)))
-    down = float(rng.uniform(12, 20))  # emphysema: dark lungs, low flat domes, a narrow heart
-    domes = (anatomy.domes[0] + down, anatomy.domes[1] + down)
-    return dataclasses.replace(
-        anatomy, domes=domes, drop=0.45 * anatomy.drop, heart=0.85 * anatomy.heart, lucency=1.16 * anatomy.lucency
-    )
+    if finding == "Emphysema":  # dark lungs, low flat domes, a narrow heart
+        down = float(rng.uniform(12, 20))
+        flat = {"domes": (right + down, left + down), "drop": 0.45 * anatomy.drop}
+        return dataclasses.replace(anatomy, **flat, heart=0.85 * anatomy.heart, lucency=1.16 * anatomy.lucency)
+    return anatomy

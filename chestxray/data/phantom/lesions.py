@@ -95,18 +95,9 @@ def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field
 
 
 def _in_lung(anatomy: Anatomy, side: int, margin: float, top: float, base: float, rng: np.random.Generator) -> tuple:
-    """Choose a point of aerated lung at least `margin` mm from wall and dome.
+    """Choose a point (x, y) of aerated lung at least `margin` from wall and dome, and half of it from the mediastinum.
 
-    Args:
-        anatomy: the patient.
-        side: -1 or 1.
-        margin: mm to the rib cage, the dome and (half of it) the mediastinum.
-        top: highest place allowed, as a share of the way from apex to dome.
-        base: lowest place allowed, likewise.
-        rng: the image's random numbers.
-
-    Returns:
-        x and y in mm.
+    `top` and `base` are the highest and lowest place allowed, as shares of the way from apex to dome.
     """
     y = anatomy.apex + (anatomy.dome(side) - anatomy.apex) * rng.uniform(top, base, 400)
     outer, inner = anatomy.outer(y), anatomy.inner(y, side)

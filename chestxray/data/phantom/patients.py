@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chestxray.config import SIX_FINDINGS
-from chestxray.data.phantom.anatomy import BLOCK, OTHER_FINDINGS, PATIENT, Anatomy, random_stream
+from chestxray.data.phantom.anatomy import BLOCK, OTHER_FINDINGS, PATIENT, Anatomy
 
 _BLOCK = 100  # images planned together: every block holds each finding equally often in both lists
 _BLOCK_TEST = 25
@@ -40,7 +40,7 @@ def _slots(block: int, seed: int) -> tuple[Slot, ...]:
     so that each class is equally common in both, however few blocks are drawn, and is independent of patient, age, sex
     and view.
     """
-    rng = random_stream(seed, BLOCK, block)
+    rng = np.random.default_rng([seed, BLOCK, block])
     groups: list[tuple[float, bool, int]] = []
     for test, sizes in ((False, _TRAIN_PATIENTS), (True, _TEST_PATIENTS)):
         images = rng.permutation(sizes)
@@ -91,7 +91,7 @@ def patient_of(number: int, seed: int) -> tuple[str, int, Anatomy]:
     Returns:
         Sex, M or F; age at the first image, years; anatomy in a PA exposure in deep inspiration.
     """
-    rng = random_stream(seed, PATIENT, number)
+    rng = np.random.default_rng([seed, PATIENT, number])
     sex = "M" if rng.random() < 0.55 else "F"
     age = int(np.clip(rng.normal(48, 17), 18, 92))
     build = float(np.clip(rng.normal(1.0 if sex == "M" else 0.94, 0.05), 0.84, 1.12))

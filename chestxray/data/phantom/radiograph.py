@@ -15,20 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from chestxray.data.phantom.anatomy import (
-    IMAGE,
-    LUNG,
-    NAMES,
-    NOISE,
-    OTHER_FINDINGS,
-    VESSELS,
-    WATER,
-    Anatomy,
-    expose,
-    lose_volume,
-    random_stream,
-    remodel,
-)
+from chestxray.data.phantom.anatomy import IMAGE, LUNG, NAMES, NOISE, VESSELS, WATER, Anatomy, expose, remodel
 from chestxray.data.phantom.lesions import MAKERS, Lesion, field_of
 from chestxray.data.phantom.patients import Slot, patient_of, slot
 
@@ -83,7 +70,7 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
     place = slot(index, seed)
     shown = place.findings if findings is None else tuple(sorted(findings))
     sex, age, anatomy = patient_of(place.patient, seed)
-    rng = random_stream(seed, IMAGE, index)
+    rng = np.random.default_rng([seed, IMAGE, index])
     drawn_view = "PA" if rng.random() < 0.6 else "AP"
     view = view or drawn_view
     anatomy = expose(anatomy, view, rng)
@@ -97,12 +84,8 @@ def compose(index: int, seed: int, *, findings: Sequence[str] | None = None, vie
         # A stream of its own for each finding, so that showing another one doesn't move it.
         own = np.random.default_rng([seed, IMAGE, index, 1 + NAMES.index(finding)])
         side = -1 if own.random() < 0.5 else 1
-        if finding in OTHER_FINDINGS:
-            anatomy = remodel(anatomy, finding, own)
-            continue
-        if finding == "Atelectasis":  # first in the alphabet: the others are placed in the lung it leaves
-            anatomy = lose_volume(anatomy, side, own)
-        lesions += MAKERS[finding](anatomy, side, own)
+        anatomy = remodel(anatomy, finding, side, own)  # atelectasis comes first: others lie in the lung that it leaves
+        lesions += MAKERS[finding](anatomy, side, own) if finding in MAKERS else []
 
     return Scene(
         slot=dataclasses.replace(place, findings=shown),
@@ -138,7 +121,7 @@ def boxes(scene: Scene, size: int) -> tuple[Box, ...]:
 
 
 def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
-    """Take the radiograph of a scene.
+    """Take the radiograph of a scene: (size, size) uint8.
 
     The water along every ray attenuates by Beer–Lambert; a share of what arrives is spread by scatter; the rest is
     blurred by focal spot and detector; quanta are counted (Poisson) and shown on a logarithmic scale, bone white.
@@ -147,9 +130,6 @@ def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
         scene: from `compose`.
         size: side of the image, 64 to 1,024 pixels.
         noise: whether quanta are counted; without, the expected count is shown.
-
-    Returns:
-        (size, size) uint8.
     """
     spacing = scene.width / size
     x = ((np.arange(size) + 0.5) * spacing - scene.width / 2).astype(np.float32)[None, :]
@@ -162,7 +142,8 @@ def render(scene: Scene, size: int, *, noise: bool = True) -> np.ndarray:
     arrived = primary + _SCATTER * _spread(primary * np.minimum(water / _SCATTER_BODY, 1), _SCATTER_MM / spacing)
     quanta = arrived * np.float32(scene.quanta * spacing**2)
     if noise:
-        quanta = np.maximum(random_stream(scene.seed, NOISE, scene.slot.index).poisson(quanta), 0.5).astype(np.float32)
+        rng = np.random.default_rng([scene.seed, NOISE, scene.slot.index])
+        quanta = np.maximum(rng.poisson(quanta), 0.5).astype(np.float32)
     thickness = np.log(quanta / np.float32(scene.quanta * spacing**2)) / -WATER
 
     dark, bright = scene.window
@@ -305,7 +286,7 @@ def _clavicles(anatomy: Anatomy, water: np.ndarray, x: np.ndarray, y: np.ndarray
 
 def _vessels(anatomy: Anatomy, width: float, size: int) -> np.ndarray:
     """Blood vessels of both lungs, (size, size) mm of water: trees that branch and thin out from the hila."""
-    rng = random_stream(anatomy.tree[0], VESSELS, anatomy.tree[1])
+    rng = np.random.default_rng([anatomy.tree[0], VESSELS, anatomy.tree[1]])
     # Fine lines are drawn on a canvas of 256 pixels or more, a multiple of the image's, and averaged afterwards.
     finer = max(-(-256 // size), 2 if size < 512 else 1)
     canvas = finer * size
