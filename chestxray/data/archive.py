@@ -217,21 +217,18 @@ def _refused(path: Path, reason: str) -> StudyError:
 def _read_index(path: Path) -> _Index:
     """The index of an archive, found to be whole and that of a prepared dataset; else a StudyError."""
     try:
-        with path.open("rb") as file:
-            head = file.read(len(INDEX) + 1)
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if head != f"{INDEX}\0".encode():
-        remedy = "give one that chestxray pack wrote"
-        raise StudyError(f"{path}: begins with {head!r}, no archive of a prepared dataset; {remedy}")
-    try:
         with tarfile.open(path, "r:") as archive:
-            data = archive.extractfile(archive.next()).read()
+            first = archive.next()
+            if first is None or first.name != INDEX:
+                raise _refused(path, "no archive of a prepared dataset, which chestxray pack writes")
+            data = archive.extractfile(first).read()
         fields = json.loads(data)
         if fields["format"] != FORMAT:
             raise _refused(path, f"an archive of format {fields['format']!r}, not {FORMAT}")
         index = _Index(fields["dataset"], fields["raw_side"], dict(fields["files"]))
         fault = index.fault() or ("" if index.encode() == data else "its index has not the SHA-256 that it lists")
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     except _BROKEN as error:
         raise _refused(path, f"its index cannot be used ({type(error).__name__}: {error})") from error
     if fault:

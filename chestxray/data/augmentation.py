@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin
+from scipy import ndimage
 from tqdm import tqdm
 
 from chestxray import files
@@ -43,7 +44,7 @@ PARAMETERS: tuple[str, ...] = ("rotation", "shift_x", "shift_y", "zoom", "bright
 """Columns of a plan: the transform of the source."""
 PLAN_COLUMNS: tuple[str, ...] = ("file", "label", "image", "patient", *PARAMETERS, "seed")
 
-_RECIPE = "1"
+_RECIPE = "2"
 """Changes when the same parameters would give other pixels: files of another recipe are made anew."""
 
 
@@ -123,22 +124,12 @@ def transform(
     Returns:
         (H, W) uint8.
     """
-    height, width = pixels.shape
-    middle = np.array([width, height]) / 2
+    middle = np.array(pixels.shape) / 2 - 0.5
     angle = np.deg2rad(rotation)
-    # From a place (x, y) in the result back to the place in the source: undo shift, rotation, zoom.
-    back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom
-    offset = middle - back @ (middle + np.array([shift_x, shift_y]) * pixels.shape[::-1])
-    # Pillow would fill what lies outside with black: hold ready as much reflected border as the corners reach for.
-    corners = back @ np.array([[0, width, 0, width], [0, 0, height, height]]) + offset[:, None]
-    outside = np.maximum(-corners, corners - np.array([[width], [height]])).max()
-    border = max(0, int(np.ceil(outside))) + 2
-    source = Image.fromarray(np.pad(pixels, border, mode="symmetric").astype(np.float32))
-    (a, b), (d, e) = back
-    c, f = offset + border
-    moved = np.asarray(
-        source.transform((width, height), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
-    )
+    # From a place (y, x) in the result back to the place in the source: undo shift, rotation, zoom.
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+    offset = middle - back @ (middle + np.array([shift_y, shift_x]) * pixels.shape)
+    moved = ndimage.affine_transform(pixels.astype(np.float32), back, offset, mode="reflect")
     toned = (moved - moved.mean()) * contrast + moved.mean() + brightness * 255
     return np.rint(toned).clip(0, 255).astype(np.uint8)
 

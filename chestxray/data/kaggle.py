@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -62,17 +61,10 @@ DATASETS = {
 }
 
 
-class Copy(NamedTuple):
-    """Where a copy of a dataset lies: the folder of its tables, and the folder that holds `images*`."""
-
-    tables: Path
-    images: Path
-
-
 def provide(dataset: Published, raw: Path) -> None:
     """Make `raw` hold a dataset: what is there, a mounted copy, kagglehub's cache, or a download.
 
-    A copy is used where it lies and not written: `raw` is a link to it, or a folder of links.
+    A copy is used where it lies and not written: `raw` is a folder of links.
 
     Args:
         dataset: which.
@@ -83,15 +75,11 @@ def provide(dataset: Published, raw: Path) -> None:
     """
     if raw.exists():
         return
-    copy = find_copy(dataset) or _download(dataset)
+    parts = find_copy(dataset) or _download(dataset)
     files.remove(raw)
     with files.atomic_path(raw) as temporary:
-        if copy.tables == copy.images:
-            temporary.symlink_to(copy.images.resolve(), target_is_directory=True)
-            return
         temporary.mkdir()
-        others = [path for path in copy.tables.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
-        for path in [*copy.images.glob("images*"), *others]:
+        for path in parts:
             (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
 
 
@@ -107,13 +95,13 @@ def may_ask() -> bool:
         return False
 
 
-def find_copy(dataset: Published) -> Copy | None:
-    """Find a copy that is mounted here or in kagglehub's cache, whole but for a tenth at most."""
+def find_copy(dataset: Published) -> list[Path]:
+    """The parts of a copy that is mounted here or in kagglehub's cache, whole but for a tenth at most; none without."""
     for folder in candidates(dataset):
-        copy = _copy_in(dataset, folder)
-        if copy and sum(1 for _ in sources.image_files(copy.images)) >= _ENOUGH * dataset.images:
-            return copy
-    return None
+        parts = _parts(dataset, folder)
+        if parts and sum(1 for _ in sources.image_files(parts[0].parent)) >= _ENOUGH * dataset.images:
+            return parts
+    return []
 
 
 def candidates(dataset: Published) -> Iterator[Path]:
@@ -144,27 +132,23 @@ def cache() -> Path:
     return Path(os.environ.get("KAGGLEHUB_CACHE") or Path.home() / ".cache" / "kagglehub")
 
 
-def _copy_in(dataset: Published, folder: Path) -> Copy | None:
-    """The image table in `folder`, and the images beside it or up to two folders below (Kaggle's `sample/sample/`)."""
-
-    def has_table(place: Path) -> bool:
-        return any((place / name).is_file() for name in dataset.tables)
-
-    if has_table(folder):
-        for pattern in ("images*", "*/images*", "*/*/images*"):
-            for images in sorted(folder.glob(pattern)):
-                if images.is_dir():
-                    return Copy(images.parent if has_table(images.parent) else folder, images.parent)
-    return None
+def _parts(dataset: Published, folder: Path) -> list[Path]:
+    """Folders of images and tables of a copy in `folder`: beside its image table or up to two folders below it."""
+    if any((folder / name).is_file() for name in dataset.tables):
+        tables = [path for path in folder.iterdir() if path.suffix in (".csv", ".txt") and path.is_file()]
+        for pattern in ("images*", "*/images*", "*/*/images*"):  # Kaggle's sample/sample/
+            if images := [path for path in sorted(folder.glob(pattern)) if path.is_dir()]:
+                return [*(path for path in images if path.parent == images[0].parent), *tables]
+    return []
 
 
-def _download(dataset: Published) -> Copy:
+def _download(dataset: Published) -> list[Path]:
     """Download a dataset into kagglehub's cache, which resumes by itself."""
     # The archive and what is unpacked from it lie on the disk together for a while.
     files.require_space(cache(), 2 * dataset.size, "set KAGGLEHUB_CACHE to a folder on a larger disk")
     folder = _fetch(dataset.handle)
-    if copy := _copy_in(dataset, folder):
-        return copy
+    if parts := _parts(dataset, folder):
+        return parts
     what = f"what Kaggle gave for {dataset.handle} has no {dataset.tables[-1]} beside images"
     raise StudyError(f"{folder}: {what}; remove it and fetch it again")
 

@@ -67,7 +67,7 @@ def test_a_mounted_copy_is_used_in_place(tmp_path, place):
     mounted = lay_out(tmp_path / "mounts" / place, "nih")
     study = open_study("nih", "quick", 1)
     sources.prepare_raw("nih", study)
-    assert study.paths.raw.is_symlink() and study.paths.raw.resolve() == mounted
+    assert (study.paths.raw / "images_001").resolve() == mounted / "images_001"
     assert len(sources.find_images(study.paths.raw)) == IMAGES
     sources.prepare_raw("nih", study)
 
@@ -95,21 +95,21 @@ def test_the_sample_is_prepared(tmp_path):
 
 def test_the_two_datasets_and_parts_are_told_apart(tmp_path):
     lay_out(tmp_path / "mounts" / "sample", "nih-sample")
-    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None
+    assert not data_kaggle.find_copy(data_kaggle.DATASETS["nih"])
     part = lay_out(tmp_path / "mounts" / "data", "nih")
     shutil.rmtree(part / "images_001")
-    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None
+    assert not data_kaggle.find_copy(data_kaggle.DATASETS["nih"])
 
 
 def test_kagglehubs_cache_is_used(tmp_path):
     folder = tmp_path / "cache" / "datasets" / "nih-chest-xrays" / "data"
     lay_out(folder / "versions" / "3", "nih")
     lay_out(folder / "versions" / "4", "nih")
-    assert data_kaggle.find_copy(data_kaggle.DATASETS["nih"]) is None  # neither is complete
+    assert not data_kaggle.find_copy(data_kaggle.DATASETS["nih"])  # neither is complete
     (folder / "3.complete").touch()
     study = open_study("nih", "quick", 1)
     sources.prepare_raw("nih", study)
-    assert study.paths.raw.resolve() == folder / "versions" / "3"
+    assert (study.paths.raw / "images_001").resolve() == folder / "versions" / "3" / "images_001"
 
 
 @pytest.fixture
