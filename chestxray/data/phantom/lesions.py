@@ -63,13 +63,6 @@ def _spread(finding: str, side: int, share: Callable[[Field], np.ndarray], apply
     return Lesion(finding, side, apply, box)
 
 
-def _window(x: np.ndarray, y: np.ndarray, cx: float, cy: float, reach: float) -> tuple[slice, slice] | None:
-    """Rows and columns of a grid that lie within `reach` of a point on either axis; None where there are none."""
-    top, bottom = np.searchsorted(y[:, 0], [cy - reach, cy + reach])
-    left, right = np.searchsorted(x[0], [cx - reach, cx + reach])
-    return (slice(top, bottom), slice(left, right)) if top < bottom and left < right else None
-
-
 def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field:
     """The field of one side without lesions.
 
@@ -82,14 +75,10 @@ def field_of(anatomy: Anatomy, side: int, x: np.ndarray, y: np.ndarray) -> Field
     air = anatomy.air(x, y, side)
     organ = np.zeros_like(air)
     for cx, cy, a, b, tilt, depth in anatomy.hearts():
-        window = _window(x, y, cx, cy, max(a, b))
-        if window is None:
-            continue
-        dx, dy = x[:, window[1]] - cx, y[window[0]] - cy
+        dx, dy = x - cx, y - cy
         u = (dx * math.cos(tilt) + dy * math.sin(tilt)) / a
         v = (dy * math.cos(tilt) - dx * math.sin(tilt)) / b
-        chord = depth * np.sqrt(np.maximum(1 - u * u - v * v, 0))
-        np.maximum(organ[window], chord, out=organ[window])
+        np.maximum(organ, depth * np.sqrt(np.maximum(1 - u * u - v * v, 0)), out=organ)
     air = np.maximum(air - organ, 0)
     return Field(anatomy, side, x, y, air, np.ones_like(air), np.zeros_like(air))
 
@@ -124,13 +113,10 @@ def _round(finding: str, anatomy: Anatomy, side: int, rng: np.random.Generator) 
         return radius * (1 + sum(a * np.cos(k * angle + p) for k, (a, p) in enumerate(waves, start=2)))
 
     def apply(field: Field) -> None:
-        window = _window(field.x, field.y, x, y, 1.5 * radius)
-        if window is None:
-            return
-        dx, dy = field.x[:, window[1]] - x, field.y[window[0]] - y
+        dx, dy = field.x - x, field.y - y
         border = outline(np.arctan2(dy, dx))
         inside = np.maximum(1 - (dx * dx + dy * dy) / (border * border), 0)
-        field.extra[window] += (density - LUNG) * 2 * radius * np.sqrt(inside)
+        field.extra += (density - LUNG) * 2 * radius * np.sqrt(inside)
 
     def box(_: Anatomy) -> tuple[float, float, float, float]:
         angle = np.linspace(-np.pi, np.pi, 361)
