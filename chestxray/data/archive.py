@@ -116,15 +116,12 @@ def pack(paths: Paths, target: Path | None = None) -> Path:
 def unpack(path: Path, root: Path | None = None) -> tuple[Paths, int]:
     """Unpack an archive into `1_Datasets/<dataset>`, which appears when it is complete.
 
-    An interrupted unpacking resumes: files that are there and right stay. Unpacking the same archive once more replaces
-    what has changed.
+    An interrupted unpacking resumes: files that are there and right stay, and are counted. Unpacking the same archive
+    once more replaces what has changed.
 
     Args:
         path: an archive of `pack`.
         root: the folder that holds `1_Datasets`; as `Paths` has it where None.
-
-    Returns:
-        Where the dataset lies, and how many of its files were there already.
 
     Raises:
         StudyError: it is no archive of `pack`, or damaged; another dataset of this name is there; or there is no space.

@@ -72,9 +72,6 @@ def plan(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     Args:
         manifest: as `read_manifest` gives; only the selected train images count.
         seed: the study's seed.
-
-    Raises:
-        StudyError: as `splits.require_trainable`.
     """
     splits.require_trainable(manifest, "manifest.csv")
     train = manifest[(manifest["split"] == "train") & manifest["selected"].astype(bool)]
@@ -110,19 +107,16 @@ def transform(
 ) -> np.ndarray:
     """Zoom, rotate about the centre and shift in one cubic interpolation, then change contrast and brightness.
 
-    Each linear interpolation would blur the fine pleural lines and vessels by which a pneumothorax or a nodule is read.
+    Linear interpolation would blur the fine pleural lines and vessels by which a pneumothorax or a nodule is read.
 
     Args:
-        pixels: (H, W) uint8 grey levels.
+        pixels: (H, W) uint8 grey levels, as the result.
         rotation: degrees, anticlockwise.
         shift_x: to the right, share of the width.
         shift_y: down, share of the height.
         zoom: magnification about the centre.
         brightness: added, share of full scale.
         contrast: factor by which grey levels spread about the image's mean.
-
-    Returns:
-        (H, W) uint8.
     """
     middle = np.array(pixels.shape) / 2 - 0.5
     angle = np.deg2rad(rotation)

@@ -338,11 +338,8 @@ def read_lists_for(entries: Entries, train_val: Path, test: Path) -> Lists:
         test: the official list of test images.
 
     Raises:
-        StudyError: a file is missing or names no image, an image stands in both, or the table lacks one.
+        StudyError: a file cannot be read or names no image, an image stands in both, or the table lacks one.
     """
-    for path in (train_val, test):
-        if not path.is_file():
-            raise StudyError(f"{path}: no such file; give a list of image names, one a line")
     lists = _read_lists(train_val, test, entries)
     known = {*entries.table["image"].tolist(), *(line.file for line in entries.rejected)}
     for path, names in zip((train_val, test), lists, strict=True):

@@ -71,10 +71,10 @@ def _still_right(target: Path, source: Path, note: str) -> bytes | None:
 def store_images(
     paths: Mapping[str, Path], store: Path, size: int, workers: int | None = None, greys: pixels.Greys | None = None
 ) -> tuple[pd.Series, list[Rejection], int]:
-    """Prepare every readable image into the store, on all cores; what is there and still right is not made again.
+    """Prepare every readable image into the store; what is there and still right is not made again.
 
-    Each file is complete or absent and depends on its source alone: a run that was killed and resumed, or had another
-    number of workers, ends in the same bytes.
+    It gives the SHA-256 of each prepared PNG, the unreadable images, and how many were made just now. Each file is
+    complete or absent and depends on its source alone: interruptions and the number of workers change no byte.
 
     Args:
         paths: image → its source file.
@@ -82,9 +82,6 @@ def store_images(
         size: side of the prepared images in pixels.
         workers: threads; as many as cores where None.
         greys: how files of 16 bits are read; each by its own largest value if None.
-
-    Returns:
-        sha256 of each prepared PNG on the image names; the unreadable images; how many were made just now.
     """
     files.make_folder(store)
     depths = dict.fromkeys(greys.files, greys.bits) if greys else {}

@@ -122,7 +122,10 @@ def prepare_raw(source: str, study: Study, folders: Sequence[str | Path] = ()) -
         folder = folder.resolve()
         nih_tables.find_table(folder)  # before anything is written
         find_images(folder)
-        _link_folder(folder, study.paths.raw)
+        refuse_other(folder, study.paths.raw)
+        if not study.paths.raw.is_dir():  # else it is linked, or was copied earlier
+            files.remove(study.paths.raw)
+            files.symlink(folder, study.paths.raw)
     elif source in kaggle.DATASETS:
         kaggle.provide(kaggle.DATASETS[source], study.paths.raw)
     elif not study.paths.raw.exists():
@@ -145,12 +148,3 @@ def refuse_other(folder: Path, raw: Path) -> None:
     """
     if raw.is_symlink() and raw.exists() and not raw.samefile(folder):
         raise StudyError(f"{raw}: holds another folder, {raw.resolve()}; rename {folder.name} or remove {raw.parent}")
-
-
-def _link_folder(folder: Path, raw: Path) -> None:
-    """Make `raw` a link to `folder`, which is never written; a copy where the file system has no links."""
-    refuse_other(folder, raw)
-    if raw.is_dir() and (raw.samefile(folder) or not raw.is_symlink()):
-        return  # linked, or copied earlier
-    files.remove(raw)
-    files.symlink(folder, raw)

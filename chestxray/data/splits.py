@@ -202,9 +202,6 @@ def plan(table: pd.DataFrame, lists: Lists | None, valid_share: float, no_findin
         valid_share: share of the train_val images held out for validation, 0 to 1.
         no_finding: at most this many No_finding images are selected.
         seed: seeds every draw.
-
-    Raises:
-        StudyError: as `assign`.
     """
     planned = table.assign(split=assign(table, lists, valid_share, seed))
     planned["selected"] = select(planned, no_finding, seed)

@@ -312,14 +312,11 @@ def require_equal(raw: Path, images: Mapping[str, Path]) -> None:
 
 
 def compare(images: Mapping[str, Path], larger: Path | None = None) -> tuple[list[Rejection], str]:
-    """Compare every radiograph with the list.
+    """Compare every radiograph with the list: what is missing, unexpected or different, and what was compared.
 
     Args:
         images: file name → path of those at 128 px.
         larger: the folder of those at 256 px, if they are compared too; that it has none at all is no fault.
-
-    Returns:
-        What is missing, unexpected or has other pixels; and what was compared, in words.
     """
     rows, prefix = read_list().values(), f"{FOLDERS[256]}/"
     at_256 = {prefix + path.name: path for path in larger.glob("[!.]*")} if larger else {}

@@ -58,7 +58,7 @@ _KEYWORDS = _words(
     "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction "
     "RescaleIntercept RescaleSlope ModalityLUTSequence VOILUTSequence PresentationLUTShape ExtendedOffsetTable "
-    "ExtendedOffsetTableLengths FloatPixelData DoubleFloatPixelData PixelData"
+    "ExtendedOffsetTableLengths PixelData"
 )
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -161,8 +161,6 @@ class _Shape:
         """Read it; a StudyError for no pixels, several frames, or too many, too large or unusual ones."""
         from pydicom.uid import UID
 
-        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-            raise StudyError(f"{path}: floating-point pixels; {_EXPORT}")
         rows, columns = (_whole(dataset, name) for name in ("Rows", "Columns"))
         if "PixelData" not in dataset or not rows or not columns:
             name = UID(str(_first(dataset, "SOPClassUID") or "")).name

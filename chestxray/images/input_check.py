@@ -56,21 +56,16 @@ class Check:
             StudyError: the file is missing or damaged.
         """
         try:
-            check = cls.of(path.read_bytes())
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+                parts = {name: array.astype(np.float32) for name, array in stored.items()}
+            kernels, biases = ((parts[f"{kind}_0"], parts[f"{kind}_1"]) for kind in ("kernel", "bias"))
+            check = cls(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
             check.scores(np.zeros((1, SIDE, SIDE), np.uint8))
         except OSError as error:
             raise StudyError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
         except Exception as error:  # zipfile, zlib and NumPy each raise their own for a damaged file
             raise StudyError(f"{path}: is damaged ({type(error).__name__}); {_REMEDY}") from error
         return check
-
-    @classmethod
-    def of(cls, data: bytes) -> Check:
-        """The check in a file's bytes; on damaged ones NumPy and zipfile raise errors of many kinds."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-            parts = {name: array.astype(np.float32) for name, array in stored.items()}
-        kernels, biases = ((parts[f"{kind}_0"], parts[f"{kind}_1"]) for kind in ("kernel", "bias"))
-        return cls(parts["mean"], parts["components"], kernels, biases, float(parts["threshold"]))
 
     def components_of(self, measured: np.ndarray) -> np.ndarray:
         """The network's inputs, (N, K), from (N, F) features."""

@@ -73,7 +73,7 @@ class Facts:
 
 
 def decode(path: Path, bits: int | None = None) -> np.ndarray:
-    """Read a PNG, JPEG or TIFF radiograph (one page of 8 or 16 bits) as 8-bit grey.
+    """Read a PNG, JPEG or TIFF radiograph (one page of 8 or 16 bits) as 8-bit grey, (height, width).
 
     16-bit values are scaled by 255/(2^bits - 1), colour and palettes go to luma (ITU-R 601), transparent pixels are
     black, and a JPEG's orientation tag is obeyed.
@@ -81,9 +81,6 @@ def decode(path: Path, bits: int | None = None) -> np.ndarray:
     Args:
         path: the file.
         bits: one of `DEPTHS`, by which a 16-bit file is read, as a dataset's all are; by its own largest value if None.
-
-    Returns:
-        (height, width) uint8.
 
     Raises:
         StudyError: the file is missing, empty, of another format, broken off or too large or small to be a radiograph.

@@ -257,8 +257,10 @@ def fit(train: np.ndarray, valid: np.ndarray, seed: int, false_alarms: float = F
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early on purpose
         network.fit(open_check.components_of(measured), foreign)
-    check = Check(analysis.mean_, components, tuple(network.coefs_), tuple(network.intercepts_), np.inf)
-    check = Check.of(saved(check))  # the threshold fits the weights as they are stored
+    arrays = (analysis.mean_, components, *network.coefs_, *network.intercepts_)
+    # The threshold fits the weights as they are stored.
+    mean, components, *weights = (array.astype(np.float16).astype(np.float32) for array in arrays)
+    check = Check(mean, components, tuple(weights[:2]), tuple(weights[2:]), np.inf)
     scores = np.sort(check.scores(_reduced(valid)))
     place = len(scores) - 1 - int(false_alarms * len(scores))
     return dataclasses.replace(check, threshold=float(scores[place]))

@@ -320,7 +320,7 @@ REFUSED = {
     "several frames": (lambda: of(NumberOfFrames=12), "12 frames; export the frame"),
     "a report": (report, "without an image (Basic Text SR Storage)"),
     "no rows": (lambda: of(Rows=0), "without an image"),
-    "floating point": (floating, "floating-point pixels"),
+    "floating point": (floating, "without an image"),
     "a palette": (lambda: of(PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR pixels of 1 samples"),
     "a patient as colour": (lambda: of(PhotometricInterpretation=dicom_files.NUMBER), "unknown pixels of 1 samples"),
     "1 bit": (lambda: of(BitsAllocated=1, BitsStored=1, HighBit=0), "1 of 1 bits a sample"),

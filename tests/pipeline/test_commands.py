@@ -366,7 +366,7 @@ def test_plan_repeats_itself_and_obeys_its_seed(plan_of, tmp_path, capsys):
         ),
         (["--train-val", "LISTS/train_val_list.txt"], False, "only one of them is given; give both"),
         (["--test", "LISTS/test_list.txt"], False, "only one of them is given; give both"),
-        (["--test", "absent.txt"], True, "absent.txt: no such file"),
+        (["--test", "absent.txt"], True, "absent.txt: cannot be read (No such file or directory)"),
         (["--test", "LISTS/train_val_list.txt"], True, "stand in train_val_list.txt too"),
         (["--test", "LISTS/empty.txt"], True, "empty.txt: names no image"),
         (["--test", "LISTS/strange.txt"], True, "lacks 2 of its 3 images, such as 9_0.png"),

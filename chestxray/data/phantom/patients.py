@@ -82,14 +82,11 @@ def slot(index: int, seed: int) -> Slot:
 
 
 def patient_of(number: int, seed: int) -> tuple[str, int, Anatomy]:
-    """Draw a patient by lot: what is the same in all images of one.
+    """Draw a patient by lot: sex, M or F; age at the first image, years; anatomy in a PA exposure in deep inspiration.
 
     Args:
         number: of the patient, from 1.
         seed: of the data set.
-
-    Returns:
-        Sex, M or F; age at the first image, years; anatomy in a PA exposure in deep inspiration.
     """
     rng = np.random.default_rng([seed, PATIENT, number])
     sex = "M" if rng.random() < 0.55 else "F"
