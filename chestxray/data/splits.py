@@ -224,11 +224,10 @@ def selection(planned: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["class", "split", "images", "patients", "PA", "AP", "F", "M"])
 
 
-def _by_class(rows: pd.DataFrame, everything: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`images` and `patients` of each class; `Total` counts `everything` where a row is not an image."""
-    everything = rows if everything is None else everything
+def _by_class(rows: pd.DataFrame) -> pd.DataFrame:
+    """`images` and `patients` of each class; `Total` counts an image once, however many rows it has."""
     table = rows.groupby("label")["patient"].agg(images="size", patients="nunique").reindex(CLASSES, fill_value=0)
-    table.loc["Total"] = [len(everything), everything["patient"].nunique()]
+    table.loc["Total"] = [rows.index.nunique(), rows["patient"].nunique()]
     return table
 
 
@@ -240,8 +239,7 @@ def test_counts(planned: pd.DataFrame) -> pd.DataFrame:
     tested = planned[planned["split"].eq("test")]
     findings = tested["findings"].str.split("|").explode().map(LABELS)
     each_finding = tested.loc[findings.index].assign(label=findings)
-    balanced = _by_class(planned[planned["balanced_test"]])
-    return pd.concat({"all": _by_class(each_finding, tested), "balanced": balanced}, axis=1)
+    return pd.concat({"all": _by_class(each_finding), "balanced": _by_class(planned[planned["balanced_test"]])}, axis=1)
 
 
 def shortage(table: pd.DataFrame) -> str:

@@ -216,7 +216,7 @@ def _patchy(patches: np.ndarray, grain: np.ndarray, field: Field) -> np.ndarray:
 def _atelectasis(anatomy: Anatomy, side: int, rng: np.random.Generator) -> list[Lesion]:
     """Lung without air: plates (bands across the lower lung) or a wedge from the hilum to the chest wall.
 
-    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`lose_volume`).
+    The volume loss that belongs to it, the raised dome and the shifted heart, is in the anatomy (`remodel`).
     """
     dome, lung = anatomy.dome(side), anatomy.lung
     wedge = rng.random() >= 0.5
