@@ -230,13 +230,13 @@ def cut_between(data: bytes) -> bytes:
 
 
 DAMAGED = {
-    "packed dataset: 0 bytes": (lambda data: b"", "no archive of a prepared dataset"),
-    "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "no archive of a prepared dataset"),
+    "packed dataset: 0 bytes": (lambda data: b"", "its index cannot be used"),
+    "packed dataset: a web page": (lambda data: b"<!DOCTYPE html><title>Sign in", "its index cannot be used"),
     "packed dataset: another tar": (
         lambda data: tar(("images/a.png", b"x" * 5000)), "no archive of a prepared dataset"
     ),
     "packed dataset: cut off in its index": (cut(0.01), "its index cannot be used"),
-    "packed dataset: cut off": (cut(0.6), "broken off or damaged"),
+    "packed dataset: cut off": (cut(0.6), "has not the file"),
     "packed dataset: cut off between two files": (cut_between, "has not the file"),
     "packed dataset: last byte missing": (lambda data: data[:-1], "does not end"),
     "packed dataset: a bit flipped in its index": (flipped(0.01), "its index"),
