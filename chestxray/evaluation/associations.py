@@ -53,9 +53,8 @@ def binary_effects(
 ) -> pd.DataFrame:
     """Odds ratio and Cramér's V of each finding with a two-valued factor, the intervals resampled by patient.
 
-    With `strata` the odds ratio is that of Mantel and Haenszel (J Natl Cancer Inst 1959): the common one within the
-    strata, free of what they explain. The p-value is a Wald test of the log odds ratio with the bootstrap's standard
-    error, which holds the correlation of a patient's images.
+    With `strata` the odds ratio is that of Mantel and Haenszel (J Natl Cancer Inst 1959), the common one within the
+    strata. The p-value is a Wald test of the log odds ratio with the bootstrap's standard error.
 
     Args:
         marks: (images, findings) bool.
@@ -65,10 +64,9 @@ def binary_effects(
         strata: a group for each image; empty values leave the image out.
 
     Returns:
-        One row per finding: `factor`, `finding`, `images` (that show it), `patients`, `rate` (share among the exposed),
+        One row per finding: `factor`, `finding`, `images` and `patients` with it, `rate` (share among the exposed),
         `rate_other`, `odds_ratio` with `odds_low` and `odds_high`, `effect` (Cramér's V, 0 to 1; of the pooled table)
-        with `effect_low` and `effect_high`, and `p`. No estimate for a finding in fewer than FEWEST_PATIENTS patients,
-        or so rare that draws leave a cell of its table empty.
+        with `effect_low` and `effect_high`, and `p`; empty for a finding too rare for an estimate.
     """
     known = exposed.notna().to_numpy()
     group = np.zeros(len(marks), dtype=int)
@@ -88,15 +86,13 @@ def binary_effects(
         with np.errstate(divide="ignore", invalid="ignore"):
             p = bootstrap.p_value(np.log(ratio))
         if row["patients"] >= FEWEST_PATIENTS and not np.isnan(p):
-            phi = _phi(with_it.sum(axis=1), everyone.sum(axis=1))
-            low, high, _ = bootstrap.interval(phi)
             other, rate = with_it[0].sum(axis=0) / everyone[0].sum(axis=0)
-            odds_low, odds_high, _ = bootstrap.interval(ratio)
-            row |= {"rate": rate, "rate_other": other}
-            row |= {"odds_ratio": ratio[0], "odds_low": odds_low, "odds_high": odds_high}
-            # V has no sign: an interval of the signed coefficient that holds 0 starts, for V, at 0.
-            ends = (0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)))
-            row |= {"effect": abs(phi[0]), "effect_low": ends[0], "effect_high": ends[1], "p": p}
+            # V has no sign: an interval of the signed coefficient that includes 0 starts, for V, at 0.
+            phi = _phi(with_it.sum(axis=1), everyone.sum(axis=1))
+            ends = bootstrap.interval(phi)[:2]
+            low, high = sorted(map(abs, ends))
+            row |= {"rate": rate, "rate_other": other, **_estimate(ratio, "odds_ratio", "odds"), "p": p}
+            row |= {"effect": abs(phi[0]), "effect_low": low if ends[0] * ends[1] > 0 else 0.0, "effect_high": high}
         rows.append(row)
     odds = ["rate", "rate_other", "odds_ratio", "odds_low", "odds_high"]
     return pd.DataFrame(rows, columns=[*_COUNTED, *odds, *_EFFECT])
@@ -130,10 +126,8 @@ def ordinal_effects(marks: pd.DataFrame, values: pd.Series, draws: Draws, factor
         if row["patients"] >= FEWEST_PATIENTS and (known & ~mark).any():
             with_it = _counts(draws, cells, where, size)
             correlation = _rank_biserial(with_it, everyone - with_it)
-            low, high, _ = bootstrap.interval(correlation)
             row |= {"median": np.median(cells[where]), "median_other": np.median(cells[known & ~mark])}
-            row |= {"effect": correlation[0], "effect_low": low, "effect_high": high}
-            row["p"] = bootstrap.p_value(correlation)
+            row |= {**_estimate(correlation, "effect", "effect"), "p": bootstrap.p_value(correlation)}
         rows.append(row)
     return pd.DataFrame(rows, columns=[*_COUNTED, "median", "median_other", *_EFFECT])
 
@@ -163,10 +157,9 @@ def association(labels: pd.Series, factor: pd.Series, draws: Draws) -> tuple[flo
 
 
 def correct(effects: pd.DataFrame) -> pd.DataFrame:
-    """Correct `p` for the number of tests: all rows given, of `binary_effects` and `ordinal_effects`, are the family.
+    """Correct `p` of all rows, one family: `p_holm` (`bootstrap.holm`) and `p_bh`, empty where `p` is.
 
-    It adds `p_holm` (Holm, Scand J Stat 1979: the chance of one false claim among all) and `p_bh` (Benjamini and
-    Hochberg, J R Stat Soc B 1995: the share of false claims among those made). Rows without p stay empty.
+    `p_bh` bounds the share of false claims among those made (Benjamini and Hochberg, J R Stat Soc B 1995).
     """
     tested = effects["p"].dropna()
     found = pd.Series(stats.false_discovery_control(tested), index=tested.index) if len(tested) else tested
@@ -236,6 +229,11 @@ def _row(factor: str, finding: str, where: np.ndarray, draws: Draws) -> dict[str
     """The images that show a finding, and their patients."""
     patients = len(np.unique(draws.codes[where]))
     return {"factor": factor, "finding": finding, "images": int(where.sum()), "patients": patients}
+
+
+def _estimate(values: np.ndarray, name: str, ends: str) -> dict[str, float]:
+    low, high, _ = bootstrap.interval(values)
+    return {name: float(values[0]), f"{ends}_low": low, f"{ends}_high": high}
 
 
 def _odds_ratio(with_it: np.ndarray, everyone: np.ndarray) -> np.ndarray:

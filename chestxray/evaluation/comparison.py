@@ -150,11 +150,7 @@ def compare_with(
     Returns:
         Index (`against`, `metric`); columns `first`, `second`, `difference` (first - second) with its 95 % interval
         `low` and `high`, `n_images`, `n_patients`, `draws`.
-
-    Raises:
-        StudyError: a metric is unknown.
     """
-    _check_metrics(metrics)
     ours = models.metrics[first]
     tables = {}
     for second in others:
@@ -178,11 +174,7 @@ def compare_all(models: Resampled, metrics: Sequence[str] = ("macro_auroc", "six
         Index (`metric`, `first`, `second`), each pair once and in the order of `models`; columns `difference` (first -
         second) with its interval `low` and `high`, `p` (`bootstrap.p_value`), `p_holm` (Holm's, within the metric) and
         `draws`.
-
-    Raises:
-        StudyError: a metric is unknown.
     """
-    _check_metrics(metrics)
     tables = {}
     for metric in metrics:
         rows = {}
@@ -193,12 +185,6 @@ def compare_all(models: Resampled, metrics: Sequence[str] = ("macro_auroc", "six
         table.insert(4, "p_holm", bootstrap.holm(table["p"]) if len(table) else [])
         tables[metric] = table.rename_axis(["first", "second"])
     return pd.concat(tables, names=["metric"])[["difference", "low", "high", "p", "p_holm", "draws"]]
-
-
-def _check_metrics(metrics: Sequence[str]) -> None:
-    for metric in metrics:
-        if metric not in METRICS:
-            raise StudyError(f"metric {metric!r} is unknown; there are: {', '.join(METRICS)}")
 
 
 def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:

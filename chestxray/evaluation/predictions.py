@@ -55,8 +55,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         path: a `predictions_valid.csv` or `predictions_test.csv`.
 
     Returns:
-        One row per image, `patient` as text as it stands in the file, `selected` and (where the file has it)
-        `balanced_test` as bool, empty text where the file has none, and `PROBABILITIES` as numbers.
+        One row per image: `patient` as text, `selected` and `balanced_test` as bool, `PROBABILITIES` as numbers.
 
     Raises:
         StudyError: the file is missing or no table, or a column or value in it can't be used.

@@ -75,46 +75,39 @@ def _measure_column(table: pd.DataFrame, column: str, points: pd.DataFrame, draw
         return pd.DataFrame()
     reference = sizes.idxmax()
     patients = table.groupby(column)["patient"].nunique()
-    values, counts = {}, {}
+    values, positive = {}, {}
     for group in groups:
         inside = table[column].eq(group).to_numpy()
-        values[group], counts[group] = _group_draws(table[inside], points, draws.within(inside))
-    shared = [name for name in SIX_FINDINGS if all(counts[group][name]["enough"] for group in groups)]
+        values[group], positive[group] = _group_draws(table[inside], points, draws.within(inside))
+    shared = [name for name in SIX_FINDINGS if all(np.isfinite(values[group][name][0, 0]) for group in groups)]
+    undefined = np.full((2, 2), np.nan)
+    for found in values.values():
+        found["mean"] = np.mean([found[name] for name in shared], axis=0) if shared else undefined
     rows = {}
-    for group, name, metric in itertools.product(groups, (*SIX_FINDINGS, "mean"), ("auroc", "tpr")):
-        count = counts[group].get(name, {"positive": np.nan, "enough": bool(shared)})
-        comparable = group != reference and counts[reference].get(name, count)["enough"]
-        ours, theirs = (_mean(values[one][metric], name, shared) for one in (group, reference))
-        row = bootstrap.entry(ours if count["enough"] else np.full(2, np.nan))
-        row |= {"n_images": int(sizes[group]), "n_patients": patients[group], "n_positive": count["positive"]}
-        row |= {"reference": reference, "too_small": not count["enough"]}
-        rows[column, group, name, metric] = row | (_gap(ours - theirs) if count["enough"] and comparable else {})
-    found = bootstrap.table(rows, ["column", "group", "finding", "metric"])
-    gap = ["gap", "gap_low", "gap_high", "p"]
-    found = found.reindex(columns=[*found.columns.difference(gap, sort=False), *gap])
-    return found.astype({"n_positive": "Int64"})
+    for group, name in itertools.product(groups, (*SIX_FINDINGS, "mean")):
+        ours, theirs = values[group][name], values[reference][name]
+        gaps = undefined if group == reference or np.isnan([ours[0, 0], theirs[0, 0]]).any() else ours - theirs
+        for metric, value, gap in zip(("auroc", "tpr"), ours, gaps, strict=True):
+            size = {"n_images": sizes[group], "n_patients": patients[group], "n_positive": positive[group].get(name)}
+            between = bootstrap.entry(gap)
+            rows[column, group, name, metric] = {
+                **(bootstrap.entry(value) | size | {"reference": reference, "too_small": bool(np.isnan(value[0]))}),
+                **{f"gap{end}": between[key] for end, key in (("", "estimate"), ("_low", "low"), ("_high", "high"))},
+                "p": bootstrap.p_value(gap),
+            }
+    return bootstrap.table(rows, ["column", "group", "finding", "metric"]).astype({"n_positive": "Int64"})
 
 
 def _group_draws(table: pd.DataFrame, points: pd.DataFrame, draws: Draws) -> tuple[dict, dict]:
-    """Each finding's AUROC and true-positive rate in every draw, and how many positives there are."""
-    values, counts = {"auroc": {}, "tpr": {}}, {}
-    patients = table["patient"].to_numpy()
+    """AUROC and true-positive rate of each finding, (2, 1 + draws), NaN where too small; and its positive images."""
+    values, positive = {}, {}
+    patients = table["patient"]
     for name in SIX_FINDINGS:
         truth, scores = finding(table, name)
-        values["auroc"][name] = rank_draws(truth, scores, draws)[0]
-        values["tpr"][name] = draws.means(scores >= points.loc[name, "threshold"], truth)
-        enough = min(len(set(patients[truth])), len(set(patients[~truth]))) >= FEWEST
-        counts[name] = {"positive": int(truth.sum()), "enough": enough}
-    return values, counts
-
-
-def _mean(values: dict[str, np.ndarray], name: str, shared: list[str]) -> np.ndarray:
-    if name != "mean":
-        return values[name]
-    return np.mean([values[one] for one in shared], axis=0) if shared else np.full(2, np.nan)
-
-
-def _gap(values: np.ndarray) -> dict[str, float]:
-    found = bootstrap.entry(values)
-    ends = {"gap": found["estimate"], "gap_low": found["low"], "gap_high": found["high"]}
-    return ends | {"p": bootstrap.p_value(values)}
+        positive[name] = int(truth.sum())
+        if min(patients[truth].nunique(), patients[~truth].nunique()) < FEWEST:
+            values[name] = np.full((2, 2), np.nan)
+        else:
+            caught = draws.means(scores >= points.loc[name, "threshold"], truth)
+            values[name] = np.stack([rank_draws(truth, scores, draws)[0], caught])
+    return values, positive

@@ -80,16 +80,15 @@ def forest(table: pd.DataFrame, title: str, note: str = "", chance: float | None
         label: the name of the axis.
     """
     figure, [[axis]] = canvas(1, 1, 8.6, 1.3 + 0.36 * len(table))
-    rows = np.arange(len(table))[::-1]
+    rows = np.arange(len(table))
     if chance is not None:
         axis.axvline(chance, color=GREY, linewidth=0.9, linestyle=":")
     axis.errorbar(table["estimate"], rows, xerr=reach(table), fmt="o", color=PALETTE[0], capsize=3, markersize=6)
     for row, (_, entry) in zip(rows, table.iterrows(), strict=True):
         text = "too few images" if pd.isna(entry["estimate"]) else interval(entry)
         axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), va="center", fontsize="small")
-    axis.set(yticks=rows, yticklabels=[str(name) for name in table.index], xlabel=label, ylim=(-0.6, len(table) - 0.4))
-    axis.grid(axis="x", color="0.9")
-    axis.set_axisbelow(True)
+    name_rows(axis, [str(name) for name in table.index])
+    axis.set_xlabel(label)
     return titled(figure, title, note)
 
 
@@ -102,12 +101,10 @@ def pairs(table: pd.DataFrame, names: Sequence[str], title: str, note: str = "")
         title: what is shown.
         note: the data.
     """
-    gaps = pd.DataFrame(np.nan, index=list(names), columns=list(names))
-    text = gaps.astype(object).where(gaps.notna(), "")
-    for (first, second), row in table.iterrows():
-        for one, other, sign in ((first, second, 1), (second, first, -1)):
-            gaps.loc[one, other] = sign * row["difference"]
-            text.loc[one, other] = signed(sign * row["difference"]) + ("*" if row["p_holm"] < 0.05 else "")
+    gaps = table["difference"].unstack().reindex(index=names, columns=names)
+    gaps = gaps.fillna(-gaps.T)
+    stars = table["p_holm"].unstack().reindex(index=names, columns=names) < 0.05
+    text = gaps.map(lambda gap: "" if np.isnan(gap) else signed(gap)) + np.where(stars | stars.T, "*", "")
     figure, [[axis]] = canvas(1, 1, 9.6, 1.8 + 0.46 * len(names))
     largest = float(np.nanmax(np.abs(gaps.to_numpy()), initial=0.01))
     style = {"cmap": "vlag_r", "vmin": -largest, "vmax": largest, "linewidths": 0.5, "annot_kws": {"fontsize": 8}}
