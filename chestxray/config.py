@@ -171,12 +171,12 @@ _CPU = Profile().override(
     phantom_images=6000,
     no_finding=1000,
     valid_share=0.15,
-    member_sizes=(160, 192, 160, 144),
+    member_sizes=(128, 160, 128, 112),
     feature_size=224,
     dense_epochs=10,
     cnn_epochs=10,
     feature_epochs=40,
-    fine_tune_epochs=5,
+    fine_tune_epochs=4,
 )
 _GPU = _CPU.override(
     name="gpu",
