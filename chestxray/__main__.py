@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 from chestxray.config import StudyError, printable
@@ -19,9 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    output = _Output(sys.stdout)
     try:
-        with contextlib.redirect_stdout(output):
+        with contextlib.redirect_stdout(_Output(sys.stdout)):
             if arguments[:1] == ["colab"] and not {"-h", "--help"} & set(arguments):
                 environment.prepare_kernel(arguments[1:])
                 return 0
@@ -38,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("chestxray: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    finally:
-        output.flush()
 
 
 class _Output:
@@ -48,28 +45,20 @@ class _Output:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
-        """Write, or drop what nobody reads."""
-        with self._dropping():
-            self._stream.write(printable(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, or drop what nobody reads."""
-        with self._dropping():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-    @contextlib.contextmanager
-    def _dropping(self) -> Iterator[None]:
+    def write(self, text: str = "") -> int:
         try:
-            yield
+            self._stream.write(printable(text))
+            self._stream.flush()
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+        return len(text)
+
+    flush = write
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 if __name__ == "__main__":

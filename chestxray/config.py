@@ -318,11 +318,8 @@ class Study:
         """`Paths.require`, with the profile in the command that the message names.
 
         Args:
-            path: a file or folder of this dataset.
-            stage: the stage that writes it, such as `stage 2.1`.
-
-        Raises:
-            StageMissing: `path` does not exist.
+            path: as there.
+            stage: as there.
         """
         return self.paths.require(path, stage, f" --profile {self.profile.name}")
 

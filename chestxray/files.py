@@ -92,35 +92,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing, as `atomic_path` does.
-
-    Raises:
-        StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
-    """
+    """Open `path` for writing, as `atomic_path` does, with its errors."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` as `atomic_path` does.
+    """Write `data` to `path` as `atomic_path` does, with its errors.
 
     Args:
         path: the file.
         data: all its bytes.
-
-    Raises:
-        StudyError: the disk is full or read-only; `path` is as it was and nothing is left beside it.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what runs that were killed while writing `path` have left beside it.
-
-    Raises:
-        StudyError: the file system refuses.
-    """
+    """Remove what runs that were killed while writing `path` have left beside it."""
     for leftover in path.parent.glob(f".{path.stem}{TEMPORARY}*{path.suffix}"):
         remove(leftover)
 
@@ -182,26 +171,20 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def keep_only(folder: Path, names: set[str]) -> int:
+def keep_only(folder: Path, names: set[str]) -> None:
     """Remove the entries of a folder that are not expected.
 
     Args:
         folder: nothing is done where there is none.
         names: the expected names.
 
-    Returns:
-        How many entries were removed.
-
     Raises:
         StudyError: the file system refuses.
     """
-    if not folder.is_dir():
-        return 0
-    with explained(folder), os.scandir(folder) as found:
-        unexpected = [Path(entry.path) for entry in found if entry.name not in names]
+    with explained(folder):
+        unexpected = [path for path in folder.iterdir() if path.name not in names] if folder.is_dir() else []
     for path in unexpected:
         remove(path)
-    return len(unexpected)
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -249,23 +232,21 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
     Raises:
         StudyError: there is less.
     """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free, reserve = shutil.disk_usage(place).free, 256 << 20
     if needed + reserve > free:
-        spare = f" beside {gigabytes(reserve)} to spare" if needed <= free else ""
         raise StudyError(
-            f"{folder}: needs {gigabytes(needed)}{spare}, {gigabytes(free)} are free; free space, or {remedy}"
+            f"{folder}: needs {gigabytes(needed)} beside {gigabytes(reserve)} to spare, {gigabytes(free)} are free; "
+            f"free space, or {remedy}"
         )
 
 
 def gigabytes(size: int) -> str:
     """Bytes as people read them: `45.1 GB`, `3.2 MB`, `12 kB`, `14 bytes`."""
-    for unit, worth in (("GB", 10**9), ("MB", 10**6)):
+    for unit, worth, digits in (("GB", 10**9, 1), ("MB", 10**6, 1), ("kB", 1000, 0)):
         if size >= worth:
-            return f"{size / worth:,.1f} {unit}"
-    return f"{size / 1000:,.0f} kB" if size >= 1000 else f"{size} bytes"
+            return f"{size / worth:,.{digits}f} {unit}"
+    return f"{size} bytes"
 
 
 def digest(path: Path) -> str:

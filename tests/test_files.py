@@ -82,9 +82,9 @@ def test_unexpected_files_are_removed_and_the_others_stay(tmp_path):
         (tmp_path / name).write_text(name)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "in it.png").write_text("")
-    assert files.keep_only(tmp_path, {"keep.png", "absent.png"}) == 3
+    files.keep_only(tmp_path, {"keep.png", "absent.png"})
     assert [path.name for path in tmp_path.iterdir()] == ["keep.png"]
-    assert files.keep_only(tmp_path / "nowhere", set()) == 0
+    files.keep_only(tmp_path / "nowhere", set())
 
 
 @pytest.mark.parametrize("batch", [1, 8])

@@ -5,13 +5,12 @@ Importing it is cheap: pandas and templates are imported by the functions that n
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Paths, StudyError
+from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Study, StudyError
 from chestxray.pipeline.progress import shown
 
 if TYPE_CHECKING:
@@ -32,34 +31,30 @@ SHOWN = {
 """The metrics of the short table of results, and their headings."""
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a results notebook's metrics.csv: `model`, `metric`, `estimate`, `low`, `high`.
+def read_metrics(path: Path) -> pd.DataFrame:
+    """A results notebook's metrics.csv: by `model` and `metric`, an `estimate` with `low` and `high`.
 
     Raises:
         StudyError: the file can't be read, or lacks one of these columns.
     """
+    import pandas as pd
+
+    index = ["model", "metric"]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+        return pd.read_csv(path, usecols=[*index, "estimate", "low", "high"]).set_index(index)
+    except (OSError, ValueError) as error:
         raise StudyError(f"{path.name} can't be read ({error}): run stage 5 again") from error
-    absent = {"model", "metric", "estimate", "low", "high"} - set(rows[0] if rows else ())
-    if absent:
-        raise StudyError(f"{path.name} has no column {', '.join(sorted(absent))}: run stage 5 again")
-    return rows
 
 
-def results_rows(metrics: list[dict[str, str]]) -> list[list[str]]:
+def results_rows(metrics: pd.DataFrame) -> list[list[str]]:
     """The short table of results from `read_metrics`: a heading and one row a model, with 95 % intervals."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in metrics:
-        if row["metric"] in SHOWN:
-            numbers = [float(row[name]) for name in ("estimate", "low", "high")]
-            cells.setdefault(row["model"], {})[row["metric"]] = "{:.3f} ({:.3f}–{:.3f})".format(*numbers)
-    table = [["model", *SHOWN.values()]]
-    for model, found in cells.items():
-        table.append([TITLES.get(model, model), *(found.get(metric, "–") for metric in SHOWN)])
-    return table
+    cells = {
+        key: f"{row.estimate:.3f} ({row.low:.3f}–{row.high:.3f})"
+        for key, row in zip(metrics.index, metrics.itertuples(), strict=True)
+    }
+    models = metrics.index.unique("model")
+    rows = [[TITLES.get(model, model), *(cells.get((model, name), "–") for name in SHOWN)] for model in models]
+    return [["model", *SHOWN.values()], *rows]
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -86,23 +81,20 @@ def fill_results(readme: str, table: str) -> str:
 
 
 def reference_table() -> str:
-    """The README's table of results: that of the committed reference, in Markdown; a sentence while there is none."""
-    if not (REFERENCE / RESULTS).exists():
-        return "No reference results are committed yet."
+    """The README's table of results: that of the committed reference, in Markdown."""
     return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS)))
 
 
-def print_outcome(paths: Paths, pages: Sequence[Path]) -> None:
+def print_outcome(study: Study, pages: Sequence[Path]) -> None:
     """Print the table of results of a run, and where its executed notebooks are.
 
     Args:
-        paths: of the run's dataset; nothing is said of results that aren't there.
+        study: nothing is said of results that aren't there.
         pages: the executed notebooks.
     """
-    metrics = paths.results / RESULTS
+    metrics = study.paths.results / RESULTS
     if metrics.exists():
-        note = "phantom images" if paths.dataset == "phantom" else f"{paths.dataset} radiographs"
-        print(f"\nOn the test split of {note}, with 95 % intervals (patients resampled):\n")
+        print(f"\nOn the test split of {study.data_note}, with 95 % intervals (patients resampled):\n")
         print_rows(results_rows(read_metrics(metrics)))
     if pages:
         print("\nNotebooks, executed:")
@@ -135,9 +127,8 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Tables of a results folder that the documents read, and their index columns."""
 
-FACTS = ("summary.json", "data.json")
-NEEDED = (*FACTS, "metrics.csv", "per_class.csv", "operating_test.csv", "calibration.csv", "groups.csv")
-"""What a run must have left before a document can be filled."""
+OPTIONAL = ("metrics_balanced.csv", "operating_points.csv", "localisation.csv", "robustness.csv")
+"""Those that not every run leaves."""
 
 
 def data_facts(manifest: pd.DataFrame, boxes: pd.DataFrame) -> dict[str, Any]:
@@ -188,22 +179,22 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Read a results folder: tables by the name of their file without suffix, `summary`, `data`, and the models' runs.
 
     Raises:
-        StudyError: one of `NEEDED` is missing or unreadable.
+        StudyError: a file is missing, besides tables that not every run leaves, or unreadable.
     """
     import pandas as pd
 
-    for name in NEEDED:
-        if not (folder / name).is_file():
-            raise StudyError(f"{folder.name}/{name} is missing: run stage 5 again (chestxray run --only 5)")
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"runs": {}}
     try:
         for name, index in TABLES.items():
-            if (folder / name).is_file():
+            if (folder / name).exists() or name not in OPTIONAL:
                 found[Path(name).stem] = pd.read_csv(folder / name).set_index(list(index))
-        for name in FACTS:
+        for name in ("summary.json", "data.json"):
             found[Path(name).stem] = json.loads((folder / name).read_text("utf-8"))
-    except (ValueError, KeyError) as error:
-        raise StudyError(f"{folder.name}/{name}: cannot be read ({error}); run stage 5 again") from error
+        for model in MODELS:
+            name = f"{model}/run.json"
+            found["runs"][model] = json.loads((folder / name).read_text("utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"{folder.name}/{name}: cannot be read ({error}); run stages 4 and 5 again") from error
     return found
 
 
@@ -217,7 +208,7 @@ def render(folder: Path) -> dict[str, str]:
         Text of each of `DOCUMENTS`.
 
     Raises:
-        StudyError: as `read_results`, or a `run.json` is missing.
+        StudyError: as `read_results`.
     """
     import jinja2
 
@@ -226,12 +217,6 @@ def render(folder: Path) -> dict[str, str]:
     from chestxray.plots import style
 
     results = read_results(folder) | {"localisation_note": localisation_note(folder / "localisation.csv")}
-    results["runs"] = {}
-    for name in MODELS:
-        path = folder / name / "run.json"
-        if not path.is_file():
-            raise StudyError(f"{name}/run.json is missing beside the results: run stage 4 for {name}")
-        results["runs"][name] = json.loads(path.read_text("utf-8"))
     # A name that is not there is an error.
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -173,7 +173,3 @@ def test_a_dataset_that_cannot_train_is_refused_before_anything_runs(make_raw, t
     with pytest.raises(StudyError, match=r"training needs all seven classes, .* lacks Mass \(0 patients\); add"):
         begin("4.1", str(raw), "quick", 1)
     assert not (tmp_path / "root").exists()
-
-
-def test_the_seconds_of_every_stage_that_may_be_run_are_known():
-    assert list(opening._SECONDS) == [stage.number for stage in STAGES if stage.number not in ("3", "5")]

@@ -34,8 +34,7 @@ def run_stamp(chosen: argparse.Namespace) -> int:
             print(f"stamped {place}")
     readme = REPOSITORY / "README.md"
     filled = {readme: documents.fill_results(readme.read_text("utf-8"), documents.reference_table())}
-    if (REFERENCE / "data.json").exists():  # not in the reference of a run that left no facts
-        filled |= {REFERENCE.parent / name: text for name, text in documents.render(REFERENCE).items()}
+    filled |= {REFERENCE.parent / name: text for name, text in documents.render(REFERENCE).items()}
     for path, text in filled.items():
         if not path.exists() or path.read_text("utf-8") != text:
             files.atomic_write(path, text.encode())

@@ -76,7 +76,7 @@ def run_study(chosen: argparse.Namespace) -> int:
         for path in line.refresh(wanted):
             print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
     rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
-    documents.print_outcome(study.paths, [line.rendered(stage).with_suffix(".html") for stage in rendered])
+    documents.print_outcome(study, [line.rendered(stage).with_suffix(".html") for stage in rendered])
     print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
     return 0
 
