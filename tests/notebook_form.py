@@ -10,8 +10,8 @@ LARGEST = 1_500_000
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:/(?:work|home|root|tmp|Users|content|mnt|private|var)/|[A-Za-z]:\\\\?[A-Za-z])")
 
 
-def problems(notebook, path, published, size=0):
-    """What keeps a notebook from being committed, one line each: `path` in the repository, `published` its address."""
+def problems(notebook, path, size=0):
+    """What keeps a notebook from being committed, one line each; `path` is its place in the repository."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     outputs = [output for cell in code for output in cell.outputs]
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -26,10 +26,10 @@ def problems(notebook, path, published, size=0):
         or any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs),
         "it holds an absolute path": bool(_ABSOLUTE.search(_everything(notebook, outputs))),
         "no cell is tagged parameters": notebooks.tagged(notebook, "parameters") is None,
-        "its buttons don't lead to it; run chestxray maintain stamp": " ".join(notebooks.buttons(published, path))
+        "its buttons don't lead to it; run chestxray maintain stamp": notebooks.buttons(path)
         not in notebook.cells[0].source.split("\n"),
         "its set-up cell is not the common one; run chestxray maintain stamp": setup is None
-        or setup.source != notebooks.setup_source(published),
+        or setup.source != notebooks.setup_source(),
         "its kernel is not python3": notebook.metadata.get("kernelspec", {}).get("name") != "python3",
         f"it has {len(titles)} titles of the first level, not one": len(titles) != 1,
         "it is not in normal form; run chestxray maintain stamp": notebooks.normalise(notebook, keep_stderr=True)

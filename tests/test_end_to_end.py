@@ -69,7 +69,7 @@ def test_rendered_notebooks_are_in_good_form(study):
             rendered = paths.results / "notebooks" / stage.notebook
             notebook = notebooks.read(rendered)
             size = rendered.stat().st_size
-            assert problems(notebook, stage.notebook, notebooks.address(), size) == []
+            assert problems(notebook, stage.notebook, size) == []
             assert str(paths.root) not in rendered.read_text()
 
 
@@ -144,7 +144,7 @@ def test_notebooks_beside_the_study_run_from_the_committed_reference(name, own, 
     files = [Path(os.path.relpath(tmp_path / "chest.png", source.parent)).as_posix()] if own else []
     Execution(source, {"files": files}).write(target)
     notebook = notebooks.read(target)
-    assert problems(notebook, name, notebooks.address(), target.stat().st_size) == []
+    assert problems(notebook, name, target.stat().st_size) == []
     assert ("phantom" in texts(notebook)) != own
     answers = pd.read_csv(tmp_path / "5_results" / "own" / "answers.csv")
     assert len(answers) == (1 if own else len(EXAMPLES)) and answers[list(CLASSES)].notna().all(axis=None)

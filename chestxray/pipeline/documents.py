@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Study, StudyError
-from chestxray.pipeline.progress import shown
+from chestxray.pipeline.words import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,12 +63,8 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
-def fill_results(readme: str, table: str) -> str:
-    """Return the README's text with the table of results between its two markers.
-
-    Args:
-        readme: text of the README.
-        table: in Markdown.
+def fill_results(readme: str) -> str:
+    """Return the README's text with the table of results of the committed reference between its two markers.
 
     Raises:
         StudyError: a marker is missing.
@@ -77,12 +73,8 @@ def fill_results(readme: str, table: str) -> str:
     before, _, rest = readme.partition(start)
     if end not in rest:
         raise StudyError(f"README.md: the markers {start} and {end} are missing; put them where the results belong")
+    table = markdown_table(results_rows(read_metrics(REFERENCE / RESULTS)))
     return f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
-
-
-def reference_table() -> str:
-    """The README's table of results: that of the committed reference, in Markdown."""
-    return markdown_table(results_rows(read_metrics(REFERENCE / RESULTS)))
 
 
 def print_outcome(study: Study, pages: Sequence[Path]) -> None:

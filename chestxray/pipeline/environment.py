@@ -138,22 +138,12 @@ def ensure(extras: Sequence[str], arguments: Sequence[str]) -> None:
     python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     unready = inside or not python.exists() or (environment / _UNFINISHED).exists()
     if unready:
-        set_up(environment, python, extras, new=not inside)
+        _set_up(environment, python, extras, new=not inside)
     _start_again(python, arguments, "after set-up" if unready else "at once")
 
 
-def set_up(environment: Path, python: Path, extras: Sequence[str], new: bool) -> None:
-    """Make or complete a virtual environment with what uv.lock pins.
-
-    Args:
-        environment: its folder. What an interrupted set-up left there is thrown away, nothing else.
-        python: its interpreter.
-        extras: extras of pyproject.toml to install besides requirements.txt.
-        new: whether to make it; else it is this interpreter's.
-
-    Raises:
-        StudyError: Python is too old or too new, has no ensurepip, or the installation failed.
-    """
+def _set_up(environment: Path, python: Path, extras: Sequence[str], new: bool) -> None:
+    """Make or complete a virtual environment; what an interrupted set-up left there is thrown away, nothing else."""
     import venv
 
     started = time.monotonic()
@@ -251,11 +241,7 @@ def install_here(extras: Sequence[str] = ()) -> list[str]:
 
 
 def _install(python: Path, environment: Path, extras: Sequence[str]) -> None:
-    """Install by uv, which pip brings; by pip alone where uv can't.
-
-    Raises:
-        StudyError: neither could.
-    """
+    """Install by uv, which pip brings, what uv.lock pins; by pip alone where uv can't."""
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     sync = [python, "-m", "uv", "sync", "--frozen", "--inexact", "--python", python, "--project", REPOSITORY]
     sync += [f"--extra={extra}" for extra in extras]

@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 from chestxray import files
 from chestxray.config import StageMissing, StudyError
 from chestxray.pipeline import notebooks
-from chestxray.pipeline.progress import shown
+from chestxray.pipeline.words import shown
 
 Report = Callable[[int, int], None]
 """Called when a cell begins, with its number, from 1, and how many there are."""

@@ -51,7 +51,7 @@ def find() -> list[Path]:
 
 
 def address() -> str:
-    """Where the repository is published, from pyproject.toml."""
+    """Where the repository is published, on GitHub, from pyproject.toml."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     return project["urls"]["Repository"].rstrip("/")
 
@@ -91,34 +91,28 @@ def tagged(notebook: NotebookNode, tag: str) -> NotebookNode | None:
     return next((cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])), None)
 
 
-def buttons(published: str, path: str) -> list[str]:
-    """The buttons that open one notebook in Colab and in Kaggle, in Markdown.
-
-    Args:
-        published: the repository's address on GitHub.
-        path: the notebook's path in the repository, with forward slashes.
-    """
-    file = f"{published}/blob/main/{path}"
+def buttons(path: str) -> str:
+    """The buttons that open the notebook with this path in the repository in Colab and in Kaggle, in Markdown."""
+    file = f"{address()}/blob/main/{path}"
     on_colab = file.replace("https://github.com/", "https://colab.research.google.com/github/")
-    return [
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({on_colab})",
-        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={file})",
-    ]
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({on_colab}) "
+        f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={file})"
+    )
 
 
-def setup_source(published: str) -> str:
+def setup_source() -> str:
     """The set-up cell, the same in every notebook."""
-    owner, _, folder = published.rpartition("/")
+    owner, _, folder = address().rpartition("/")
     return _SETUP.format(owner=owner, folder=folder)
 
 
-def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
+def stamp(notebook: NotebookNode, path: str) -> NotebookNode:
     """Return a copy with the buttons of its path and the set-up cell of its repository.
 
     Args:
         notebook: to copy.
         path: the notebook's path in the repository, with forward slashes.
-        published: the repository's address on GitHub.
 
     Raises:
         StudyError: the first cell has no place for the buttons, or no cell is tagged `setup`.
@@ -130,12 +124,12 @@ def stamp(notebook: NotebookNode, path: str, published: str) -> NotebookNode:
     place = next((i for i, line in enumerate(lines) if _is_button(line)), None)
     if place is None:
         raise StudyError(f"{path}: the first cell has no line {COLAB_LINE} to put the buttons in")
-    lines[place] = " ".join(buttons(published, path))
+    lines[place] = buttons(path)
     notebook.cells[0].source = "\n".join(lines)
     setup = tagged(notebook, "setup")
     if setup is None:
         raise StudyError(f"{path}: no cell is tagged setup; add an empty one with this tag")
-    setup.source = setup_source(published)
+    setup.source = setup_source()
     return notebook
 
 

@@ -12,6 +12,8 @@ import dataclasses
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -32,11 +34,14 @@ from chestxray.config import (
 )
 from chestxray.data import sources
 from chestxray.pipeline import notebooks, staleness
-from chestxray.pipeline.progress import Progress, shown
 from chestxray.pipeline.stages import STAGES, Stage
+from chestxray.pipeline.words import duration, shown
 
 if TYPE_CHECKING:
     from chestxray.pipeline.execution import Execution
+
+EVERY = 30.0
+"""Seconds between two lines about a notebook that runs."""
 
 STAGE_VARIABLE = "CHESTXRAY_STAGE"
 """Environment variable of a notebook that a run executes: the number of its stage."""
@@ -58,7 +63,7 @@ class Pipeline:
         jobs: how many notebooks may run at a time.
         repository: where the notebooks are.
         stages: all stages that there are.
-        stream: where progress goes.
+        stream: where lines on progress go.
         folders: where the radiographs of nih_9k lie.
         labels: a label map, which is copied to the dataset.
     """
@@ -76,7 +81,8 @@ class Pipeline:
     failed: list[Stage] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self._progress = Progress(self.stream)
+        self._lock = threading.Lock()
+        self._at: dict[str, tuple[str, float]] = {}  # where the running notebooks are, and when they began
         self._modules = staleness.Modules(REPOSITORY / staleness.PACKAGE)
         self._executions: set[Execution] = set()
         self._stopped = False
@@ -106,7 +112,7 @@ class Pipeline:
                 has, or the record can't be written.
         """
         self._check_size()
-        with self._alone(), self._progress:
+        with self._alone(), self._telling():
             if self.labels:
                 files.atomic_write(self.study.paths.labels, self.labels.read_bytes())
             return self._run_stale(chosen, force)
@@ -117,10 +123,10 @@ class Pipeline:
         Returns:
             The notebooks written.
         """
-        targets, published = [], notebooks.address()
+        targets = []
         for stage in chosen:
             if stage.notebook:
-                executed = notebooks.stamp(notebooks.read(self.rendered(stage)), stage.notebook, published)
+                executed = notebooks.stamp(notebooks.read(self.rendered(stage)), stage.notebook)
                 targets.append(self.repository / stage.notebook)
                 notebooks.write(targets[-1], notebooks.normalise(executed))
         return targets
@@ -197,7 +203,8 @@ class Pipeline:
                 for future in wait(running, return_when=FIRST_COMPLETED).done if not ready else ():
                     stage, now = running.pop(future)
                     if future.result():
-                        staleness.write_record(self.state, record := record | {stage.number: now})
+                        record[stage.number] = now
+                        files.atomic_write(self.state, json.dumps(record, indent=1).encode())
                         fresh.add(stage)
                         order.done(stage)
         finally:
@@ -207,7 +214,7 @@ class Pipeline:
             threads.shutdown(cancel_futures=True)
         for stage in chosen:
             if stage not in fresh and stage not in self.failed:
-                self._progress.say(f"{stage.label}: not run, it needs a stage that failed")
+                self._say(f"{stage.label}: not run, it needs a stage that failed")
         return len(fresh) == len(chosen)
 
     def _needed(self, stage: Stage, chosen: Sequence[Stage]) -> set[Stage]:
@@ -223,9 +230,12 @@ class Pipeline:
         made_here = [self.rendered(stage)] if stage.notebook and not unpacked else []
         missing = [path for path in [*stage.writes(self.study.paths), *made_here] if not path.exists()]
         if (unpacked or then == now) and not missing and not force:
-            self._progress.say(f"{stage.label}: {'unpacked, run elsewhere' if unpacked else 'up to date'}")
+            self._say(f"{stage.label}: {'unpacked, run elsewhere' if unpacked else 'up to date'}")
             return None
-        return "" if unpacked or then in (None, now) else f"changed: {', '.join(staleness.changes(then, now))}"
+        if unpacked or then is None or then == now:
+            return ""
+        changed = {Path(name).name for name in then.keys() | now.keys() if then.get(name) != now.get(name)}
+        return f"changed: {', '.join(sorted(changed))}"
 
     def _fingerprints(self, stage: Stage) -> staleness.Fingerprints:
         """What the stage would run with now."""
@@ -269,7 +279,8 @@ class Pipeline:
 
     def _execute(self, stage: Stage, reason: str) -> bool:
         """Run one stage; return whether it ran to its end."""
-        self._progress.start(stage.label, reason)
+        began = time.monotonic()
+        self._say(f"{stage.label}: started{f' ({reason})' if reason else ''}")
         try:
             if stage.notebook:
                 self._execute_notebook(stage)
@@ -278,11 +289,12 @@ class Pipeline:
         except StudyError as error:
             if not self._stopped:
                 self.failed.append(stage)
-                self._progress.end(stage.label, "failed")
-                self._progress.say(str(error))
+                self._say(f"{stage.label}: failed ({duration(time.monotonic() - began)})\n{error}")
             return False
+        finally:
+            self._at.pop(stage.label, None)
         self.executed.append(stage)
-        self._progress.end(stage.label, "done")
+        self._say(f"{stage.label}: done ({duration(time.monotonic() - began)})")
         if stage.number == "2.1":
             self._tell_of_unreadable()
         return True
@@ -295,7 +307,7 @@ class Pipeline:
             rows = list(csv.reader(table.read_text("utf-8").splitlines()))[1:]
             new = own_tables.summary([tuple(row) for row in rows if tuple(row) not in self._told])
             for line in [*new, f"{shown(table)}: {len(rows):,} rows"] if new else []:
-                self._progress.say(line)
+                self._say(line)
 
     def _execute_notebook(self, stage: Stage) -> None:
         from chestxray.pipeline.execution import Execution  # here, because a run with nothing to do needs no Jupyter
@@ -307,8 +319,9 @@ class Pipeline:
         def report(cell: int, cells: int) -> None:
             if self._stopped:
                 raise StudyError("stopped")
-            self._progress.cell(stage.label, cell, cells)
+            self._at[stage.label] = f"cell {cell}/{cells}", began
 
+        began = time.monotonic()
         source, variables = self.repository / stage.notebook, self._environment(stage)
         execution = Execution(source, self._parameters(), report, variables)
         self._executions.add(execution)
@@ -323,7 +336,6 @@ class Pipeline:
             "CHESTXRAY_ROOT": str(self.study.paths.root),
             STAGE_VARIABLE: stage.number,
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         variables.pop("MPLBACKEND", None)  # notebooks draw inline, whatever the shell has set
         if stage.alongside and self.jobs > 1:
@@ -331,6 +343,26 @@ class Pipeline:
             names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
             variables |= dict.fromkeys(names, threads)
         return variables
+
+    def _say(self, line: str) -> None:
+        with self._lock:
+            print(line, file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell of the time going by in cells that take long."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(EVERY):
+                for label, (place, began) in list(self._at.items()):
+                    self._say(f"{label}: {place}, {duration(time.monotonic() - began)}")
+
+        threading.Thread(target=tell, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

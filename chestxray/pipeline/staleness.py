@@ -7,6 +7,7 @@ differs makes the stage stale.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -32,29 +33,6 @@ def read_record(path: Path) -> dict[str, Fingerprints]:
         return {}
 
 
-def write_record(path: Path, record: dict[str, Fingerprints]) -> None:
-    """Write the record whole, so that a killed run loses none of the stages that ended.
-
-    Args:
-        path: the file.
-        record: as `read_record` gives.
-
-    Raises:
-        StudyError: the file can't be written.
-    """
-    files.atomic_write(path, json.dumps(record, indent=1).encode())
-
-
-def changes(then: Fingerprints, now: Fingerprints) -> list[str]:
-    """What differs between two runs: kinds of fingerprints, and names of files.
-
-    Args:
-        then: of one run.
-        now: of the other.
-    """
-    return sorted({Path(name).name for name in then.keys() | now.keys() if then.get(name) != now.get(name)})
-
-
 def text_fingerprint(*texts: str) -> str:
     """The fingerprint of some texts in their order."""
     digest = hashlib.sha256()
@@ -66,18 +44,13 @@ def text_fingerprint(*texts: str) -> str:
 def raw_fingerprint(raw: Path) -> str:
     """Of a folder of raw data: the tables by content; images, too many to read, by name, size and time of change."""
     lines = []
-    for path, kind in files.walk(raw):
-        place = path.relative_to(raw).as_posix()
-        try:
-            if kind != "file":
-                lines.append(f"{place} {kind}")
-            elif path.suffix in (".csv", ".txt"):
-                lines.append(f"{place} {files.digest(path)}")
-            elif not path.name.startswith("."):
-                status = path.stat()
-                lines.append(f"{place} {status.st_size} {status.st_mtime_ns}")
-        except OSError as error:
-            lines.append(f"{place} {error.strerror}")
+    for path, state in files.walk(raw):
+        with contextlib.suppress(OSError):  # a file that may not be read counts by its name
+            if state == "file":
+                is_table, status = path.suffix in (".csv", ".txt"), path.stat()
+                state = files.digest(path) if is_table else f"{status.st_size} {status.st_mtime_ns}"
+        if not path.name.startswith("."):
+            lines.append(f"{path.relative_to(raw).as_posix()} {state}")
     return text_fingerprint(*lines)
 
 

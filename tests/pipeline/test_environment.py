@@ -42,9 +42,9 @@ def test_a_bare_python_meets_nothing_and_is_told_so_in_one_line(tmp_path):
 import sys
 from chestxray import __main__
 from chestxray.pipeline import environment
-def set_up(place, python, extras, new):
+def _set_up(place, python, extras, new):
     raise environment.StudyError(f"would set up {len(environment.missing())} packages in {place.name}")
-environment.set_up = set_up
+environment._set_up = _set_up
 environment.REPOSITORY = environment.Path(sys.argv[1])
 print({"packaging", "joblib", "numpy"} & set(sys.modules))
 sys.exit(__main__.main(["run"]))

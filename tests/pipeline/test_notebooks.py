@@ -19,7 +19,6 @@ from chestxray.pipeline.stages import BESIDE, STAGES
 COMMITTED = notebooks.find()
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in COMMITTED]
 OF_STAGES = [path for path, name in zip(COMMITTED, NAMES, strict=True) if name not in BESIDE]
-PUBLISHED = "https://github.com/someone/a-study"
 
 
 def parameters(notebook):
@@ -35,7 +34,7 @@ def test_the_notebooks_are_those_of_the_stages_and_those_beside():
 @pytest.mark.parametrize("path", COMMITTED, ids=NAMES)
 def test_committed_notebook(path):
     name = path.relative_to(REPOSITORY).as_posix()
-    assert problems(notebooks.read(path), name, notebooks.address(), path.stat().st_size) == []
+    assert problems(notebooks.read(path), name, path.stat().st_size) == []
 
 
 @pytest.mark.parametrize("path", OF_STAGES, ids=[path.stem for path in OF_STAGES])
@@ -77,7 +76,7 @@ def test_notebooks_beside_the_study_are_of_the_committed_reference(name):
 
 def test_readme_shows_the_reference_results():
     readme = (REPOSITORY / "README.md").read_text()
-    assert documents.fill_results(readme, documents.reference_table()) == readme, "run chestxray maintain stamp"
+    assert documents.fill_results(readme) == readme, "run chestxray maintain stamp"
 
 
 def good():
@@ -91,11 +90,11 @@ def good():
     for count, cell in enumerate(cells[1:], 1):
         cell.execution_count = count
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": notebooks.KERNEL})
-    return notebooks.normalise(notebooks.stamp(notebook, "4_models/x.ipynb", PUBLISHED))
+    return notebooks.normalise(notebooks.stamp(notebook, "4_models/x.ipynb"))
 
 
 def objections(notebook, path="4_models/x.ipynb", size=1000):
-    return problems(notebook, path, PUBLISHED, size)
+    return problems(notebook, path, size)
 
 
 def test_check_has_nothing_against_a_good_one():
@@ -129,17 +128,20 @@ def test_check_objects_to_size_and_to_another_files_buttons():
     assert "buttons" in objections(good(), path="4_models/y.ipynb")[0]
 
 
-def test_buttons_lead_to_the_file():
+def test_buttons_lead_to_the_file(monkeypatch):
+    monkeypatch.setattr(notebooks, "address", lambda: "https://github.com/someone/a-study")
     line = good().cells[0].source.split("\n")[0]
     assert "(https://colab.research.google.com/github/someone/a-study/blob/main/4_models/x.ipynb)" in line
     assert (
         "(https://kaggle.com/kernels/welcome?src=https://github.com/someone/a-study/blob/main/4_models/x.ipynb)" in line
     )
-    moved = notebooks.stamp(good(), "5_results/y.ipynb", "https://github.com/other/fork")
+    before = good()
+    monkeypatch.setattr(notebooks, "address", lambda: "https://github.com/other/fork")
+    moved = notebooks.stamp(before, "5_results/y.ipynb")
     assert moved.cells[0].source.count("/other/fork/blob/main/5_results/y.ipynb") == 2
     assert "a-study" not in moved.cells[0].source + moved.cells[1].source
     with pytest.raises(StudyError, match="no line <!-- colab -->"):
-        notebooks.stamp(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T")]), "x.ipynb", PUBLISHED)
+        notebooks.stamp(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T")]), "x.ipynb")
 
 
 def test_set_parameters_changes_these_lines_only():
@@ -198,9 +200,9 @@ def test_cells_keep_their_identifiers_when_others_are_added():
     assert len(set(ids)) == len(ids)
 
 
-def run_setup(cwd, address=PUBLISHED, times=1):
+def run_setup(cwd, times=1):
     """Run the set-up cell in a bare process, as in a notebook of this folder."""
-    code = [notebooks.setup_source(address)] * times + ["import os; print(os.getcwd())"]
+    code = [notebooks.setup_source()] * times + ["import os; print(os.getcwd())"]
     command = [sys.executable, "-I", "-S", "-c", "\n".join(code)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
@@ -219,30 +221,32 @@ def origin(tmp_path):
 
 
 def test_setup_cell_is_short():
-    assert len([line for line in notebooks.setup_source(PUBLISHED).split("\n") if line.strip()]) <= 6
+    assert len([line for line in notebooks.setup_source().split("\n") if line.strip()]) <= 6
 
 
-def test_setup_cell_finds_the_repository_or_fetches_it_once(origin, tmp_path):
+def test_setup_cell_finds_the_repository_or_fetches_it_once(origin, tmp_path, monkeypatch):
     """In a clone, from its root and a notebook's folder; alone, fetched beside the notebook; twice, without harm."""
+    monkeypatch.setattr(notebooks, "address", origin.as_uri)
     for cwd in (origin, origin / "notebooks"):
         done = run_setup(cwd)
         assert (done.returncode, done.stdout.split("\n")[:2]) == (0, ["set up", str(cwd)]), done.stderr
     alone = tmp_path / "alone"
     alone.mkdir()
-    done = run_setup(alone, origin.as_uri(), times=2)
+    done = run_setup(alone, times=2)
     assert (done.returncode, done.stdout.split("\n")[:3]) == (0, ["set up", "set up", str(alone)]), done.stderr
     assert (alone / "a-study" / "chestxray").is_dir()
 
 
-def test_setup_cell_that_cannot_fetch_ends_in_an_error(tmp_path):
-    done = run_setup(tmp_path, (tmp_path / "none" / "nowhere").as_uri())
+def test_setup_cell_that_cannot_fetch_ends_in_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "address", (tmp_path / "none" / "nowhere").as_uri)
+    done = run_setup(tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip().endswith("AssertionError: not fetched: check git and network, then run this cell again")
 
 
 def test_setup_makes_the_package_importable_and_says_so(tmp_path):
     code = (
-        notebooks.setup_source(PUBLISHED)
+        notebooks.setup_source()
         + "\nimport os; from chestxray import config\nprint(config.REPOSITORY, os.environ['PYTHONPATH'])"
     )
     done = subprocess.run(
@@ -272,10 +276,10 @@ def test_results_table(tmp_path):
 
 
 def test_readme_without_markers_is_refused():
-    filled = documents.fill_results("a\n<!-- results:start -->\nold\n<!-- results:end -->\nb", "new")
-    assert filled == "a\n<!-- results:start -->\nnew\n<!-- results:end -->\nb"
+    filled = documents.fill_results("a\n<!-- results:start -->\nold\n<!-- results:end -->\nb")
+    assert filled.startswith("a\n<!-- results:start -->\n| model | ") and filled.endswith(" |\n<!-- results:end -->\nb")
     with pytest.raises(StudyError, match="markers"):
-        documents.fill_results("a", "new")
+        documents.fill_results("a")
 
 
 def test_what_is_no_notebook_is_named(tmp_path):

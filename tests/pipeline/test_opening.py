@@ -34,7 +34,8 @@ def ran(monkeypatch, tmp_path):
         for stage in chosen:
             write(stage, line.study.paths, line.study.profile.image_size)
         done = {stage.number: {"parameters": line._chosen()} for stage in chosen}
-        staleness.write_record(line.state, staleness.read_record(line.state) | done)
+        line.state.parent.mkdir(parents=True, exist_ok=True)
+        line.state.write_text(json.dumps(staleness.read_record(line.state) | done))
         return True
 
     monkeypatch.setattr(runner.Pipeline, "run", run)

@@ -161,7 +161,7 @@ def test_what_makes_a_stage_stale(place, at_once, change, expected):
     elif change == "prose":
         changed.cells[0].source += "\nMore words."
     elif change == "stamp":
-        changed = notebooks.stamp(changed, "first.ipynb", "https://github.com/a/b")
+        changed = notebooks.stamp(changed, "first.ipynb")
     elif change == "outputs":
         changed.cells[2].outputs = [nbformat.v4.new_output("stream", text="old")]
     elif change == "own parameter":
@@ -293,14 +293,13 @@ def test_stages_that_become_ready_together_run_in_order(place, at_once):
 
 def test_in_place_refreshes_what_is_committed(place):
     (place / "chestxray").symlink_to(config.REPOSITORY / "chestxray")  # for the set-up cell
-    published = notebooks.address()
-    before = notebooks.stamp(notebooks.read(place / "first.ipynb"), "first.ipynb", published)
+    before = notebooks.stamp(notebooks.read(place / "first.ipynb"), "first.ipynb")
     notebooks.write(place / "first.ipynb", before)
     *_, line = run(place)
     assert line.refresh(STAGES[:1]) == [place / "first.ipynb"]
     text = (place / "first.ipynb").read_text()
     after = notebooks.read(place / "first.ipynb")
-    assert problems(after, "first.ipynb", published, len(text)) == []
+    assert problems(after, "first.ipynb", len(text)) == []
     assert str(line.study.paths.root) not in text
     assert after.cells[3].outputs[0].text == "1_Datasets/tiny\n"
     assert run(place)[1] == []

@@ -13,44 +13,23 @@ from chestxray.pipeline.commands.command import Commands, add_command, check_see
 def add_commands(commands: Commands) -> None:
     """Add the commands for datasets to the command line."""
     plan = add_command(commands, "plan", run_plan)
-    size = PROFILES["gpu"]
-    plan.add_argument("--metadata", type=Path, required=True, metavar="FILE", help="the image table, Data_Entry_2017*")
-    default = "(default: {} beside the table, if there)"
-    what = f"the official list of train and validation images {default.format('train_val_list.txt')}"
-    plan.add_argument("--train-val", type=Path, metavar="LIST", help=what)
-    what = f"the official list of test images {default.format('test_list.txt')}"
-    plan.add_argument("--test", type=Path, metavar="LIST", help=what)
-    own = {"type": Path, "metavar": "FILE", "help": "a table of two columns that maps own labels to the study's"}
-    plan.add_argument("--labels", **own)
-    plan.add_argument(
-        "--out",
-        type=Path,
-        default=Path("manifest.csv"),
-        metavar="FILE",
-        help="the table to write (default: %(default)s)",
-    )
-    plan.add_argument(
-        "--no-finding",
-        type=int,
-        default=size.no_finding,
-        metavar="N",
-        help="at most this many No_finding images are selected (default: %(default)s, as in the gpu profile)",
-    )
-    plan.add_argument(
-        "--valid-share",
-        type=float,
-        default=size.valid_share,
-        metavar="S",
-        help="share of train_val held out for validation, 0 to 1 (default: %(default)s, as in the gpu profile)",
-    )
+    file = {"type": Path, "metavar": "FILE"}
+    plan.add_argument("--metadata", required=True, help="the image table, Data_Entry_2017*", **file)
+    plan.add_argument("--train-val", help="default: train_val_list.txt beside the table, if there", **file)
+    plan.add_argument("--test", help="default: test_list.txt beside the table, if there", **file)
+    plan.add_argument("--out", default=Path("manifest.csv"), help="the table to write (default: %(default)s)", **file)
+    most = "at most this many No_finding images are selected (default: %(default)s, as in the gpu profile)"
+    plan.add_argument("--no-finding", type=int, default=PROFILES["gpu"].no_finding, metavar="N", help=most)
+    share = "share of train_val held out for validation, 0 to 1 (default: %(default)s, as in the gpu profile)"
+    plan.add_argument("--valid-share", type=float, default=PROFILES["gpu"].valid_share, metavar="S", help=share)
     plan.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
     verify = add_command(commands, "verify", run_verify, root=True)
     verify.add_argument("dataset", metavar="DATASET|DIR", help="a dataset, or a folder in the NIH layout")
-    verify.add_argument(
-        "--verify", choices=("sample", "full"), default="sample", help="decode a random sample, or every image"
-    )
-    verify.add_argument("--labels", **own)
-    verify.add_argument("--report", type=Path, metavar="FILE", help="write all that is wrong to a CSV table")
+    which = "decode a random sample, or every image"
+    verify.add_argument("--verify", choices=("sample", "full"), default="sample", help=which)
+    verify.add_argument("--report", help="write all that is wrong to a CSV table", **file)
+    for command in (plan, verify):
+        command.add_argument("--labels", help="a table of two columns that maps own labels to the study's", **file)
     pack = add_command(commands, "pack", run_pack, root=True)
     pack.add_argument("dataset", metavar="DATASET", help="a dataset that stage 2.1 has prepared")
     pack.add_argument("--out", type=Path, metavar="FILE", help="the archive (default: 1_Datasets/DATASET.tar)")
@@ -138,7 +117,7 @@ def run_pack(chosen: argparse.Namespace) -> int:
     """
     from chestxray import files
     from chestxray.data import archive
-    from chestxray.pipeline.progress import shown
+    from chestxray.pipeline.words import shown
 
     paths = Paths(dataset_name(chosen.dataset))
     packed = archive.pack(paths, chosen.out)
@@ -153,7 +132,7 @@ def run_unpack(chosen: argparse.Namespace) -> int:
     Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.
     """
     from chestxray.data import archive
-    from chestxray.pipeline.progress import shown
+    from chestxray.pipeline.words import shown
 
     paths, kept = archive.unpack(chosen.archive)
     done = archive.summary(paths)

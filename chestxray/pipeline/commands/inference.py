@@ -14,9 +14,8 @@ from chestxray.pipeline.commands.command import Commands, add_command, without_g
 def add_commands(commands: Commands) -> None:
     """Add the commands that need a model to the command line."""
     predict = add_command(commands, "predict", run_predict)
-    predict.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="PNG, JPEG, TIFF or DICOM files, or folders of them"
-    )
+    images = "PNG, JPEG, TIFF or DICOM files, or folders of them"
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=images)
     predict.add_argument("--out", type=Path, required=True, help="the table to write: CSV or JSON, by its suffix")
     predict.add_argument("--heat-maps", type=Path, metavar="FOLDER", help="write each radiograph under its heat-map")
     shown = "what heat-maps are of (default: each one's most probable finding)"
@@ -83,7 +82,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray import files
     from chestxray.inference import engines, labelled, reader
     from chestxray.pipeline import documents
-    from chestxray.pipeline.progress import shown
+    from chestxray.pipeline.words import shown
 
     labelled.check(chosen.dataset, chosen.out, chosen.labels)
     with without_greetings():

@@ -24,16 +24,15 @@ def run_stamp(chosen: argparse.Namespace) -> int:
     from chestxray import files
     from chestxray.pipeline import documents, notebooks
 
-    published = notebooks.address()
     for path in notebooks.find():
         before = notebooks.read(path)
         place = path.relative_to(REPOSITORY).as_posix()
-        after = notebooks.normalise(notebooks.stamp(before, place, published), keep_stderr=True)
+        after = notebooks.normalise(notebooks.stamp(before, place), keep_stderr=True)
         if after != before:
             notebooks.write(path, after)
             print(f"stamped {place}")
     readme = REPOSITORY / "README.md"
-    filled = {readme: documents.fill_results(readme.read_text("utf-8"), documents.reference_table())}
+    filled = {readme: documents.fill_results(readme.read_text("utf-8"))}
     filled |= {REFERENCE.parent / name: text for name, text in documents.render(REFERENCE).items()}
     for path, text in filled.items():
         if not path.exists() or path.read_text("utf-8") != text:

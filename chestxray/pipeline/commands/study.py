@@ -18,24 +18,16 @@ from chestxray.pipeline.commands.command import Commands, add_command, check_see
 def add_commands(commands: Commands) -> None:
     """Add the commands of the study to the command line."""
     run = add_command(commands, "run", run_study, root=True)
-    run.add_argument(
-        "--dataset",
-        default="phantom",
-        metavar=f"{'|'.join(SOURCES)}|DIR",
-        help="phantom; nih, nih-sample, nih_9k, fetched from Kaggle if not here; or a folder in the NIH layout",
-    )
+    source = "phantom; nih, nih-sample, nih_9k, fetched from Kaggle if not here; or a folder in the NIH layout"
+    run.add_argument("--dataset", default="phantom", metavar=f"{'|'.join(SOURCES)}|DIR", help=source)
     own = "a table of two columns that maps own labels to the study's; kept with the dataset"
     run.add_argument("--labels", type=Path, metavar="FILE", help=own)
     run.add_argument("--profile", default="quick", choices=PROFILES, help="how large the run is (default: quick)")
     several = {"action": "extend", "nargs": "+", "default": []}
     place = "where nih_9k's radiographs lie, at 128 and 256 px or as the NIH's originals; may be given twice"
     run.add_argument("--from", **several, metavar="DIR", dest="folders", help=place)
-    run.add_argument(
-        "--only",
-        **several,
-        metavar="STAGE",
-        help="numbers: 1, 2.1, 2.2, 3, 4.0, 4.1, 4.2, 4.3a … 4.3d, 4.4, 5; or names: data, trees, eda, cnn, ensemble …",
-    )
+    numbers = "numbers: 1, 2.1, 2.2, 3, 4.0, 4.1, 4.2, 4.3a … 4.3d, 4.4, 5; or names: data, trees, eda, cnn, ensemble …"
+    run.add_argument("--only", **several, metavar="STAGE", help=numbers)
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     run.add_argument("--in-place", action="store_true", help="write the executed notebooks over the committed ones")
     run.add_argument("--seed", type=int, default=2024, help="seeds every random choice (default: %(default)s)")
@@ -52,7 +44,7 @@ def add_commands(commands: Commands) -> None:
 def run_study(chosen: argparse.Namespace) -> int:
     """Run the study, or what is stale of it."""
     from chestxray.pipeline import documents, runner, stages
-    from chestxray.pipeline.progress import duration
+    from chestxray.pipeline.words import duration
 
     started = time.monotonic()
     check_seed(chosen.seed)
