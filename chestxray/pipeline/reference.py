@@ -92,20 +92,16 @@ def restore(study: Study, source: Path = REFERENCE) -> int:
         StudyError: the data are others than the reference's, or a model of another fit is there.
     """
     study.require(study.paths.manifest, "stages 1 and 2")
-    data, prepared = manifest.fingerprint(study.paths), manifest.prepared_fingerprint(study.paths)
+    prepared = manifest.prepared_fingerprint(study.paths)
     copies = {}
     for model in MODELS:
         run, there = json.loads((source / model / "run.json").read_text()), study.paths.saved(model) / "run.json"
-        name, theirs = run["dataset"], run["data_fingerprint"]
-        # A run of before there were two fingerprints has that of its prepared data alone.
-        made = run.get("prepared_fingerprint", theirs)
-        if made != prepared:
-            other = "" if name == study.paths.dataset else "another dataset, "
+        if run.get("prepared_fingerprint") != prepared:
+            name, options = run["dataset"], f"--profile {run['parameters']['profile']} --seed {run['seed']}"
             raise StudyError(
-                f"{study.paths.relative(study.paths.manifest)}: {study.paths.dataset} with data fingerprint {data}, "
-                f"prepared {prepared}; the committed reference is of {other}{name} with {theirs}, prepared {made}; run "
-                f"stages 1 and 2 on {name} with --profile {run['parameters']['profile']} --seed {run['seed']}, or "
-                "train anew"
+                f"{study.paths.relative(study.paths.manifest)}: data with fingerprint {prepared}, the committed "
+                f"reference is of other data, {name} with {run.get('prepared_fingerprint')}; run stages 1 and 2 on "
+                f"{name} with {options}, or train anew"
             )
         if there.exists() and json.loads(there.read_text())["key"] != run["key"]:
             raise StudyError(f"{study.paths.relative(there)}: of another fit; move it away, or give another --root")

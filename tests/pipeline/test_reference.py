@@ -67,7 +67,7 @@ def test_an_unfinished_run_leaves_the_reference_alone(prepared_study, tmp_path):
 def made_from(study, folder, fingerprint=None):
     """A reference that says which data it comes from."""
     run = {"dataset": "tiny", "parameters": {"profile": "quick"}, "seed": 1, "key": "k", "members": []}
-    run["data_fingerprint"] = fingerprint or manifest.fingerprint(study.paths)
+    run["prepared_fingerprint"] = fingerprint or manifest.prepared_fingerprint(study.paths)
     for model in MODELS:
         (folder / model).mkdir(parents=True)
         for name in reference.MODEL_FILES:
@@ -111,7 +111,7 @@ def test_it_is_not_laid_out_over_other_data_or_models(prepared_study, tmp_path):
     other = made_from(prepared_study, tmp_path / "other", "another")
     with pytest.raises(
         StudyError,
-        match=r"reference is of tiny with another, prepared another; run stages 1 and 2 on tiny with --",
+        match=r"reference is of other data, tiny with another; run stages 1 and 2 on tiny with --",
     ):
         reference.restore(prepared_study, other)
     source = made_from(prepared_study, tmp_path / "reference")
