@@ -1,4 +1,4 @@
-"""Files: written complete or not at all, linked, removed, digested, and worked on in threads.
+"""Files: written complete or not at all, linked, removed, digested, worked on in threads; and sizes, times in words.
 
 A disk that is full or read-only becomes the one-line error that users see.
 """
@@ -247,6 +247,21 @@ def gigabytes(size: int) -> str:
         if size >= worth:
             return f"{size / worth:,.{digits}f} {unit}"
     return f"{size} bytes"
+
+
+def shown(path: Path) -> str:
+    """A path as it can be typed where the user is."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `42 s`, `3 min 07 s`, `1 h 02 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def digest(path: Path) -> str:

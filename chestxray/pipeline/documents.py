@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxray.config import ACKNOWLEDGEMENT, CLASSES, MODELS, REFERENCE, SIX_FINDINGS, SPLITS, Study, StudyError
-from chestxray.pipeline.words import shown
+from chestxray.files import shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,6 @@ from nbformat import NotebookNode
 from chestxray import files
 from chestxray.config import StageMissing, StudyError
 from chestxray.pipeline import notebooks
-from chestxray.pipeline.words import shown
 
 Report = Callable[[int, int], None]
 """Called when a cell begins, with its number, from 1, and how many there are."""
@@ -106,7 +105,7 @@ class Execution:
             self.run()
         except StudyError as error:
             notebooks.write(failed, notebooks.normalise(self.notebook, keep_stderr=True))
-            raise StudyError(f"{error}\nWhat ran is kept in {shown(failed)}") from error
+            raise StudyError(f"{error}\nWhat ran is kept in {files.shown(failed)}") from error
         executed = notebooks.normalise(self.notebook, keep_stderr=True)
         title = {"metadata": {"name": target.stem.replace("_", " ")}}
         page, _ = HTMLExporter(template_name="lab").from_notebook_node(executed, resources=title)
@@ -125,4 +124,4 @@ class Execution:
         self.report(self._cell, len(self.notebook.cells))
 
     def _failure(self, place: str, *lines: str) -> StudyError:
-        return StudyError("\n".join([f"{shown(self.source)}{place}:", *(f"    {line}" for line in lines)]))
+        return StudyError("\n".join([f"{files.shown(self.source)}{place}:", *(f"    {line}" for line in lines)]))

@@ -72,7 +72,14 @@ def begin(number: str, dataset: str, profile: str, seed: int, overrides: dict[st
         return asked
     if missing:
         line.look_ahead([*missing, stage])  # stops here where these radiographs cannot train what is to be trained
-        _run(missing, line)
+        size = "" if quick.is_phantom else " with phantoms, longer with more radiographs"
+        print(
+            f"Missing of earlier stages: {', '.join(one.number for one in missing)}. They are run now in the quick "
+            f"profile, about {-(-_SECONDS * len(missing) // 60)} min on two cores{size}."
+        )
+        if not line.run(missing):
+            failed = ", ".join(one.label for one in line.failed)
+            raise StudyError(f"{failed} failed, as said above; mend it and run this cell again: it goes on there")
     if quick != asked:
         published = f"python -m chestxray run --dataset {dataset} --profile {profile}"
         print(f"Profile quick, {quick.data_note}. What the parameters say is run by: {published}")
@@ -124,16 +131,3 @@ def _missing(reads: set[Path], paths: Paths) -> list[Stage]:
             found.insert(0, one)
             wanted |= one.inputs(paths)
     return found
-
-
-def _run(missing: list[Stage], line: runner.Pipeline) -> None:
-    """Say what is run, run it, and show how far it is."""
-    minutes = -(-_SECONDS * len(missing) // 60)
-    size = "" if line.study.is_phantom else " with phantoms, longer with more radiographs"
-    print(
-        f"Missing of earlier stages: {', '.join(one.number for one in missing)}. They are run now in the quick "
-        f"profile, about {minutes} min on two cores{size}."
-    )
-    if not line.run(missing):
-        failed = ", ".join(one.label for one in line.failed)
-        raise StudyError(f"{failed} failed, as said above; mend it and run this cell again: it goes on there")

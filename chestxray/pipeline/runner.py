@@ -35,7 +35,6 @@ from chestxray.config import (
 from chestxray.data import sources
 from chestxray.pipeline import notebooks, staleness
 from chestxray.pipeline.stages import STAGES, Stage
-from chestxray.pipeline.words import duration, shown
 
 if TYPE_CHECKING:
     from chestxray.pipeline.execution import Execution
@@ -168,9 +167,10 @@ class Pipeline:
         kept = self.study.paths.label_map
         if not kept or (self.labels and self.labels.read_bytes() == kept.read_bytes()):
             return []
+        said = f"{files.shown(kept)}: the label map of an earlier run"
         if self.labels:
-            return [f"{shown(kept)}: the label map of an earlier run, which {self.labels} replaces: stage 2.1 is stale"]
-        return [f"{shown(kept)}: the label map of an earlier run is used; delete this file to read labels without it"]
+            return [f"{said}, which {self.labels} replaces: stage 2.1 is stale"]
+        return [f"{said} is used; delete this file to read labels without it"]
 
     def _check_size(self) -> None:
         record, size = sources.unpacked(self.study.paths), self.study.profile.image_size
@@ -289,12 +289,12 @@ class Pipeline:
         except StudyError as error:
             if not self._stopped:
                 self.failed.append(stage)
-                self._say(f"{stage.label}: failed ({duration(time.monotonic() - began)})\n{error}")
+                self._say(f"{stage.label}: failed ({files.duration(time.monotonic() - began)})\n{error}")
             return False
         finally:
             self._at.pop(stage.label, None)
         self.executed.append(stage)
-        self._say(f"{stage.label}: done ({duration(time.monotonic() - began)})")
+        self._say(f"{stage.label}: done ({files.duration(time.monotonic() - began)})")
         if stage.number == "2.1":
             self._tell_of_unreadable()
         return True
@@ -306,7 +306,7 @@ class Pipeline:
         if (table := self.study.paths.rejected).exists():
             rows = list(csv.reader(table.read_text("utf-8").splitlines()))[1:]
             new = own_tables.summary([tuple(row) for row in rows if tuple(row) not in self._told])
-            for line in [*new, f"{shown(table)}: {len(rows):,} rows"] if new else []:
+            for line in [*new, f"{files.shown(table)}: {len(rows):,} rows"] if new else []:
                 self._say(line)
 
     def _execute_notebook(self, stage: Stage) -> None:
@@ -356,7 +356,7 @@ class Pipeline:
         def tell() -> None:
             while not ended.wait(EVERY):
                 for label, (place, began) in list(self._at.items()):
-                    self._say(f"{label}: {place}, {duration(time.monotonic() - began)}")
+                    self._say(f"{label}: {place}, {files.duration(time.monotonic() - began)}")
 
         threading.Thread(target=tell, daemon=True).start()
         try:

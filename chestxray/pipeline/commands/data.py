@@ -117,11 +117,10 @@ def run_pack(chosen: argparse.Namespace) -> int:
     """
     from chestxray import files
     from chestxray.data import archive
-    from chestxray.pipeline.words import shown
 
     paths = Paths(dataset_name(chosen.dataset))
     packed = archive.pack(paths, chosen.out)
-    print(f"{shown(packed)}: {files.gigabytes(packed.stat().st_size)}, {_contents(archive.summary(paths))}")
+    print(f"{files.shown(packed)}: {files.gigabytes(packed.stat().st_size)}, {_contents(archive.summary(paths))}")
     print(f"SHA-256 {files.digest(packed)}")
     return 0
 
@@ -131,12 +130,12 @@ def run_unpack(chosen: argparse.Namespace) -> int:
 
     Check an archive and unpack it into 1_Datasets. Goes on where an earlier call was stopped.
     """
+    from chestxray import files
     from chestxray.data import archive
-    from chestxray.pipeline.words import shown
 
     paths, kept = archive.unpack(chosen.archive)
     done = archive.summary(paths)
-    print(f"{shown(paths.data)}: {_contents(done)}" + (f"; {kept:,} files were there already" if kept else ""))
+    print(f"{files.shown(paths.data)}: {_contents(done)}" + (f"; {kept:,} files were there already" if kept else ""))
     fitting = [name for name, profile in PROFILES.items() if profile.image_size == done.image_size]
     size = f"--profile {fitting[0]}" if fitting else f"--set image_size={done.image_size}"
     print(f"Go on with: chestxray run --dataset {paths.dataset} {size}")

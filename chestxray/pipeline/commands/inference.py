@@ -82,7 +82,6 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray import files
     from chestxray.inference import engines, labelled, reader
     from chestxray.pipeline import documents
-    from chestxray.pipeline.words import shown
 
     labelled.check(chosen.dataset, chosen.out, chosen.labels)
     with without_greetings():
@@ -92,7 +91,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
         measured = labelled.measure(found.table)
         file.write(measured.to_csv(lineterminator="\n").encode())
     path = chosen.model or engines.reference_model()
-    print(f"{shown(path)}: SHA-256 {files.digest(path)}")
+    print(f"{files.shown(path)}: SHA-256 {files.digest(path)}")
     print(*found.lines, "", sep="\n")
     documents.print_rows(labelled.cells(measured))
     print(*labelled.means(measured), sep="\n")

@@ -43,8 +43,8 @@ def add_commands(commands: Commands) -> None:
 
 def run_study(chosen: argparse.Namespace) -> int:
     """Run the study, or what is stale of it."""
+    from chestxray import files
     from chestxray.pipeline import documents, runner, stages
-    from chestxray.pipeline.words import duration
 
     started = time.monotonic()
     check_seed(chosen.seed)
@@ -69,7 +69,7 @@ def run_study(chosen: argparse.Namespace) -> int:
             print(f"refreshed {path.relative_to(REPOSITORY).as_posix()}")
     rendered = [stage for stage in wanted if stage.notebook and not line.unpacked(stage)]
     documents.print_outcome(study, [line.rendered(stage).with_suffix(".html") for stage in rendered])
-    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {duration(time.monotonic() - started)}.")
+    print(f"\n{len(line.executed)} of {len(wanted)} stages run, {files.duration(time.monotonic() - started)}.")
     return 0
 
 
