@@ -87,7 +87,9 @@ class Execution:
                 text = "\n".join(line for output in outputs for line in output.get("traceback", []))
                 lines = _COLOURS.sub("", text).split("\n")[-ERROR_LINES:]
             raise self._failure(f", cell {self._cell}", *lines) from error
-        except RuntimeError as error:  # the kernel died, or never started
+        except StudyError:  # of `report`
+            raise
+        except Exception as error:  # the kernel died, never started, or doesn't answer
             remedy = "a kernel that dies without a word ran out of memory: try --jobs 1 or a smaller profile"
             raise self._failure("", f"{type(error).__name__}: {error} ({remedy})") from error
 

@@ -22,16 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from chestxray import files
-from chestxray.config import (
-    NIH_9K,
-    NIH_9K_LIST,
-    PROFILES,
-    REPOSITORY,
-    Study,
-    StudyError,
-    printable,
-    source_folder,
-)
+from chestxray.config import NIH_9K, NIH_9K_LIST, PROFILES, REPOSITORY, Study, StudyError, printable, source_folder
 from chestxray.data import sources
 from chestxray.pipeline import notebooks, staleness
 from chestxray.pipeline.stages import STAGES, Stage
