@@ -63,7 +63,7 @@ class Validate(keras.callbacks.Callback):
         self.forward = self.forward or compiled(self.model)
         scores, y = predict(self.forward, self.valid), self.valid.y
         logs["val_loss"] = float(np.mean(keras.losses.binary_crossentropy(y, scores)))
-        logs[MONITORED] = mean_auroc(y[:, SIX], scores[:, SIX])
+        logs[MONITORED] = mean_auroc(y[:, SIX], scores[:, SIX]) if np.isfinite(scores).all() else float("nan")
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -74,6 +74,7 @@ class Checkpoint(keras.callbacks.Callback):
         epoch: finished epochs; `fit` has to begin at this one.
         best_epoch: the epoch with the highest `val_six_finding_auroc`, from 1; 0 before the first.
         best_score: its score.
+        best: its weights; those at the start before the first epoch.
     """
 
     def __init__(self, model: keras.Model, path: Path, key: str, phase: str, epochs: int) -> None:
@@ -90,11 +91,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.path, self.key, self.phase, self.epochs = path, key, phase, epochs
         self.history: list[dict[str, Any]] = []
         self.epoch = self.best_epoch = 0
-        self.best_score, self.best = -np.inf, []
+        self.best_score = -np.inf
+        self.start = self.best = [v.numpy() for v in _weights(model)]
+        self.set_model(model)
         model.optimizer.build(model.trainable_variables)
+        files.remove_leftovers(path)
         with contextlib.suppress(FileNotFoundError), np.load(path) as stored:
             progress = json.loads(stored["progress"].tobytes())
-            if progress.pop("key") == key:
+            if progress.pop("key", None) == key:
                 vars(self).update(progress)
                 self.best = _group(stored, "best")
                 _assign(_weights(model), _group(stored, "model") or self.best)
@@ -108,7 +112,7 @@ class Checkpoint(keras.callbacks.Callback):
         weights = [v.numpy() for v in _weights(self.model)]
         if not np.isfinite(logs["loss"]) or not all(np.isfinite(w).all() for w in weights):
             kept = f"{self.path.name} keeps epoch {self.epoch}" if self.epoch else "nothing was saved"
-            _assign(_weights(self.model), self.best or weights)
+            _assign(_weights(self.model), self.best)
             raise StudyError(
                 f"phase {self.phase!r}, epoch {epoch + 1}: the loss or a weight is no longer finite; {kept}. "
                 "Lower the learning rate and run again"
@@ -134,6 +138,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         _assign(_weights(self.model), self.best)
+
+    def rewind(self, model: keras.Model) -> None:
+        """Give the model the weights that it had before this fit, unless it is another model."""
+        if model is self.model:
+            _assign(_weights(model), self.start)
 
 
 class Progress(keras.callbacks.Callback):
@@ -173,8 +182,8 @@ def callbacks(
 ) -> list[keras.callbacks.Callback]:
     """The callbacks of one `model.fit`, in the order in which they must stand.
 
-    `TerminateOnNaN` ends the epoch before `Validate` predicts; `Validate` adds the score that `Checkpoint` and the log
-    read; `Progress` prints what `Checkpoint` has written.
+    `TerminateOnNaN` ends an epoch at once, which `Checkpoint` then refuses; `Validate` adds the score that `Checkpoint`
+    and the log read; `Progress` prints what `Checkpoint` has written.
 
     Args:
         checkpoint: of this fit.

@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import platform
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
@@ -32,6 +34,9 @@ from chestxray.training import callbacks
 from chestxray.training.callbacks import HISTORY_COLUMNS, SIX, Checkpoint
 from chestxray.training.model_file import save_model
 from chestxray.training.samples import Samples, batches, finding_targets, load_findings, predict
+
+# Keras says so for its own default: the order is that of `batches`.
+warnings.filterwarnings("ignore", message="`shuffle=True` was passed", category=UserWarning)
 
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
@@ -109,8 +114,8 @@ class Phase:
 class Run:
     """One model's fit, from its parameters to its folder.
 
-    A phase with the same model, compiled alike, parameters, seed and prepared data as one that is done is not fitted
-    again: its weights are loaded.
+    A phase with the layers, weights at its start, optimizer, loss, parameters, seed and data of one that is done is not
+    fitted again: its weights are loaded.
     """
 
     def __init__(self, study: Study, name: str, parameters: dict[str, Any]) -> None:
@@ -126,7 +131,7 @@ class Run:
         self.parameters = {"profile": study.profile.name, **parameters}
         self.data = manifest.prepared_fingerprint(study.paths)
         self._phases: dict[str, dict[str, Any]] = {}
-        self._checkpoints: list[Checkpoint] = []
+        self._checkpoints: dict[str, Checkpoint] = {}
         start(study)
 
     def steps(self, train: Samples) -> int:
@@ -151,7 +156,8 @@ class Run:
         """Prepare one `model.fit`: a checkpoint of the same phase is restored into the model and its optimizer.
 
         A fit ends with the weights of its best epoch, by the mean validation AUROC of the six findings. One that is
-        killed goes on at the last whole epoch, and on a CPU ends with the same weights.
+        killed goes on at the last whole epoch, and on a CPU ends with the same weights. Where a notebook's cell is run
+        again, the phase begins again from the weights of the first time.
 
         Args:
             name: of the phase in the history: `head`, `fine_tune`, `fit`.
@@ -163,21 +169,29 @@ class Run:
         Raises:
             StudyError: there are fewer samples than one batch.
         """
-        steps, seed, number = self.steps(train), self.study.seed, len(self._phases) + 1
+        steps, seed = self.steps(train), self.study.seed
+        if name in self._phases:  # its cell is run again: what followed it is void
+            self._checkpoints[name].rewind(model)
+            before = [*self._phases][: [*self._phases].index(name)]
+            self._phases = {phase: self._phases[phase] for phase in before}
+            self._checkpoints = {phase: self._checkpoints[phase] for phase in before}
         self._phases[name] = {
-            "model": _architecture(model),
-            "compiled": model.get_compile_config(),
+            "layers": _digest([(layer.compute_dtype, _unnamed(layer.get_config())) for layer in flattened(model)]),
+            "start": _digest(*model.get_weights()),
+            "compiled": _unnamed(model.get_compile_config()),
             "samples": len(train),
+            "data": _digest(train.y, train.x[train.rows[:: len(train) // 64 + 1]]),
             "batch_size": self.study.profile.batch_size,
             "steps": steps,
             "epochs": epochs,
         }
         files.make_folder(self.folder)
+        number = len(self._phases)
         path = self.folder / f"checkpoint-{number}-{name}.npz"
         checkpoint = Checkpoint(model, path, self._key(), name, epochs)
         if not checkpoint.epoch:
             (self.folder / "run.json").unlink(missing_ok=True)
-        self._checkpoints.append(checkpoint)
+        self._checkpoints[name] = checkpoint
         listed = callbacks.callbacks(checkpoint, valid, seed, steps, self.folder / "logs" / f"{number}-{name}")
         left = batches(train, self.study.profile.batch_size, seed, checkpoint.epoch * steps)
         return Phase(left, steps, epochs, checkpoint.epoch, listed)
@@ -185,7 +199,7 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """All phases so far, one row per epoch: `HISTORY_COLUMNS`."""
-        rows = [row for checkpoint in self._checkpoints for row in checkpoint.history]
+        rows = [row for checkpoint in self._checkpoints.values() for row in checkpoint.history]
         return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
     def finish(
@@ -202,6 +216,7 @@ class Run:
         Returns:
             The saved model, loaded from its file.
         """
+        (self.folder / "run.json").unlink(missing_ok=True)
         save_model(model, self.folder / "model.keras")
         write_csv(self.history, self.folder / "history.csv")
         saved = keras.models.load_model(self.folder / "model.keras", compile=False)
@@ -211,7 +226,8 @@ class Run:
         test = load_findings(self.study, "test")
         write_csv(prediction_table(test.table, predict(saved, test)), self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
-        for path in {*self.folder.glob("checkpoint-*.npz")} - {checkpoint.path for checkpoint in self._checkpoints}:
+        kept = {checkpoint.path for checkpoint in self._checkpoints.values()}
+        for path in {*self.folder.glob("checkpoint-*.npz")} - kept:
             path.unlink()  # of phases that the run no longer has
         return saved
 
@@ -230,15 +246,14 @@ class Run:
             "key": self._key(),
             "weights": weights,
             "seconds": round(self.history["seconds"].sum(), 1),
-            "best_epoch": {checkpoint.phase: checkpoint.best_epoch for checkpoint in self._checkpoints},
+            "best_epoch": {name: checkpoint.best_epoch for name, checkpoint in self._checkpoints.items()},
             "valid_six_finding_auroc": round(score, 6),
             **(extra or {}),
         }
         files.atomic_write(self.folder / "run.json", (json.dumps(record, indent=2, default=str) + "\n").encode())
 
     def _key(self) -> str:
-        described = {"p": self.parameters, "s": self._phases, "seed": self.study.seed, "data": self.data}
-        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return _digest([self.parameters, self._phases, self.study.seed, self.data])
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -254,15 +269,17 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     files.atomic_write(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").encode())
 
 
-def _architecture(model: keras.Model) -> str:
-    """A digest of the layers and their settings, without names and seeds."""
-    shapes = [(tuple(v.shape), v.trainable) for v in model.weights]
-    layers = [
-        {
-            k: v
-            for k, v in layer.get_config().items()
-            if isinstance(v, (int, float, str, tuple, list)) and k not in ("name", "seed")
-        }
-        for layer in flattened(model)
-    ]
-    return hashlib.sha256(json.dumps([shapes, layers], sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _unnamed(config: Any) -> Any:
+    """A layer's or an optimizer's configuration without names and seeds, which differ between runs of a cell."""
+    if isinstance(config, dict):
+        return {key: _unnamed(value) for key, value in config.items() if key not in ("name", "seed")}
+    return [_unnamed(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def _digest(*values: Any) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of arrays, or of what JSON can hold."""
+    sha = hashlib.sha256()
+    for value in values:
+        array = isinstance(value, np.ndarray)
+        sha.update(value.tobytes() if array else json.dumps(value, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:16]
