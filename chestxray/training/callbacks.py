@@ -119,7 +119,7 @@ class Checkpoint(keras.callbacks.Callback):
             )
         if not logs[MONITORED] <= self.best_score:  # without a score, NaN, it is the last epoch
             self.best_epoch, self.best_score, self.best = epoch + 1, logs[MONITORED], weights
-        rate = float(self.model.optimizer.learning_rate)
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row = {"phase": self.phase, "epoch": epoch + 1, **logs, "learning_rate": rate}
         self.history.append({**row, "seconds": time.perf_counter() - self.began})
         self.epoch = epoch + 1
