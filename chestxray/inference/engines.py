@@ -34,6 +34,10 @@ CACHED = 4
 """Converted graphs that stay in the cache; the oldest leave first."""
 
 
+class Unconvertible(StudyError):
+    """A model of the study can't be turned into an ONNX graph; Keras can run it."""
+
+
 class Scores(NamedTuple):
     """A model's predictions for N radiographs, float32.
 
@@ -116,7 +120,7 @@ def start(path: Path, engine: str | None = None) -> Engine:
             return OnnxEngine(_cached(path))
         try:
             graph = _converted(path)
-        except StudyError:
+        except Unconvertible:
             if engine == "onnx":
                 raise
         else:
@@ -155,7 +159,9 @@ def _converted(path: Path) -> bytes:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             *_, reason = f"{path}: its conversion was stopped\n{done.stderr}".strip().splitlines()
-            raise StudyError(reason.removeprefix("chestxray.config.StudyError: "))
+            if reason != (line := reason.removeprefix("chestxray.config.StudyError: ")):
+                raise StudyError(line)
+            raise Unconvertible(reason.removeprefix(f"{__name__}.Unconvertible: "))
         return out.read_bytes()
 
 
@@ -166,7 +172,7 @@ def convert(path: Path) -> bytes:
     try:
         return onnx_graph.convert(ensemble.answering(load_keras(path))).SerializeToString()
     except onnx_graph.UnknownLayer as error:
-        raise StudyError(f"{path}: {error}") from error
+        raise Unconvertible(f"{path}: {error}") from error
 
 
 def export(out: Path, model: Path | None = None) -> int:
