@@ -106,7 +106,6 @@ def test_predict_tells_by_its_exit_code_what_failed(predictor, tmp_path, capsys)
         (["run", "--seed", "-1"], "--seed -1"),
         (["run", "--set", "cnn_epochs"], "NAME=VALUE"),
         (["run", "--set", "epochs=3"], "no parameter 'epochs'; there are: "),
-        (["run", "--profile", "cpu", "--set", "all_findings_epochs=(0, 8, 7, 6)"], "would train nothing; set one"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(predictor, tmp_path, monkeypatch, capsys, arguments, line):
