@@ -1,6 +1,6 @@
 """What TensorFlow's oneDNN kernels are worth on this machine's CPU: `python -m tests.benchmarks.bench_kernels`.
 
-EfficientNet-Lite0 as 3a has it, with random weights, is trained for a few steps and passes over images, in processes
+EfficientNet-Lite0 with random weights is trained for a few steps and passes over images, in processes
 with and without the kernels in turn, since TensorFlow asks for them once. It needs no data.
 """
 
@@ -44,22 +44,21 @@ def measure(size: int) -> dict[str, float]:
     """Images a second of a training step, and of a pass of the backbone."""
     import keras
 
-    from chestxray.data import augmentation
-    from chestxray.networks import transfer
-    from chestxray.training import fitting
-    from chestxray.training.samples import Samples
+    from chestxray.networks import efficientnet
+    from chestxray.training.samples import Samples, compiled, predict
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (PASSED, 128, 128, 1), dtype="uint8"), rng.random((PASSED, 15)).astype("float32")
-    varied, odds = augmentation.layers(2.0, 0, flip=True), np.zeros(7, "float32")
-    net = transfer.transfer("EfficientNetLite0", 128, size, varied, weights=None, log_odds=odds, pooling="blocks")
-    net.findings.compile(keras.optimizers.AdamW(1e-4), "binary_crossentropy", jit_compile=False)
-    trained = seconds(lambda: [net.findings.train_on_batch(x[:BATCH], y[:BATCH]) for _ in range(STEPS)])
-    step, samples = fitting.compiled(net.features), Samples(x, np.arange(PASSED), y, pd.DataFrame())
-    return {
-        "training": BATCH * STEPS / trained,
-        "pass": PASSED / seconds(fitting.predict_batches, step, samples),
-    }
+    pixels = keras.Input((128, 128, 1))
+    resized = keras.layers.Resizing(size, size)(pixels)
+    rgb = keras.layers.Concatenate()([resized, resized, resized])
+    maps = efficientnet.build("EfficientNetLite0", (size, size, 3), weights=None)(rgb)
+    pooled = keras.layers.GlobalAveragePooling2D()(maps)
+    model = keras.Model(pixels, keras.layers.Dense(15, activation="sigmoid")(pooled))
+    model.compile(keras.optimizers.AdamW(1e-4), "binary_crossentropy", jit_compile=False)
+    trained = seconds(lambda: [model.train_on_batch(x[:BATCH], y[:BATCH]) for _ in range(STEPS)])
+    forward, samples = compiled(model), Samples(x, np.arange(PASSED), y, pd.DataFrame())
+    return {"training": BATCH * STEPS / trained, "pass": PASSED / seconds(predict, forward, samples)}
 
 
 def seconds(work: Callable, *given: object) -> float:
