@@ -56,7 +56,11 @@ def test_the_variance_held_is_the_one_that_other_images_meet():
     reestimate_batch_norm(images, backbone, samples, seed=3)
 
     met = variances_met(backbone, norms, np.repeat(x[EACH:], 3, axis=-1).astype("float32"))
-    ratios = [np.median(there / norm.moving_variance.numpy()) for there, norm in zip(met, norms, strict=True)]
+    held = [norm.moving_variance.numpy() for norm in norms]
+    # ImageNet's weights leave some channels constant: they have no variance, held or met.
+    ratios = [np.median(there[own > 0] / own[own > 0]) for there, own in zip(met, held, strict=True)]
+    assert all(np.allclose(there[own == 0], 0, atol=1e-6) for there, own in zip(met, held, strict=True))
+    print(f"variance met / held: median over layers {np.median(ratios):.3f}")
     assert len(ratios) > 40 and abs(np.median(ratios) - 1) <= 0.02, np.round(ratios, 3)
     assert dropouts and before == ([layer.rate for layer in dropouts], [layer.momentum for layer in norms])
     assert all(np.array_equal(a, b) for a, b in zip(kernels, backbone.trainable_weights, strict=True))
