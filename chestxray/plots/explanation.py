@@ -34,7 +34,7 @@ def pointing(table: pd.DataFrame, title: str, note: str = "") -> Figure:
         axis.errorbar(rows["estimate"], at, xerr=reach(rows), label=f"{label} in a box", **style)
         if metric == "pointing":
             better = table.xs("pointing_gain", level="metric").loc[names, "low"].to_numpy() > 0
-            axis.plot(rows["estimate"][better], at[better], mark, color=colour, markersize=7)
+            axis.plot(rows["estimate"][better], at[better], mark, color=colour, markersize=7, zorder=3)
     counts = table.xs("pointing", level="metric")["n_images"]
     name_rows(axis, [f"{name} ({counts[name]})" for name in names])
     axis.set(xlabel="share of images", xlim=(-0.02, 1))
