@@ -46,6 +46,8 @@ NIH_FINDINGS: tuple[str, ...] = tuple(sorted((*SIX_FINDINGS, *_OTHER_FINDINGS, "
 NO_FINDING_NIH = "No Finding"
 ALL_LABELS: tuple[str, ...] = (*NIH_FINDINGS, "No_finding")
 """The fifteen labels of a model's output `findings`, one sigmoid per label: the fourteen findings, and none."""
+SIX_LABELS: list[int] = [ALL_LABELS.index(name) for name in SIX_FINDINGS]
+"""Columns of the six findings among `ALL_LABELS`."""
 MODELS: dict[str, tuple[str, str]] = {
     "dense": ("0 Dense", "4_models/0_Dense_model.ipynb"),
     "cnn": ("1 CNN", "4_models/1_CNN_model.ipynb"),

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import (
-    ALL_LABELS,
     CLASSES,
     MODELS,
     NIH_FINDINGS,
     NO_FINDING_NIH,
     PRESENT,
     SIX_FINDINGS,
+    SIX_LABELS,
     Study,
     StudyError,
 )
@@ -43,7 +43,7 @@ def prediction_table(table: pd.DataFrame, outputs: Mapping[str, np.ndarray]) -> 
         table: N rows with `COLUMNS`.
         outputs: `findings`, (N, 15) in the order of `ALL_LABELS`, and `classes`, (N, 7) in the order of `CLASSES`.
     """
-    six = np.asarray(outputs["findings"])[:, [ALL_LABELS.index(name) for name in SIX_FINDINGS]]
+    six = np.asarray(outputs["findings"])[:, SIX_LABELS]
     columns = np.hstack([outputs["classes"], six]).astype(float).round(6)
     return pd.concat([table[list(COLUMNS)], pd.DataFrame(columns, table.index, list(PROBABILITIES))], axis=1)
 

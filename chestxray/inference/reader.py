@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import CLASSES, SIX_FINDINGS, SIX_LABELS, StudyError
 from chestxray.images import input_check
 from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
@@ -38,7 +38,6 @@ Source = str | os.PathLike | np.ndarray
 BATCH = 8
 """Radiographs in one call of the model; more take more memory and hardly less time on a CPU."""
 
-_SIX = [ALL_LABELS.index(name) for name in SIX_FINDINGS]
 UNCALIBRATED = "not calibrated: no validation predictions beside the model"
 
 
@@ -125,7 +124,8 @@ class Reader:
         """Answer for radiographs that were read, in one call of the model."""
         scores = self.engine.scores(np.stack([prepared.square for prepared in batch]))
         meaning = self.interpretation
-        present, members = scores.findings[:, _SIX], meaning.probabilities(scores.member_findings[:, :, _SIX])
+        present = scores.findings[:, SIX_LABELS]
+        members = meaning.probabilities(scores.member_findings[:, :, SIX_LABELS])
         calibrated = meaning.probabilities(present)
         # The members' mean may lie outside their range once calibrated.
         reach = np.concatenate([members, calibrated[:, None]], axis=1)

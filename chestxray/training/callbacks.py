@@ -21,14 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from chestxray import files
-from chestxray.config import ALL_LABELS, SIX_FINDINGS, StudyError
+from chestxray.config import SIX_LABELS, StudyError
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.training.samples import Samples, compiled, predict
 
 HISTORY_COLUMNS = ["phase", "epoch", "loss", "val_loss", "val_six_finding_auroc", "learning_rate", "seconds"]
 """Of `history.csv`, one row per epoch."""
 MONITORED = "val_six_finding_auroc"
-SIX = [ALL_LABELS.index(name) for name in SIX_FINDINGS]
 
 
 class Seed(keras.callbacks.Callback):
@@ -63,7 +62,9 @@ class Validate(keras.callbacks.Callback):
         self.forward = self.forward or compiled(self.model)
         scores, y = predict(self.forward, self.valid), self.valid.y
         logs["val_loss"] = float(np.mean(keras.losses.binary_crossentropy(y, scores)))
-        logs[MONITORED] = mean_auroc(y[:, SIX], scores[:, SIX]) if np.isfinite(scores).all() else float("nan")
+        logs[MONITORED] = (
+            mean_auroc(y[:, SIX_LABELS], scores[:, SIX_LABELS]) if np.isfinite(scores).all() else float("nan")
+        )
 
 
 class Checkpoint(keras.callbacks.Callback):

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,18 +24,15 @@ import pandas as pd
 import tensorflow as tf
 
 from chestxray import files
-from chestxray.config import PRESENT, Study, StudyError
+from chestxray.config import PRESENT, SIX_LABELS, Study, StudyError
 from chestxray.data import manifest
 from chestxray.evaluation.metrics import mean_auroc
 from chestxray.evaluation.predictions import prediction_table
 from chestxray.networks.layers import flattened
 from chestxray.training import callbacks
-from chestxray.training.callbacks import HISTORY_COLUMNS, SIX, Checkpoint
+from chestxray.training.callbacks import HISTORY_COLUMNS, Checkpoint
 from chestxray.training.model_file import save_model
 from chestxray.training.samples import Samples, batches, finding_targets, load_findings, predict
-
-# Keras says so for its own default: the order is that of `batches`.
-warnings.filterwarnings("ignore", message="`shuffle=True` was passed", category=UserWarning)
 
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "scikit-learn", "pillow")
 
@@ -220,20 +216,22 @@ class Run:
         save_model(model, self.folder / "model.keras")
         write_csv(self.history, self.folder / "history.csv")
         saved = keras.models.load_model(self.folder / "model.keras", compile=False)
-        everyone = load_findings(self.study, "valid")
-        valid = prediction_table(everyone.table, predict(saved, everyone)) if valid is None else valid
+        valid = self._predictions(saved, "valid") if valid is None else valid
         write_csv(valid, self.folder / "predictions_valid.csv")
-        test = load_findings(self.study, "test")
-        write_csv(prediction_table(test.table, predict(saved, test)), self.folder / "predictions_test.csv")
+        write_csv(self._predictions(saved, "test"), self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
         kept = {checkpoint.path for checkpoint in self._checkpoints.values()}
         for path in {*self.folder.glob("checkpoint-*.npz")} - kept:
             path.unlink()  # of phases that the run no longer has
         return saved
 
+    def _predictions(self, model: keras.Model, split: str) -> pd.DataFrame:
+        everyone = load_findings(self.study, split)
+        return prediction_table(everyone.table, predict(model, everyone))
+
     def _write_run(self, weights: int, valid: pd.DataFrame, extra: dict[str, Any] | None) -> None:
         """Write the last file of a model folder; with it the folder is finished."""
-        score = mean_auroc(finding_targets(valid["findings"])[:, SIX], valid[list(PRESENT)].to_numpy())
+        score = mean_auroc(finding_targets(valid["findings"])[:, SIX_LABELS], valid[list(PRESENT)].to_numpy())
         record = {
             "model": self.name,
             "dataset": self.study.paths.dataset,

@@ -133,7 +133,7 @@ def main() -> None:
         listed = [turns, *callbacks(checkpoint, valid, 1, STEPS, folder / "logs")]
         settings = {"steps_per_epoch": STEPS, "epochs": ROUNDS + 1, "verbose": 0}
         with contextlib.redirect_stdout(io.StringIO()):
-            model.fit(batches(train, BATCH, 1), callbacks=listed, **settings)
+            model.fit(batches(train, BATCH, 1), callbacks=listed, shuffle=False, **settings)
     rates = {name: np.array(seen[1:]) for name, seen in turns.rates.items()}  # the first epoch traces the step
     print(f"{'fit against':<42} {'ratio':>6}  {'bar':<8} images/s")
     for name, what, bar in (

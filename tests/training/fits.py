@@ -71,7 +71,7 @@ def fit_plain(run: Run, epochs: int = 3, rate: float = 1e-2, model: keras.Model 
 def start(model: keras.Model, phase: Any) -> None:
     """`model.fit`, as the notebooks call it."""
     listed = {"steps_per_epoch": phase.steps, "initial_epoch": phase.first, "epochs": phase.epochs}
-    model.fit(phase.batches, **listed, callbacks=phase.callbacks, verbose=0)
+    model.fit(phase.batches, **listed, callbacks=phase.callbacks, shuffle=False, verbose=0)
 
 
 class Watch(keras.callbacks.Callback):
