@@ -78,8 +78,9 @@ def test_both_engines_give_the_same(saved):
     expected, found = keras_engine.scores(radiographs()), onnx.scores(radiographs())
     plain = engines.load_keras(saved).predict_on_batch(radiographs()[..., None].astype(np.float32))
     for name, values in expected._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), values, atol=1e-4)
-        assert values.dtype == np.float32 and values.std(axis=0).max() > 1e-3  # the radiographs differ
+        spread = values.std(axis=0).max()  # by how much the answers on these radiographs differ
+        assert values.dtype == np.float32 and spread > 3e-4
+        np.testing.assert_allclose(getattr(found, name), values, atol=min(1e-4, spread / 10))
         if name in plain:
             np.testing.assert_allclose(values, plain[name], atol=1e-6)
     assert found.findings.shape == (5, len(ALL_LABELS)) and found.classes.shape == (5, len(CLASSES))
