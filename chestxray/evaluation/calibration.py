@@ -1,10 +1,13 @@
 """Calibration: Platt and temperature scaling, reliability diagrams, and the errors of probabilities.
 
 Of a **finding**, over all test images: of the radiographs given 20 %, do 20 % show it? Of the **classes**, over images
-with exactly one: is the most probable class right as often as its probability says? Everything is fitted on validation.
+with exactly one, at equal shares: is the most probable class right as often as its probability says? Everything is
+fitted on validation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -13,23 +16,24 @@ from scipy import optimize, special
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
+from chestxray.evaluation.posterior import TINY, tempered
 from chestxray.evaluation.predictions import checked, classes_and_scores, finding
 
 BINS = 10
-TINY = 1e-7
-"""Nearest that a probability comes to 0 or 1 before its log-odds are taken."""
 _HEAT = np.log(100.0)  # bound of a temperature's logarithm
 
 
-def _bin_totals(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int) -> tuple[np.ndarray, ...]:
-    """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins).
+def _bin_totals(
+    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
+    """Images, sum of scores, and positives of each bin in every draw, each (1 + draws, bins), by (n,) weights if any.
 
     Bins hold equally many images, fewer bins where scores coincide.
     """
     scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=bool)
     edges = np.unique(np.percentile(scores, np.linspace(0, 100, bins + 1)))
     inside = np.searchsorted(edges[1:-1], scores)
-    cells = np.eye(max(1, len(edges) - 1))[inside]
+    cells = np.eye(max(1, len(edges) - 1))[inside] * (1 if weights is None else weights[:, None])
     return draws.totals(cells), draws.totals(cells * scores[:, None]), draws.totals(cells * truth[:, None])
 
 
@@ -57,7 +61,9 @@ def reliability(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int =
     return pd.DataFrame(rows)
 
 
-def error_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS) -> np.ndarray:
+def error_draws(
+    scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int = BINS, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Expected calibration error in every draw: the mean gap of a reliability diagram (Naeini et al., AAAI 2015).
 
     (1 + draws,), 0 to 1. Even a perfect model shows some error on few images, and a draw shows more; give its interval
@@ -68,8 +74,9 @@ def error_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws, bins: int =
         truth: (n,) bool.
         draws: draws over the same images.
         bins: how many, of equally many images.
+        weights: (n,) how much each image counts; all the same if None.
     """
-    images, predicted, positive = _bin_totals(scores, truth, draws, bins)
+    images, predicted, positive = _bin_totals(scores, truth, draws, bins, weights)
     return np.abs(predicted - positive).sum(axis=1) / images.sum(axis=1)
 
 
@@ -83,6 +90,19 @@ def brier_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> np.ndarr
     """
     squares = (np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2
     return draws.means(squares.reshape(len(squares), -1).sum(axis=1))
+
+
+def fit(valid: pd.DataFrame) -> pd.DataFrame:
+    """What predictions are calibrated by: `fit_findings`, and a row `classes` with the temperature of the seven.
+
+    Args:
+        valid: predictions for validation. Where none has a single class, that temperature is 1.
+    """
+    single = valid[valid["label"].ne("")]
+    labels, scores = classes_and_scores(single)
+    temperature = fit_temperature(scores, labels) if len(single) else 1.0
+    row = {"temperature": temperature, "bias": 0.0, "n_images": len(single), "n_positive": len(single)}
+    return pd.concat([fit_findings(valid), pd.DataFrame(row, pd.Index(["classes"], name="class"))])
 
 
 def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
@@ -163,22 +183,76 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if not len(labels):
         raise StudyError("calibration: no validation image with a single class; use a dataset with more images")
-    weights = 1 / np.bincount(labels)[labels]
+    weights = _balanced(labels)
 
     def loss(heat: float) -> float:
-        return -weights @ np.log(apply_temperature(probabilities, np.exp(heat))[range(len(labels)), labels])
+        return -weights @ np.log(tempered(probabilities, np.exp(heat))[range(len(labels)), labels])
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-_HEAT, _HEAT), method="bounded").x))
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Calibrated probabilities of classes, (n, K): above 1, a temperature makes them more even.
+def _balanced(labels: np.ndarray) -> np.ndarray:
+    """(n,) weights with sum 1 by which all classes that occur count the same."""
+    weights = 1 / np.bincount(labels)[labels]
+    return weights / weights.sum()
+
+
+def _with_biases(probabilities: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What applies a temperature and a bias per class, fitted as `fit_temperature` fits its own."""
+    weights, truth = _balanced(labels)[:, None], np.eye(probabilities.shape[1])[labels]
+
+    def scaled(parameters: np.ndarray, given: np.ndarray) -> np.ndarray:
+        return np.log(np.clip(given, TINY, 1)) * np.exp(-parameters[0]) + parameters[1:]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = scaled(parameters, probabilities)
+        logs = special.log_softmax(logits, axis=1)
+        errors = weights * (np.exp(logs) - truth)
+        slope = -(errors * (logits - parameters[1:])).sum()
+        return -(weights * logs * truth).sum(), np.append(slope, errors.sum(axis=0))
+
+    start, bounds = np.zeros(1 + truth.shape[1]), [(-_HEAT, _HEAT), *[(-20, 20)] * truth.shape[1]]
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return lambda given: special.softmax(scaled(found, given), axis=1)
+
+
+def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int = 2000) -> pd.DataFrame:
+    """What calibrating the classes gains at equal shares: fitted on the patients of all folds but one, read on that.
+
+    A bias per class is for comparison alone: predictions have a temperature, and `fit` knows no bias of a class.
 
     Args:
-        probabilities: (n, K), each row sums to one.
-        temperature: above 0; divides the log-probabilities.
+        valid: predictions for validation, of which those with a single class count.
+        folds: parts of the patients.
+        seed: seeds folds and draws.
+        draws: how many times the patients are drawn.
+
+    Returns:
+        Index (`stage`, `metric`): stages `as trained`, `temperature`, `temperature and biases`; metrics `log_loss`, the
+        mean of the classes' means; `ece` of the most probable class, all classes weighing the same; and `difference` of
+        the log-loss from the stage before, below 0 where it falls. Columns as in `findings_table`.
     """
-    return special.softmax(np.log(np.clip(probabilities, TINY, 1)) / temperature, axis=1)
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    single = checked(valid)
+    single = single[single["label"].ne("")]
+    truth, scores = classes_and_scores(single)
+    drawn, stages = Draws.of(single["patient"], draws, seed), {"as trained": scores}
+    warm, biased = (stages.setdefault(name, scores.copy()) for name in ("temperature", "temperature and biases"))
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for others, part in parts.split(scores, truth, single["patient"]):
+        warm[part] = tempered(scores[part], fit_temperature(scores[others], truth[others]))
+        biased[part] = _with_biases(scores[others], truth[others])(scores[part])
+    rows, before = {}, None
+    for stage, values in stages.items():
+        each = -np.log(np.clip(values[range(len(truth)), truth], TINY, 1))
+        losses = np.mean([drawn.means(each, truth == k) for k in np.unique(truth)], axis=0)
+        rows[stage, "log_loss"] = bootstrap.entry(losses)
+        rows[stage, "ece"] = _error_entry(values.max(axis=1), values.argmax(axis=1) == truth, drawn, _balanced(truth))
+        if before is not None:
+            rows[stage, "difference"] = bootstrap.entry(losses - before)
+        before = losses
+    return bootstrap.table(rows, ["stage", "metric"])
 
 
 def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -222,7 +296,7 @@ def classes_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, se
     """
     valid, test = (table[table["label"].ne("")] for table in (checked(valid), checked(test)))
     (learned, fitted_on), (truth, scores) = classes_and_scores(valid), classes_and_scores(test)
-    stages = {"as trained": scores, "temperature": apply_temperature(scores, fit_temperature(fitted_on, learned))}
+    stages = {"as trained": scores, "temperature": tempered(scores, fit_temperature(fitted_on, learned))}
     drawn = Draws.of(test["patient"], draws, seed)
     rows = {}
     for stage, values in stages.items():
@@ -251,7 +325,9 @@ def reliability_table(stages: dict[str, pd.DataFrame], draws: int = 2000, seed: 
     return pd.concat(parts, ignore_index=True)[columns]
 
 
-def _error_entry(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> dict[str, float]:
+def _error_entry(
+    scores: np.ndarray, truth: np.ndarray, draws: Draws, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """The calibration error with its basic interval, clipped to 0–1 and made to include the estimate."""
-    entry = bootstrap.entry(error_draws(scores, truth, draws), basic=True)
+    entry = bootstrap.entry(error_draws(scores, truth, draws, weights=weights), basic=True)
     return entry | {"low": max(0.0, entry["low"]), "high": min(1.0, max(entry["high"], entry["estimate"]))}

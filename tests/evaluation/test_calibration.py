@@ -6,10 +6,13 @@ from scipy import optimize, special
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
+from sklearn.metrics import log_loss as log_loss_of
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.utils.class_weight import compute_sample_weight
 from tables import predictions_table
 
 from chestxray.config import CLASSES, PRESENT, SIX_FINDINGS, StudyError
-from chestxray.evaluation import calibration, predictions
+from chestxray.evaluation import calibration, posterior, predictions
 from chestxray.evaluation.bootstrap import Draws, interval
 
 
@@ -76,7 +79,6 @@ def test_temperature_is_the_one_a_slow_search_finds():
     temperature = calibration.fit_temperature(sharp, labels)
     assert temperature == pytest.approx(slow, rel=1e-3)
     assert temperature == pytest.approx(2.5, rel=0.1)
-    assert calibration.apply_temperature(sharp, 2.5) == pytest.approx(special.softmax(logits, axis=1))
     with pytest.raises(StudyError, match="no validation image with a single class"):
         calibration.fit_temperature(sharp[:0], labels[:0])
 
@@ -125,3 +127,35 @@ def test_classes_table_finds_the_temperature_on_validation():
     single = tables[1][tables[1]["label"] != ""]
     guess = np.array(CLASSES)[single[list(CLASSES)].to_numpy().argmax(axis=1)]
     assert found.loc["accuracy"].tolist() == pytest.approx([(guess == single["label"]).mean()] * 2)
+
+
+def test_cross_fitting_reads_each_patient_with_a_fit_of_the_others():
+    table = predictions_table(images=900, patients=300, seed=8)
+    odds = np.log(table[list(CLASSES)].to_numpy())
+    sharp = special.softmax(odds * 3 + np.eye(7)[1] * 1.5, axis=1)
+    table = table.assign(**dict(zip(CLASSES, sharp.T, strict=True)))
+    found = calibration.cross_fitted(table, seed=3, draws=200)
+    log_loss = found["estimate"].unstack()["log_loss"]
+    single = table[table["label"].ne("")]
+    truth, scores = predictions.classes_and_scores(single)
+    weights = compute_sample_weight("balanced", truth)
+    assert log_loss["as trained"] == pytest.approx(log_loss_of(truth, scores, sample_weight=weights))
+    expected, splits = scores.copy(), StratifiedGroupKFold(5, shuffle=True, random_state=3)
+    for others, part in splits.split(scores, truth, single["patient"]):
+        expected[part] = posterior.tempered(scores[part], calibration.fit_temperature(scores[others], truth[others]))
+        assert not set(single["patient"].iloc[part]) & set(single["patient"].iloc[others])
+    assert log_loss["temperature"] == pytest.approx(log_loss_of(truth, expected, sample_weight=weights))
+    gains = found.xs("difference", level="metric")
+    assert (gains["high"] < 0).all()  # both are wrong here: the temperature, and one class's bias
+    assert gains.loc["temperature", "estimate"] == pytest.approx(log_loss["temperature"] - log_loss["as trained"])
+
+
+def test_the_classes_are_fitted_beside_the_findings():
+    valid = predictions_table(images=400, seed=5)
+    single = valid[valid["label"].ne("")]
+    truth, scores = predictions.classes_and_scores(single)
+    fitted = calibration.fit(valid)
+    assert list(fitted.index) == [*SIX_FINDINGS, "classes"] and fitted.index.name == "class"
+    assert fitted.loc["classes", "temperature"] == calibration.fit_temperature(scores, truth)
+    assert calibration.fit(valid.assign(label="", selected=False)).loc["classes", "temperature"] == 1
+    assert fitted["n_images"].tolist() == [400] * 6 + [len(single)]
