@@ -12,7 +12,7 @@ from chestxray.config import lazy
 _OWNERS = {
     "predictions": "read_predictions read_models prediction_table average",
     "metrics": "macro_auroc confusion roc_points confident_errors",
-    "comparison": "METRICS resample evaluate summary per_class compare_with compare_all beside_published",
+    "comparison": "METRICS resample evaluate summary per_class compare_with compare_all at_shares beside_published",
     "localisation": "targets",
 }
 __getattr__ = lazy(__name__, _OWNERS)

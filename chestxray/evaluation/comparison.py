@@ -3,7 +3,7 @@
 Metrics are taken over the single-label test images, or, where their name says `all_images` or `six_finding`, over all
 test images. Intervals resample patients, by the same draws for all models. A draw that leaves a metric undefined, since
 it has no image of some class, is left out of its interval; the column `draws` counts the rest. The predicted class is
-that of the largest of the seven probabilities.
+that of the largest of the seven probabilities at equal class shares; `at_shares` compares other shares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
-from chestxray.evaluation import bootstrap
+from chestxray.evaluation import bootstrap, posterior
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
 from chestxray.evaluation.predictions import aligned, checked, classes_and_scores, finding, require_classes, shows
@@ -26,7 +26,6 @@ METRICS: dict[str, str] = {
     "macro_average_precision": "Macro average precision",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
-    "accuracy": "Accuracy",
     "six_finding_auroc": "AUROC of six findings, all test images",
 }
 """Metrics of a model and how they are shown. All but the last are over the single-label test images."""
@@ -187,6 +186,45 @@ def compare_all(models: Resampled, metrics: Sequence[str] = ("macro_auroc", "six
     return pd.concat(tables, names=["metric"])[["difference", "low", "high", "p", "p_holm", "draws"]]
 
 
+def at_shares(predictions: pd.DataFrame, temperature: float, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """What it costs to name the class at other class shares, over the single-label test images.
+
+    The accuracy at class shares is the sum of share times sensitivity: the expected share of images named rightly
+    where the classes have these shares. At equal shares it is the balanced accuracy.
+
+    Args:
+        predictions: a predictions table, its classes as trained.
+        temperature: of the classes, from `calibration.fit`.
+        draws: how many times the patients are drawn.
+        seed: seeds the draws.
+
+    Returns:
+        Index (`shares`, `metric`): the shares at which the class is named, keys of `posterior.SHARES`; the metrics
+        `balanced_accuracy`, `accuracy_<shares>` of the others, and `sensitivity_<class>`. Columns `estimate`, `low`,
+        `high` (0 to 1), `draws`.
+
+    Raises:
+        StudyError: as `resample`.
+    """
+    predictions = checked(predictions)
+    require_classes(predictions)
+    selected = predictions["selected"].to_numpy()
+    drawn = Draws.of(predictions["patient"], draws, seed).within(selected)
+    truth, scores = classes_and_scores(predictions[selected])
+    equal, classes = posterior.tempered(scores, temperature), np.eye(len(CLASSES))[truth]
+    shares = {name: posterior.read_shares(name) for name in posterior.SHARES}
+    rows = {}
+    for name, given in shares.items():
+        right = posterior.named(posterior.rounded(posterior.reweighted(equal, given))) == truth
+        sensitivity = drawn.means(np.repeat(right[:, None], len(CLASSES), axis=1), classes)
+        for of, weights in shares.items():
+            metric = "balanced_accuracy" if of == "equal" else f"accuracy_{of}"
+            rows[name, metric] = bootstrap.entry(sensitivity @ weights.values)
+        for label, values in zip(CLASSES, sensitivity.T, strict=True):
+            rows[name, f"sensitivity_{label}"] = bootstrap.entry(values)
+    return bootstrap.table(rows, ["shares", "metric"])
+
+
 def beside_published(per_class_table: pd.DataFrame, name: str) -> pd.DataFrame:
     """AUROC of each finding on all test images beside `PUBLISHED_AUROC`: a row per model, the six findings and `Mean`.
 
@@ -220,14 +258,12 @@ def _draw_metrics(predictions: pd.DataFrame, draws: Draws) -> tuple[dict[str, np
             "all_images_auroc": np.stack([area for area, _ in whole]),
             "all_images_average_precision": np.stack([precision for _, precision in whole]),
         }
-        accuracy = right.sum(axis=0) / of_truth.sum(axis=0)
     means = {metric: values.mean(axis=0) for metric, values in by_class.items()}
     metrics = {
         "macro_auroc": means["auroc"],
         "macro_average_precision": means["average_precision"],
         "balanced_accuracy": means["sensitivity"],
         "macro_f1": means["f1"],
-        "accuracy": accuracy,
         "six_finding_auroc": means["all_images_auroc"],
     }
     return metrics, by_class

@@ -11,7 +11,7 @@ from tables import NIH_NAMES, predictions_table
 
 from chestxray import config
 from chestxray.config import ALL_LABELS, CLASSES, PRESENT, SIX_FINDINGS, StageMissing, StudyError, open_study
-from chestxray.evaluation import bootstrap, comparison, metrics, predictions
+from chestxray.evaluation import bootstrap, comparison, metrics, posterior, predictions
 
 
 def per_class(table, draws, seed=0):
@@ -35,7 +35,6 @@ def sklearn_metrics(table):
         "macro_average_precision": np.mean(precisions),
         "balanced_accuracy": sk.balanced_accuracy_score(single["label"], guess),
         "macro_f1": sk.f1_score(single["label"], guess, average="macro", labels=CLASSES, zero_division=0),
-        "accuracy": sk.accuracy_score(single["label"], guess),
         "six_finding_auroc": np.mean(
             [sk.roc_auc_score(shown[name], table[f"{name}_present"]) for name in SIX_FINDINGS]
         ),
@@ -83,8 +82,8 @@ def test_resampling_patients_widens_the_interval_when_their_images_repeat():
     table = predictions_table(images=200, patients=200)
     copies = [table.assign(image=table["image"] + f"_{copy}") for copy in range(4)]
     repeated = pd.concat(copies, ignore_index=True)
-    by_patient = comparison.evaluate(repeated, draws=400).loc["accuracy"]
-    by_image = comparison.evaluate(repeated.assign(patient=repeated["image"]), draws=400).loc["accuracy"]
+    by_patient = comparison.evaluate(repeated, draws=400).loc["balanced_accuracy"]
+    by_image = comparison.evaluate(repeated.assign(patient=repeated["image"]), draws=400).loc["balanced_accuracy"]
     assert (by_patient["high"] - by_patient["low"]) > 1.6 * (by_image["high"] - by_image["low"])
 
 
@@ -125,7 +124,6 @@ def test_hand_count():
     assert counts.to_numpy().sum() == 9
     assert metrics.confusion(table, normalize=True).loc["Effusion", "Mass"] == 0.5
     found = comparison.evaluate(table, draws=2)["estimate"]
-    assert found["accuracy"] == pytest.approx(7 / 9)
     assert found["balanced_accuracy"] == pytest.approx((0.5 + 1 + 0 + 4) / 7)
     assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 6 + 0 + 4) / 7)
     classes = per_class(table, draws=2)["estimate"]
@@ -135,6 +133,27 @@ def test_hand_count():
     assert classes["Effusion", "auroc"] == 0.75
     # Mass: both positives and 2 of 7 negatives scored 1.
     assert classes["Mass", "auroc"] == pytest.approx((5 + 0.5 * 2) / 7)
+
+
+def test_accuracy_at_shares_is_that_of_a_population_with_these_shares():
+    table = predictions_table(images=600, seed=4)
+    single = table[table["selected"]]
+    labels = single["label"].to_numpy()
+    found = comparison.at_shares(table, 1.3, draws=5)["estimate"].unstack("metric")
+    for name, counts in posterior.SHARES.items():
+        logs = np.log(single[list(CLASSES)].to_numpy()) / 1.3 + np.log(counts)
+        guess = np.array(CLASSES)[logs.argmax(axis=1)]
+        expected = {"balanced_accuracy": sk.balanced_accuracy_score(labels, guess)}
+        for of in ("sample", "nih"):  # every image weighs as its class's share does, by scikit-learn
+            weight = dict(zip(CLASSES, posterior.SHARES[of], strict=True))
+            weights = [weight[label] / (labels == label).sum() for label in labels]
+            expected[f"accuracy_{of}"] = sk.accuracy_score(labels, guess, sample_weight=weights)
+        expected["sensitivity_Nodule"] = (guess == labels)[labels == "Nodule"].mean()
+        assert found.loc[name, list(expected)].to_dict() == pytest.approx(expected), name
+    assert found["balanced_accuracy"].idxmax() == "equal" and found["accuracy_nih"].idxmax() != "equal"
+    whole = comparison.evaluate(table, draws=5).loc["balanced_accuracy", ["estimate", "low", "high"]]
+    own = comparison.at_shares(table, 1.3, draws=5).loc[("equal", "balanced_accuracy"), ["estimate", "low", "high"]]
+    assert own.tolist() == pytest.approx(whole.tolist())  # the same images, patients and draws
 
 
 def test_metrics_of_all_images_count_images_with_several_findings():
@@ -164,7 +183,7 @@ def test_a_draw_without_a_class_is_left_out_and_counted():
     found = comparison.evaluate(table, draws=400)
     # One patient in n is missing from a draw with probability (1 - 1/n)^n, about exp(-1).
     assert found.loc["macro_auroc", "draws"] == pytest.approx(400 * (1 - np.exp(-1)), rel=0.12)
-    assert found.loc["accuracy", "draws"] == 400
+    assert found.loc["six_finding_auroc", "draws"] == found.loc["macro_auroc", "draws"]
     assert found[["low", "high"]].notna().all(axis=None)
 
 
@@ -357,10 +376,10 @@ def test_models_resampled_together_have_the_intervals_they_have_alone():
 def test_every_pair_is_compared_once_and_corrected():
     tables = {name: predictions_table(skill=skill, seed=2) for name, skill in (("a", 2.0), ("b", 1.0), ("c", 1.0))}
     tables["c"] = tables["c"].sample(frac=1, random_state=3)
-    found = comparison.compare_all(comparison.resample(tables, draws=200, seed=1), ["macro_auroc", "accuracy"])
+    found = comparison.compare_all(comparison.resample(tables, draws=200, seed=1), ["macro_auroc", "macro_f1"])
     assert list(found.loc["macro_auroc"].index) == [("a", "b"), ("a", "c"), ("b", "c")]
-    pair = compare(tables["a"], tables["b"], ["accuracy"], draws=200, seed=1).loc["accuracy"]
-    assert found.loc[("accuracy", "a", "b"), ["difference", "low", "high"]].tolist() == pytest.approx(
+    pair = compare(tables["a"], tables["b"], ["macro_f1"], draws=200, seed=1).loc["macro_f1"]
+    assert found.loc[("macro_f1", "a", "b"), ["difference", "low", "high"]].tolist() == pytest.approx(
         pair[["difference", "low", "high"]].tolist()
     )
     assert found.loc[("macro_auroc", "b", "c"), "difference"] == 0
