@@ -110,6 +110,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "metrics.csv": ("model", "metric"),
     "metrics_balanced.csv": ("model", "metric"),
     "per_class.csv": ("class", "metric"),
+    "shares.csv": ("shares", "metric"),
     "calibration.csv": ("class", "stage", "metric"),
     "operating_points.csv": ("finding",),
     "operating_test.csv": ("finding", "metric"),
@@ -119,7 +120,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Tables of a results folder that the documents read, and their index columns."""
 
-OPTIONAL = ("metrics_balanced.csv", "operating_points.csv", "localisation.csv", "robustness.csv")
+OPTIONAL = ("metrics_balanced.csv", "shares.csv", "operating_points.csv", "localisation.csv", "robustness.csv")
 """Those that not every run leaves."""
 
 

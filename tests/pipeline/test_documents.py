@@ -33,6 +33,7 @@ def results(tmp_path_factory):
     tables = {
         "metrics": comparison.summary(comparison.resample(dict.fromkeys(MODELS, test), draws=10)),
         "per_class": comparison.per_class(comparison.resample({"ensemble": test}, draws=10)),
+        "shares": comparison.at_shares(test, 1.0, draws=10),
         "calibration": calibration.findings_table(valid, test, draws=10),
         "operating_points": points,
         "operating_test": operating_points.measure(test, points, draws=10),
@@ -68,6 +69,9 @@ def test_the_documents_hold_the_figures_of_the_files(results):
     card = found["MODEL_CARD.md"]
     metrics = pd.read_csv(results / "metrics.csv", index_col=["model", "metric"])
     assert style.interval(metrics.loc[("ensemble", "macro_auroc")]) in card
+    shares = pd.read_csv(results / "shares.csv", index_col=["shares", "metric"])
+    row = [style.interval(shares.loc[("sample", name)]) for name in ("balanced_accuracy", "accuracy_sample")]
+    assert f"| `sample` shares | {' | '.join(row)} | " in card
     for phrase in (
         "1,234,567 weights",
         "1 CNN, 0 Dense",
