@@ -84,36 +84,23 @@ def brier_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> np.ndarr
     """Brier score in every draw, (1 + draws,): the mean squared error of probabilities (Brier, Mon Weather Rev 1950).
 
     Args:
-        scores: (n,) probabilities of one finding (a score of 0 to 1), or (n, K) of classes that sum to one (0 to 2).
-        truth: the same shape, 0 or 1.
+        scores: (n,) probabilities of one finding.
+        truth: (n,) bool.
         draws: draws over the same images.
     """
-    squares = (np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2
-    return draws.means(squares.reshape(len(squares), -1).sum(axis=1))
+    return draws.means((np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2)
 
 
 def fit(valid: pd.DataFrame) -> pd.DataFrame:
-    """What predictions are calibrated by: `fit_findings`, and a row `classes` with the temperature of the seven.
-
-    Args:
-        valid: predictions for validation. Where none has a single class, that temperature is 1.
-    """
-    single = valid[valid["label"].ne("")]
-    labels, scores = classes_and_scores(single)
-    temperature = fit_temperature(scores, labels) if len(single) else 1.0
-    row = {"temperature": temperature, "bias": 0.0, "n_images": len(single), "n_positive": len(single)}
-    return pd.concat([fit_findings(valid), pd.DataFrame(row, pd.Index(["classes"], name="class"))])
-
-
-def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
-    """Platt scaling of each finding on all validation images.
+    """Platt scaling of each finding on all validation images, and one temperature of the classes on single-label ones.
 
     Args:
         valid: predictions for validation.
 
     Returns:
-        Index `class`; columns `temperature` (above 0, so that no order of images changes), `bias`, `n_images` and
-        `n_positive`. A finding that no image, or every image, shows keeps temperature 1 and bias 0.
+        Index `class`, the six findings and `classes`; columns `temperature` (above 0, so that no order of images
+        changes), `bias` (0 for the classes), `n_images` and `n_positive`. A finding that no image, or every image,
+        shows keeps temperature 1 and bias 0, as do the classes where no image has a single one.
     """
     valid = checked(valid)
     rows = {}
@@ -121,6 +108,10 @@ def fit_findings(valid: pd.DataFrame) -> pd.DataFrame:
         truth, scores = finding(valid, name)
         temperature, bias = fit_finding(scores, truth)
         rows[name] = {"temperature": temperature, "bias": bias, "n_images": len(truth), "n_positive": int(truth.sum())}
+    single = valid[valid["label"].ne("")]
+    labels, scores = classes_and_scores(single)
+    temperature = fit_temperature(scores, labels) if len(single) else 1.0
+    rows["classes"] = {"temperature": temperature, "bias": 0.0, "n_images": len(single), "n_positive": len(single)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
 
@@ -155,16 +146,17 @@ def apply_finding(scores: np.ndarray, temperature: float, bias: float) -> np.nda
     return special.expit(_log_odds(scores) / temperature + bias)
 
 
-def apply_findings(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
-    """Predictions with each finding's probability calibrated.
+def apply(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
+    """Predictions with each finding's probability, and the seven of the classes at equal shares, calibrated.
 
     Args:
         predictions: a predictions table.
-        fitted: from `fit_findings`.
+        fitted: from `fit`.
     """
-    columns = {f"{name}_present": row for name, row in fitted.iterrows()}
-    scaled = {name: apply_finding(predictions[name], row["temperature"], row["bias"]) for name, row in columns.items()}
-    return predictions.assign(**scaled)
+    findings = {f"{name}_present": fitted.loc[name] for name in SIX_FINDINGS}
+    scaled = {name: apply_finding(predictions[name], row["temperature"], row["bias"]) for name, row in findings.items()}
+    classes = tempered(predictions[list(CLASSES)].to_numpy(), fitted.loc["classes", "temperature"])
+    return predictions.assign(**scaled, **dict(zip(CLASSES, classes.T, strict=True)))
 
 
 def _log_odds(scores: np.ndarray) -> np.ndarray:
@@ -243,6 +235,11 @@ def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int 
     for others, part in parts.split(scores, truth, single["patient"]):
         warm[part] = tempered(scores[part], fit_temperature(scores[others], truth[others]))
         biased[part] = _with_biases(scores[others], truth[others])(scores[part])
+    return _class_rows(stages, truth, drawn)
+
+
+def _class_rows(stages: dict[str, np.ndarray], truth: np.ndarray, drawn: Draws) -> pd.DataFrame:
+    """What `cross_fitted` says of each stage's (n, 7) probabilities."""
     rows, before = {}, None
     for stage, values in stages.items():
         each = -np.log(np.clip(values[range(len(truth)), truth], TINY, 1))
@@ -271,7 +268,7 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
     test = checked(test)
     drawn = Draws.of(test["patient"], draws, seed)
     rows = {}
-    for stage, table in {"as trained": test, "temperature and bias": apply_findings(test, fit_findings(valid))}.items():
+    for stage, table in {"as trained": test, "temperature and bias": apply(test, fit(valid))}.items():
         for name in SIX_FINDINGS:
             truth, scores = finding(table, name)
             rows[name, stage, "ece"] = _error_entry(scores, truth, drawn)
@@ -280,9 +277,7 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
 
 
 def classes_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Calibration of the most probable class over the test images with exactly one of the seven.
-
-    The probabilities are meant for classes that are equally common: give the balanced test, if there is one.
+    """Calibration of the classes at equal shares over the test images with exactly one of the seven.
 
     Args:
         valid: predictions for validation, on which the temperature is fitted.
@@ -291,20 +286,13 @@ def classes_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, se
         seed: seeds the draws.
 
     Returns:
-        Index (`stage`, `metric`): stages `as trained` and `temperature`; metrics `ece` (of the most probable class),
-        `brier` (0 to 2) and `accuracy`. Columns as in `findings_table`.
+        As `cross_fitted`, without the biases.
     """
-    valid, test = (table[table["label"].ne("")] for table in (checked(valid), checked(test)))
-    (learned, fitted_on), (truth, scores) = classes_and_scores(valid), classes_and_scores(test)
-    stages = {"as trained": scores, "temperature": tempered(scores, fit_temperature(fitted_on, learned))}
-    drawn = Draws.of(test["patient"], draws, seed)
-    rows = {}
-    for stage, values in stages.items():
-        right = values.argmax(axis=1) == truth
-        rows[stage, "ece"] = _error_entry(values.max(axis=1), right, drawn)
-        rows[stage, "brier"] = bootstrap.entry(brier_draws(values, np.eye(len(CLASSES))[truth], drawn))
-        rows[stage, "accuracy"] = bootstrap.entry(drawn.means(right))
-    return bootstrap.table(rows, ["stage", "metric"])
+    test = checked(test)
+    test = test[test["label"].ne("")]
+    truth, scores = classes_and_scores(test)
+    stages = {"as trained": scores, "temperature": tempered(scores, fit(valid).loc["classes", "temperature"])}
+    return _class_rows(stages, truth, Draws.of(test["patient"], draws, seed))
 
 
 def reliability_table(stages: dict[str, pd.DataFrame], draws: int = 2000, seed: int = 0) -> pd.DataFrame:

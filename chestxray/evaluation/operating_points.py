@@ -143,7 +143,7 @@ def decision_curves(
     """`net_benefit` of each of the six findings: its columns, and `finding` before them.
 
     Args:
-        calibrated: predictions for test after `calibration.apply_findings`.
+        calibrated: predictions for test after `calibration.apply`.
         thresholds: probabilities at which one would act.
         draws: how many times the patients are drawn.
         seed: seeds the draws.

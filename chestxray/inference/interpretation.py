@@ -99,7 +99,7 @@ def of_model(path: Path) -> Interpretation:
     from chestxray.evaluation import calibration, operating_points, predictions
 
     valid = predictions.read_predictions(table)
-    fitted, points = calibration.fit_findings(valid), operating_points.choose(valid)
+    fitted, points = calibration.fit(valid), operating_points.choose(valid)
     return _from_tables(fitted.to_dict("index"), points.to_dict("index"), str(table))
 
 

@@ -21,14 +21,14 @@ def valid(tmp_path, monkeypatch) -> pd.DataFrame:
     valid = tables.predictions_table(2000, 600, decimals=6)
     monkeypatch.setattr(config, "REFERENCE", tmp_path / "reference")
     config.REFERENCE.mkdir()
-    calibration.fit_findings(valid).to_csv(config.REFERENCE / "calibration_fit.csv")
+    calibration.fit(valid).to_csv(config.REFERENCE / "calibration_fit.csv")
     operating_points.choose(valid).to_csv(config.REFERENCE / "operating_points.csv")
     return valid
 
 
 def test_probabilities_are_those_of_the_study(valid):
     meaning = interpretation.of_reference()
-    expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(PRESENT)].to_numpy()
+    expected = calibration.apply(valid, calibration.fit(valid))[list(PRESENT)].to_numpy()
     np.testing.assert_allclose(meaning.probabilities(valid[list(PRESENT)].to_numpy()), expected, atol=1e-12)
     # Calibrated on validation: there the mean probability is the share that shows the finding.
     shares = [predictions.shows(valid, name).mean() for name in SIX_FINDINGS]
@@ -60,7 +60,7 @@ def test_a_model_is_calibrated_by_the_validation_predictions_beside_it(tmp_path,
     valid.to_csv(tmp_path / "predictions_valid.csv", index=False)
     meaning = interpretation.of_model(tmp_path / "model.keras")
     scores = valid[list(PRESENT)].to_numpy()[:50]
-    expected = calibration.apply_findings(valid, calibration.fit_findings(valid))[list(PRESENT)].to_numpy()[:50]
+    expected = calibration.apply(valid, calibration.fit(valid))[list(PRESENT)].to_numpy()[:50]
     np.testing.assert_allclose(meaning.probabilities(scores), expected, atol=1e-12)
     points = operating_points.choose(valid)
     assert {name: point.threshold for name, point in meaning.points.items()} == points["threshold"].to_dict()
