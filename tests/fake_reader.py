@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.config import SIX_FINDINGS
+from chestxray.evaluation.posterior import EQUAL
 from chestxray.images import load
 from chestxray.inference.answers import Answer
 from chestxray.inference.interpretation import OperatingPoint, uncalibrated
@@ -15,6 +16,8 @@ from chestxray.inference.interpretation import OperatingPoint, uncalibrated
 POINT = OperatingPoint(
     threshold=0.3, probability=0.5, sensitivity=0.81, specificity=0.57, n_images=1000, n_positive=100
 )
+EQUAL_CLASSES = np.array([10, 12, 15, 20, 9, 18, 16]) / 100
+"""Mass at equal shares; No finding where that is common."""
 
 
 class FakeReader:
@@ -47,8 +50,8 @@ class FakeReader:
         scores = {name: round((0.1 * number + grey) % 1, 4) for number, name in enumerate(SIX_FINDINGS)}
         return Answer(
             pixels,
-            dict.fromkeys(CLASSES, 1 / len(CLASSES)),
-            scores,
+            EQUAL_CLASSES,
+            EQUAL,
             scores,
             {name: 0.8 * score for name, score in scores.items()},
             {name: min(1.0, 1.2 * score) for name, score in scores.items()},

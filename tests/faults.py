@@ -1,4 +1,4 @@
-"""What users see of each broken download, image and packed dataset: recorded by the tests, and held to `faults.md`."""
+"""What users see of broken downloads, images, packed datasets, class shares: recorded by tests, held to `faults.md`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SECTIONS = {
     "data/test_integrity": "Images, as chestxray verify tells of them",
     "data/test_preparation": "Images, as stage 2.1 tells of them in rejected.csv",
     "data/test_archive": "Packed datasets",
+    "evaluation/test_posterior": "Class shares",
 }
 """Test module → heading, in the order of the table."""
 

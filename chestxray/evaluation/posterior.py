@@ -34,6 +34,16 @@ class Shares(NamedTuple):
     name: str
     values: np.ndarray
 
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(f'{name} {value:.3f}' for name, value in self.by_class.items())})"
+
+    @property
+    def by_class(self) -> dict[str, float]:
+        return dict(zip(CLASSES, self.values.tolist(), strict=True))
+
+
+EQUAL = Shares("equal", np.full(len(CLASSES), 1 / len(CLASSES)))
+
 
 def read_shares(given: str) -> Shares:
     """Class shares by name, or from a file.

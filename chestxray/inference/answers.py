@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.evaluation import posterior
+from chestxray.evaluation.posterior import Shares
 from chestxray.inference.interpretation import DECIMALS, OperatingPoint
 
-SIDES = ("present", "calibrated", "low", "high")
+SIDES = ("present", "low", "high")
 """Fields of an `Answer`, by finding, that follow the classes in a table."""
 
 
@@ -18,11 +20,14 @@ SIDES = ("present", "calibrated", "low", "high")
 class Answer:
     """What a model predicts for one radiograph; the dictionaries are by class or finding.
 
+    `dataclasses.replace(answer, prevalence=…)` re-weights the classes.
+
     Attributes:
         pixels: (height, width) uint8, the radiograph, its longer side at most `overlay.LARGEST_SIDE`.
-        classes: the probabilities of the seven classes at equal shares, 0 to 1, with sum 1.
-        present: for each of the six findings, the model's own score that it is there, 0 to 1.
-        calibrated: these scores calibrated: the share of such radiographs that show the finding.
+        equal: (7,) float64, the probabilities of `CLASSES` at equal shares, calibrated, with sum 1.
+        prevalence: the class shares at which `classes` and `named` are.
+        present: for each of the six findings, the share of such radiographs in validation that show it, alone or with
+            others; whatever `prevalence` is.
         low, high: the lowest and the highest prediction of a single member of the ensemble, calibrated alike. They
             show how far the members differ, and are no confidence interval.
         above: for each finding with an operating point, whether its score reaches it.
@@ -31,9 +36,9 @@ class Answer:
     """
 
     pixels: np.ndarray
-    classes: dict[str, float]
+    equal: np.ndarray
+    prevalence: Shares
     present: dict[str, float]
-    calibrated: dict[str, float]
     low: dict[str, float]
     high: dict[str, float]
     above: dict[str, bool]
@@ -41,20 +46,31 @@ class Answer:
     operating_points: dict[str, OperatingPoint]
 
     @property
+    def classes(self) -> dict[str, float]:
+        """The probabilities of the seven classes, given that exactly one applies: six decimals, with sum 1."""
+        shown = posterior.rounded(posterior.reweighted(self.equal, self.prevalence))
+        return dict(zip(CLASSES, shown.tolist(), strict=True))
+
+    @property
+    def named(self) -> str:
+        """The class with the largest of `classes`."""
+        return CLASSES[posterior.named(np.array([*self.classes.values()]))]
+
+    @property
     def order(self) -> list[str]:
-        """The six findings by falling calibrated probability."""
-        return sorted(SIX_FINDINGS, key=self.calibrated.__getitem__, reverse=True)
+        """The six findings by falling probability."""
+        return sorted(SIX_FINDINGS, key=self.present.__getitem__, reverse=True)
 
 
 def columns(heat_maps: bool = False) -> list[str]:
     """The columns of a table of answers.
 
-    `image`; the seven `CLASSES`; for each finding `…_present`, `…_calibrated`, `…_low`, `…_high`, and `…_above`, if it
-    reaches its operating point (empty where none is known); `flags`, joined by semicolons; and `heat_map`, the name of
-    the picture, where heat-maps are written.
+    `image`; `class`, the one named; the seven `CLASSES`; for each finding `…_present`, `…_low`, `…_high`, and
+    `…_above`, if it reaches its operating point (empty where none is known); `flags`, joined by semicolons; and
+    `heat_map`, the name of the picture, where heat-maps are written.
     """
     further = [f"{name}_{side}" for side in (*SIDES, "above") for name in SIX_FINDINGS]
-    return ["image", *CLASSES, *further, "flags", *(["heat_map"] if heat_maps else [])]
+    return ["image", "class", *CLASSES, *further, "flags", *(["heat_map"] if heat_maps else [])]
 
 
 def row(name: str, answer: Answer) -> list[Any]:
@@ -70,4 +86,4 @@ def row(name: str, answer: Answer) -> list[Any]:
     fields = (getattr(answer, side) for side in ("classes", *SIDES))
     numbers = [value for field in fields for value in field.values()]
     above = [answer.above.get(finding) for finding in SIX_FINDINGS]
-    return [name, *(round(number, DECIMALS) for number in numbers), *above, "; ".join(answer.flags)]
+    return [name, answer.named, *(round(number, DECIMALS) for number in numbers), *above, "; ".join(answer.flags)]

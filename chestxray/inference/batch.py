@@ -104,7 +104,7 @@ def check(out: Path, batch_size: int = BATCH, finding: str | None = None) -> Non
     if out.suffix.lower() not in (".csv", ".json"):
         raise StudyError(f"{out}: unknown kind of table; give a name that ends in .csv or .json")
     if out.suffix.lower() == ".csv" and out.is_file():
-        header = ",".join(answers.columns()[:2]).encode()
+        header = ",".join(answers.columns()[:3]).encode()
         with out.open("rb") as file:
             if not header.startswith(file.read(len(header))):  # such as the labels of a folder, which would be lost
                 raise StudyError(f"{out}: is there and holds no predictions; give --out another name")
@@ -158,7 +158,8 @@ def _write(rows: Iterator[list], out: Path, columns: list[str], reader: Reader) 
             table.writerow(columns)
         else:
             points = {name: dataclasses.asdict(point) for name, point in reader.interpretation.points.items()}
-            head = {"warning": plain_words.WARNING, "operating_points": points}
+            shares = {"name": reader.prevalence.name, "shares": reader.prevalence.by_class}
+            head = {"warning": plain_words.WARNING, "prevalence": shares, "operating_points": points}
             file.write(json.dumps(head).removesuffix("}") + ', "images": [')
         for number, row in enumerate(itertools.chain([first], rows), start=1):
             if table:

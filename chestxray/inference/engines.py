@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from chestxray import config, files
-from chestxray.config import ALL_LABELS, CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
+from chestxray.evaluation.posterior import EQUAL, Shares
+from chestxray.inference import interpretation
 from chestxray.networks import class_activation
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 ENGINES = ("onnx", "keras")
 
@@ -148,9 +151,10 @@ def _cached(path: Path) -> Path:
 def _converted(path: Path) -> bytes:
     """The graph of a model file, made in another process unless Keras is imported in this one already."""
     if "keras" in sys.modules:
-        return convert(path)
+        return convert(path).SerializeToString()
     code = (
-        "import sys, pathlib; from chestxray.inference import engines; engines.export(*map(pathlib.Path, sys.argv[1:]))"
+        "import sys, pathlib; from chestxray.inference import engines; out, model = map(pathlib.Path, sys.argv[1:]); "
+        "out.write_bytes(engines.convert(model).SerializeToString())"
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model.onnx"
@@ -165,27 +169,48 @@ def _converted(path: Path) -> bytes:
         return out.read_bytes()
 
 
-def convert(path: Path) -> bytes:
+def convert(path: Path) -> onnx.ModelProto:
     """A model file of the study as an ONNX graph of `ensemble.answering`; `StudyError` where a layer can't be."""
     from chestxray.networks import ensemble, onnx_graph
 
     try:
-        return onnx_graph.convert(ensemble.answering(load_keras(path))).SerializeToString()
+        return onnx_graph.convert(ensemble.answering(load_keras(path)))
     except onnx_graph.UnknownLayer as error:
         raise Unconvertible(f"{path}: {error}") from error
 
 
-def export(out: Path, model: Path | None = None) -> int:
+def export(out: Path, model: Path | None = None, shares: Shares = EQUAL) -> int:
     """Write a model as one ONNX file for other programs; returns its size in bytes.
+
+    Beside the outputs of `ensemble.answering` it gives `present` (N, 6): the findings calibrated. Its `classes` (N, 7)
+    are calibrated too, at the given shares. Members' predictions stay as the networks give them.
 
     Args:
         out: the file to write.
         model: a `.keras` file of the study; the reference ensemble if None.
+        shares: of the classes.
 
     Raises:
-        StudyError: as `convert`, or `out` cannot be written.
+        StudyError: as `convert`, what the model is calibrated by is damaged, or `out` cannot be written.
     """
-    data = convert(model or reference_model())
+    meaning = interpretation.of_model(model) if model else interpretation.of_reference()
+    made = convert(model or reference_model())
+    from onnx import helper
+
+    from chestxray.networks import onnx_graph
+
+    onnx_graph.calibrate(made, meaning.class_temperature, shares.values, meaning.temperatures, meaning.biases)
+    named = {
+        "prevalence": shares.name,
+        "shares": ",".join(map(str, shares.values.tolist())),
+        "present": ",".join(SIX_FINDINGS),
+        "classes are": "probabilities given that exactly one class applies, at these shares; the largest is named",
+        "present is": "the probability of each finding, alone or with others, as common as in validation; not "
+        "re-weighted by shares",
+        "calibrated": "on validation" if meaning.calibrated else "no",
+    }
+    helper.set_model_props(made, {prop.key: prop.value for prop in made.metadata_props} | named)
+    data = made.SerializeToString()
     files.atomic_write(out, data)
     return len(data)
 

@@ -1,4 +1,4 @@
-"""Interpretation: calibrated probabilities and operating points of the six findings.
+"""Interpretation: calibrated probabilities of classes and findings, and the findings' operating points.
 
 Both come from validation: from the tables of the committed reference, or from the validation predictions beside a
 model. NumPy alone applies them; nothing is fitted on test.
@@ -15,6 +15,7 @@ import numpy as np
 
 from chestxray import config
 from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.evaluation import posterior
 
 UNMEASURED = "This model's heat-maps were not compared with lesion boxes; do not take them for the place of a finding."
 
@@ -51,6 +52,7 @@ class Interpretation:
         temperatures: (6,) of the findings' log-odds, above 0.
         biases: (6,) added to the log-odds after that.
         points: the operating point of each of the six findings; empty where none is known.
+        class_temperature: of the seven classes' log-probabilities, above 0.
         calibrated: False where there is no validation, and scores stay as they are.
         localisation: a line that stands above every heat-map; empty where the maps are known to localise.
     """
@@ -58,17 +60,25 @@ class Interpretation:
     temperatures: np.ndarray
     biases: np.ndarray
     points: Mapping[str, OperatingPoint]
+    class_temperature: float = 1.0
     calibrated: bool = True
     localisation: str = UNMEASURED
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Calibrate (…, 6) scores: the share of such radiographs that show the finding (Platt, 1999); float64."""
+        """Calibrate (…, 6) scores: the share of such radiographs that show the finding (Platt, 1999); float64.
+
+        It holds where findings are as common as in validation, and is not re-weighted.
+        """
         scores = np.asarray(scores, dtype=np.float64)
         if not self.calibrated:
             return scores
         clipped = np.clip(scores, 1e-7, 1 - 1e-7)
         log_odds = np.log(clipped) - np.log1p(-clipped)
         return 1 / (1 + np.exp(-np.clip(log_odds / self.temperatures + self.biases, -500, 500)))
+
+    def classes(self, scores: np.ndarray) -> np.ndarray:
+        """Calibrate (…, 7) probabilities of the classes at equal shares; float64."""
+        return posterior.tempered(scores, self.class_temperature)
 
     def above(self, scores: np.ndarray) -> dict[str, bool]:
         """Whether (6,) scores reach their findings' operating points."""
@@ -139,6 +149,9 @@ def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], s
         if not (np.isfinite(biases).all() and np.isfinite(temperatures).all() and (temperatures > 0).all()):
             raise ValueError("a temperature that is not above 0")
         thresholds = np.array([float(points[name]["threshold"]) for name in SIX_FINDINGS])
+        class_temperature = float(fitted["classes"]["temperature"])
+        if not 0 < class_temperature < np.inf:
+            raise ValueError(f"temperature {class_temperature} of the classes")
         lines = Interpretation(temperatures, biases, {}).probabilities(thresholds)
         made = {
             name: OperatingPoint(
@@ -151,7 +164,7 @@ def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], s
         }
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{source}: cannot be read ({type(error).__name__}: {error}); restore it") from error
-    return Interpretation(temperatures, biases, made)
+    return Interpretation(temperatures, biases, made, class_temperature)
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from chestxray import files
 from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
 from chestxray.data import nih_tables, own_tables, sources
-from chestxray.evaluation import bootstrap, predictions
+from chestxray.evaluation import bootstrap, posterior, predictions
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
+from chestxray.evaluation.posterior import Shares
 from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
@@ -109,7 +110,7 @@ def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelle
     return Labelled(predictions.checked(table), tuple(unreadable), tuple(lines))
 
 
-def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0, prevalence: Shares | None = None) -> pd.DataFrame:
     """Every metric that the labels allow, with its 95 % percentile interval.
 
     Each finding is taken against all other images. An interval needs two patients on each side, or resampling them
@@ -119,12 +120,13 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
         table: as `Labelled.table`.
         draws: how many times the patients are drawn.
         seed: seeds the draws; the same patients and seed give the same draws.
+        prevalence: class shares of an accuracy beside the balanced accuracy, which is at equal shares; none if None.
 
     Returns:
         Index (`finding`, `metric`): the six findings with `METRICS`, `MACRO` with `macro_auroc`, and `SINGLE` with
-        `balanced_accuracy` and `macro_auroc`. Columns `estimate`, `low`, `high` (0 to 1, NaN where it can't be
-        measured), `draws` in which it is defined, `n_images`, `n_patients`, `n_positive`, `n_negative`, `prevalence`,
-        and `note`: what a mean is over, or why something is empty.
+        `balanced_accuracy`, `macro_auroc` and, at given shares, `accuracy`. Columns `estimate`, `low`, `high` (0 to 1,
+        NaN where it can't be measured), `draws` in which it is defined, `n_images`, `n_patients`, `n_positive`,
+        `n_negative`, `prevalence`, and `note`: what a mean is over, at which shares, or why something is empty.
 
     Raises:
         StudyError: nothing can be measured.
@@ -150,7 +152,7 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFra
             areas[name] = area
             sides |= present | absent
     rows[MACRO, "macro_auroc"] = _mean(table["patient"], areas, sides, 1)
-    rows |= _single_label(table, drawn)
+    rows |= _single_label(table, drawn, prevalence)
     found = bootstrap.table(rows, ["finding", "metric"])
     if found["estimate"].isna().all():
         raise StudyError(f"{table.attrs.get('source', 'labels')}: nothing can be measured: {'; '.join(reasons(found))}")
@@ -177,8 +179,8 @@ def _mean(patients: pd.Series, values: Mapping[str, np.ndarray], needed: Mapping
     return row | {"note": "; ".join(filter(None, (f"mean of {', '.join(values)}", row["note"])))}
 
 
-def _single_label(table: pd.DataFrame, drawn: Draws) -> dict[tuple[str, str], dict]:
-    """Balanced accuracy and macro AUROC over the classes that occur among the images with one class each."""
+def _single_label(table: pd.DataFrame, drawn: Draws, prevalence: Shares | None) -> dict[tuple[str, str], dict]:
+    """Balanced accuracy and macro AUROC over the classes that occur among the images with one class each; accuracy."""
     single = table[table["selected"]]
     inside = drawn.within(table["selected"].to_numpy())
     truth, scores = predictions.classes_and_scores(single)
@@ -188,13 +190,18 @@ def _single_label(table: pd.DataFrame, drawn: Draws) -> dict[tuple[str, str], di
         areas[CLASSES[k]], _ = rank_draws(truth == k, scores[:, k], inside)
         needed[f"with {CLASSES[k]} alone"] = truth == k
     found = {"balanced_accuracy": right, "macro_auroc": areas}
-    return {(SINGLE, metric): _mean(single["patient"], values, needed, 2) for metric, values in found.items()}
+    rows = {(SINGLE, metric): _mean(single["patient"], values, needed, 2) for metric, values in found.items()}
+    if prevalence:
+        hits = posterior.named(posterior.rounded(posterior.reweighted(scores, prevalence))) == truth
+        note = f"at class shares {prevalence}"
+        rows[SINGLE, "accuracy"] = _entry(single["patient"], inside.means(hits), needed, note)
+    return rows
 
 
 def reasons(measured: pd.DataFrame) -> list[str]:
     """Why something is empty, each reason once."""
     notes = measured.loc[measured["low"].isna(), "note"].str.split("; ").explode()
-    return [note for note in notes.unique() if not note.startswith("mean of")]
+    return [note for note in notes.unique() if not note.startswith(("mean of", "at class shares"))]
 
 
 def cells(measured: pd.DataFrame) -> list[list[str]]:
@@ -216,7 +223,9 @@ def means(measured: pd.DataFrame) -> list[str]:
     lines = [f"Macro AUROC, {over[rows[0]]}: {shown(macro)}"] if shown(macro) else []
     if shown(accuracy):
         what = f"{accuracy['n_images']:,} images with one class, {over[rows[1]]}"
-        lines.append(f"{what}: balanced accuracy {shown(accuracy)}, macro AUROC {shown(areas)}")
+        lines.append(f"{what}: balanced accuracy at equal class shares {shown(accuracy)}, macro AUROC {shown(areas)}")
+    if (SINGLE, "accuracy") in measured.index and shown(row := measured.loc[SINGLE, "accuracy"]):
+        lines.append(f"{row['n_images']:,} images with one class: accuracy {shown(row)} {row['note']}")
     lines.append("Average precision depends on the prevalence: compare it only with samples of the same.")
     if empty := reasons(measured):
         lines.append(f"Empty, for there is {'; '.join(empty)}.")

@@ -8,7 +8,7 @@ import html
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from chestxray.config import SIX_FINDINGS, StudyError
+from chestxray.evaluation import posterior
 from chestxray.inference import overlay, plain_words
 
 if TYPE_CHECKING:
@@ -35,10 +36,14 @@ EXAMPLES: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 class Shown(NamedTuple):
-    """The radiograph that a visitor sees, (H, W) uint8, in memory for more heat-maps; `drawn`: whether a phantom."""
+    """The radiograph that a visitor sees, (H, W) uint8, in memory for more heat-maps; `drawn`: whether a phantom.
+
+    Its `answer` can be re-weighted without the model.
+    """
 
     pixels: np.ndarray
     drawn: bool
+    answer: Answer | None = None
 
 
 class View(NamedTuple):
@@ -53,12 +58,13 @@ class View(NamedTuple):
 
 @dataclass
 class Visit:
-    """One visitor: the radiograph that they see, if any, and their last requests.
+    """One visitor: the radiograph that they see, if any, the class shares they chose, and their last requests.
 
     Several requests may be worked on at a time, and end in any order; only the last one's answer is shown.
     """
 
     shown: Shown | None = None
+    prevalence: str = "equal"
     _last_radiograph: object = None
     _last_heat_map: object = None
 
@@ -128,15 +134,26 @@ class Page:
             note=self.reader.interpretation.localisation,
         )
 
-    def answer(self, answer: Answer) -> str:
-        """Every finding with its probability, as HTML; folded away where the answer is flagged."""
-        return self._html("answer", answer=answer, words=plain_words.PLAIN)
+    def answer(self, answer: Answer, prevalence: str = "equal") -> str:
+        """The class named, and every class and finding with its probability; folded away where the answer is flagged.
+
+        Args:
+            answer: of the reader.
+            prevalence: the class shares, a word of `plain_words.SHARES`.
+
+        Returns:
+            HTML.
+        """
+        answer = replace(answer, prevalence=posterior.read_shares(prevalence))
+        classes = sorted(answer.classes.items(), key=lambda entry: -entry[1])  # the one named is the first
+        common = plain_words.SHARES[prevalence]
+        return self._html("answer", answer=answer, classes=classes, words=plain_words.PLAIN, common=common)
 
     def _ask(self, source: Path | np.ndarray, name: str, drawn: bool) -> View:
         try:
             answer = self.reader.examine(source)
             notes = self._html("notes", flags=answer.flags, drawn=plain_words.DRAWN if drawn else "")
-            shown = Shown(answer.pixels, drawn)
+            shown = Shown(answer.pixels, drawn, answer)
             finding = answer.order[0]
             return View(notes, self.answer(answer), self.picture(shown, finding), finding, shown)
         except StudyError as error:

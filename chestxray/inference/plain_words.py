@@ -34,13 +34,20 @@ PLAIN: dict[str, Plain] = {
 }
 """The six findings in everyday words."""
 
+SHARES: dict[str, str] = {
+    "equal": "as common as each other",
+    "sample": "as common as in the study's radiographs",
+    "nih": "as common as at the NIH",
+}
+"""How common the seven classes are, in everyday words, by the words of `posterior.SHARES`."""
+
 
 def table(answer: Answer) -> pd.DataFrame:
     """An answer as a table.
 
     Returns:
-        One row per finding, the most probable first: `in plain words`, its `explanation`, `probability` (calibrated, 0
-        to 1), `lowest` and `highest` (of the members), `operating point` (above, below, or – where none is known), its
+        One row per finding, the most probable first: `in plain words`, its `explanation`, `probability` (0 to
+        1), `lowest` and `highest` (of the members), `operating point` (above, below, or – where none is known), its
         `threshold` (a probability), and the `sensitivity` and `specificity` of this point on validation.
     """
     import pandas as pd
@@ -50,7 +57,7 @@ def table(answer: Answer) -> pd.DataFrame:
         rows[name] = {
             "in plain words": PLAIN[name].name,
             "explanation": PLAIN[name].sentence,
-            "probability": answer.calibrated[name],
+            "probability": answer.present[name],
             "lowest": answer.low[name],
             "highest": answer.high[name],
             "operating point": "–",

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from chestxray.config import CLASSES, SIX_FINDINGS, SIX_LABELS, StudyError
+from chestxray.config import SIX_FINDINGS, SIX_LABELS, StudyError
+from chestxray.evaluation import posterior
+from chestxray.evaluation.posterior import Shares
 from chestxray.images import input_check
 from chestxray.images import pixels as grey
 from chestxray.images.input_check import Check
@@ -63,11 +65,13 @@ class Reader:
         engine: runs the model.
         interpretation: calibration and operating points of its scores.
         check: the input check, which tells frontal chest radiographs from other images.
+        prevalence: the class shares at which a class is named.
     """
 
     engine: Engine
     interpretation: Interpretation
     check: Check
+    prevalence: Shares = posterior.EQUAL
 
     def examine(self, source: Source) -> Answer:
         """Answer for a PNG, JPEG, TIFF or DICOM file, or (height, width) uint8; `StudyError` where it can't be used."""
@@ -124,20 +128,20 @@ class Reader:
         """Answer for radiographs that were read, in one call of the model."""
         scores = self.engine.scores(np.stack([prepared.square for prepared in batch]))
         meaning = self.interpretation
-        present = scores.findings[:, SIX_LABELS]
         members = meaning.probabilities(scores.member_findings[:, :, SIX_LABELS])
-        calibrated = meaning.probabilities(present)
+        own = scores.findings[:, SIX_LABELS]
+        present, equal = meaning.probabilities(own), meaning.classes(scores.classes)
         # The members' mean may lie outside their range once calibrated.
-        reach = np.concatenate([members, calibrated[:, None]], axis=1)
+        reach = np.concatenate([members, present[:, None]], axis=1)
         return [
             Answer(
                 pixels=prepared.pixels,
-                classes=dict(zip(CLASSES, scores.classes[row].tolist(), strict=True)),
+                equal=equal[row],
+                prevalence=self.prevalence,
                 present=_named(present[row]),
-                calibrated=_named(calibrated[row]),
                 low=_named(reach[row].min(axis=0)),
                 high=_named(reach[row].max(axis=0)),
-                above=meaning.above(present[row]),
+                above=meaning.above(own[row]),
                 flags=prepared.flags if meaning.calibrated else [*prepared.flags, UNCALIBRATED],
                 operating_points=dict(meaning.points),
             )
@@ -198,20 +202,26 @@ class Reader:
                 pool.shutdown(cancel_futures=True)
 
 
-def load(model: str | os.PathLike | None = None, engine: str | None = None) -> Reader:
+def load(
+    model: str | os.PathLike | None = None, engine: str | None = None, prevalence: str | os.PathLike = "equal"
+) -> Reader:
     """Load a model for prediction.
 
     Args:
         model: a `model.keras` of the study; the committed reference ensemble if None.
         engine: `onnx`, `keras`, or None for the faster one that can run it.
+        prevalence: the class shares at which a class is named: `equal`, `sample`, `nih`, or a CSV file as
+            `posterior.read_shares` reads it.
 
     Raises:
-        StudyError: the model is missing or none of this study's, or what belongs to it is damaged.
+        StudyError: the model is missing or none of this study's, what belongs to it is damaged, or there are no such
+            shares.
     """
+    shares = posterior.read_shares(os.fspath(prevalence))
     path = engines.reference_model() if model is None else Path(model)
     running = engines.start(path, engine)
     meaning = interpretation.of_reference() if model is None else interpretation.of_model(path)
-    return Reader(running, meaning, input_check.committed())
+    return Reader(running, meaning, input_check.committed(), shares)
 
 
 def _read(source: Source, bits: int | None = None) -> tuple[np.ndarray, grey.Facts | None]:

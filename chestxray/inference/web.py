@@ -46,8 +46,9 @@ INTRODUCTION = (
     "<em>phantom</em>:</p>"
 )
 START = (
-    '<div class="note start"><p>Choose a file or a phantom. Here you will then see how probable six findings are, how '
-    "far the networks agree, and a heat-map of what they looked at.</p></div>"
+    '<div class="note start"><p>Choose a file or a phantom. Here you will then see which of seven classes is the most '
+    "probable, how probable six findings are, how far the networks agree, and a heat-map of what they looked "
+    "at.</p></div>"
 )
 
 _PAINT = "(value) => { document.documentElement.style.setProperty('--heat', value / 100); }"
@@ -209,6 +210,8 @@ def _controls(gradio: Any) -> SimpleNamespace:
             findings = [(f"{plain_words.PLAIN[name].name} ({name})", name) for name in SIX_FINDINGS]
             parts.finding = gradio.Radio(findings, label="Heat-map of", elem_id="finding")
         with column():
+            common = [(words, name) for name, words in plain_words.SHARES.items()]
+            parts.shares = gradio.Radio(common, value="equal", label="The seven classes are", elem_id="shares")
             parts.answer = gradio.HTML(elem_id="answer", padding=False)
     return parts
 
@@ -226,7 +229,7 @@ def _connect(gradio: Any, page: Page, parts: SimpleNamespace) -> None:
             return {parts.visit: visit}
         return {
             parts.notes: view.notes,
-            parts.answer: view.answer,
+            parts.answer: page.answer(view.shown.answer, visit.prevalence) if view.shown else "",
             parts.picture: view.picture,
             parts.finding: gradio.update(value=view.finding),
             parts.results: gradio.update(visible=view.shown is not None),
@@ -243,6 +246,13 @@ def _connect(gradio: Any, page: Page, parts: SimpleNamespace) -> None:
         text = visit.heat_map(lambda shown: page.picture(shown, name))
         return gradio.skip() if text is None else text
 
+    def reweight(name: str, visit: Visit) -> Any:
+        if name not in plain_words.SHARES:
+            return gradio.skip()
+        visit.prevalence = name
+        return page.answer(visit.shown.answer, name) if visit.shown else gradio.skip()
+
+    parts.shares.input(reweight, [parts.shares, parts.visit], parts.answer, api_name="shares", show_progress="hidden")
     parts.file.upload(examine, [parts.file, parts.visit], [*shown, parts.file], api_name="examine", **queue, **progress)
     for name, button in parts.examples.items():
         api_name = "example_" + name.lower().replace(" ", "_")

@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from chestxray.config import ALL_LABELS, CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_LABELS, StudyError
 from chestxray.networks.class_activation import resizing_matrix
 
 INPUT = "radiograph"
 _OPSET, _IR_VERSION = 18, 8
+_TINY = 1e-7  # the least probability, as in `evaluation.posterior`
 
 
 class UnknownLayer(StudyError):
@@ -60,22 +61,53 @@ def convert(model: keras.Model) -> onnx.ModelProto:
     return made
 
 
+def calibrate(
+    made: onnx.ModelProto, temperature: float, shares: np.ndarray, temperatures: np.ndarray, biases: np.ndarray
+) -> None:
+    """Make `classes` of a converted model the posterior at class shares, and add `present`, the findings calibrated.
+
+    Args:
+        made: from `convert`; changed in place.
+        temperature: of the classes' log-probabilities at equal shares, above 0.
+        shares: (7,) of the classes, with sum 1.
+        temperatures: (6,) of the log-odds of `SIX_FINDINGS`, above 0.
+        biases: (6,) added to the log-odds after that.
+    """
+    body, graph = made.graph, _Graph(prefix="calibrated_")
+    next(node for node in body.node if "classes" in node.output).output[0] = trained = "classes_as_trained"
+    least, most, one = (graph.constant(value) for value in (_TINY, 1 - _TINY, 1.0))
+    logs = graph.add("Log", [graph.add("Clip", [trained, least, one])])
+    with np.errstate(divide="ignore"):  # a class with share 0 has the logarithm minus infinity
+        weights = graph.constant(np.log(shares))
+    scaled = graph.add("Add", [graph.add("Mul", [logs, graph.constant(1 / temperature)]), weights])
+    six = graph.add("Gather", ["findings", graph.constant(SIX_LABELS, np.int64)], axis=1)
+    clipped = graph.add("Clip", [six, least, most])
+    odds = graph.add("Sub", [graph.add("Log", [clipped]), graph.add("Log", [graph.add("Sub", [one, clipped])])])
+    turned = graph.add("Add", [graph.add("Mul", [odds, graph.constant(1 / temperatures)]), graph.constant(biases)])
+    graph.nodes.append(helper.make_node("Softmax", [scaled], ["classes"], axis=1))
+    graph.nodes.append(helper.make_node("Sigmoid", [turned], ["present"]))
+    body.node.extend(graph.nodes)
+    body.initializer.extend(numpy_helper.from_array(array, name) for name, array in graph.constants.items())
+    body.output.append(helper.make_tensor_value_info("present", TensorProto.FLOAT, ["N", len(SIX_LABELS)]))
+
+
 @dataclass
 class _Graph:
     """The nodes and constants written so far. Images lie in it as (N, C, H, W), where Keras has (N, H, W, C)."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
+    prefix: str = ""
 
     def constant(self, array: Any, dtype: Any = np.float32) -> str:
         """Add an array and give its name."""
-        name = f"constant_{len(self.constants)}"
+        name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants[name] = np.ascontiguousarray(array, dtype=dtype)
         return name
 
     def add(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Write a node; the name of its output."""
-        name = f"{kind.lower()}_{len(self.nodes)}"
+        name = f"{self.prefix}{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 

@@ -20,7 +20,7 @@ from conftest import tiny_pixels
 from PIL import Image
 
 from chestxray import config
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import CLASSES, PRESENT, SIX_FINDINGS, StudyError
 from chestxray.inference import answers, batch, reader
 
 SIDE = 16
@@ -80,10 +80,15 @@ def test_table_is_that_of_the_model_in_order(model, model_path, tmp_path, batch_
     pixels = [draw(tmp_path / f"{name}.png", seed) for seed, name in enumerate("cabde")]
     files = [tmp_path / f"{name}.png" for name in "cabde"]
     table = predict(files, model_path, tmp_path / "p.csv", batch_size=batch_size)
-    assert list(table.columns)[:8] == ["image", *CLASSES]
+    assert list(table.columns) == [
+        *("image", "class", *CLASSES, *PRESENT),
+        *(f"{name}_{side}" for side in ("low", "high", "above") for name in SIX_FINDINGS),
+        "flags",
+    ]
     assert list(table["image"]) == [path.as_posix() for path in files]
     np.testing.assert_allclose(table[list(CLASSES)], expected(model, pixels), atol=2e-6)
-    np.testing.assert_allclose(table[list(CLASSES)].sum(axis=1), 1, atol=1e-5)
+    assert (table[list(CLASSES)] * 1_000_000).round().sum(axis=1).eq(1_000_000).all()
+    assert table["class"].eq(table[list(CLASSES)].idxmax(axis=1)).all()
 
 
 def test_a_larger_image_is_averaged_down_to_the_models_size(model, model_path, tmp_path):
@@ -165,6 +170,7 @@ def test_json_says_the_same_as_the_table(mapped_path, tmp_path):
     assert batch.predict_files([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "p.json", asked) == 2
     document = json.loads((tmp_path / "p.json").read_text("utf-8"))
     assert "not a medical device" in document["warning"]
+    assert document["prevalence"] == {"name": "equal", "shares": dict.fromkeys(CLASSES, pytest.approx(1 / 7))}
     for (_, row), entry in zip(table.iterrows(), document["images"], strict=True):
         assert entry["image"] == row["image"]
         assert entry == {name: None if value == "" else value for name, value in row.items()}
@@ -190,7 +196,7 @@ def test_heat_maps_are_pictures_of_their_own_names(mapped_path, tmp_path):
 
     table = predict(places, mapped_path, tmp_path / "p.csv", heat_maps=tmp_path / "each")
     for _, row in table.iterrows():
-        top = max(SIX_FINDINGS, key=lambda name: row[f"{name}_calibrated"])
+        top = max(SIX_FINDINGS, key=lambda name: row[f"{name}_present"])
         assert row["heat_map"].endswith(f"_{top}.png") and (tmp_path / "each" / row["heat_map"]).exists()
 
 

@@ -12,13 +12,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import small_models
+import tables
 from conftest import tiny_pixels
 from keras import layers
 
 from chestxray import config
-from chestxray.config import ALL_LABELS, CLASSES, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_LABELS, StudyError
+from chestxray.evaluation import posterior
 from chestxray.images import pixels
-from chestxray.inference import engines
+from chestxray.inference import engines, interpretation
 from chestxray.networks import efficientnet, onnx_graph
 
 SIDE = 32
@@ -157,8 +159,23 @@ def test_an_exported_file_gives_what_keras_gives(tmp_path):
     MADE["mean"]().save(path)
     batch = radiographs()[..., None].astype(np.float32)
     expected = engines.load_keras(path).predict_on_batch(batch)
-    assert engines.export(out, path) == out.stat().st_size
-    session = onnxruntime.InferenceSession(out)
+    tables.predictions_table(400, 150, decimals=6).to_csv(tmp_path / "predictions_valid.csv", index=False)
+    meaning = interpretation.of_model(path)
+    assert meaning.class_temperature != 1
+    no_mass = tmp_path / "no mass.csv"
+    no_mass.write_text("class,share\n" + "".join(f"{name},{int(name != 'Mass')}\n" for name in CLASSES))
+    for given in ("equal", "nih", str(no_mass)):
+        shares = posterior.read_shares(given)
+        assert engines.export(out, path, shares) == out.stat().st_size
+        session = onnxruntime.InferenceSession(out)
+        about = session.get_modelmeta().custom_metadata_map
+        assert about["prevalence"] == Path(given).name and about["calibrated"] == "on validation"
+        assert [float(value) for value in about["shares"].split(",")] == shares.values.tolist()
+        classes, present = session.run(["classes", "present"], {"radiograph": batch})
+        due = posterior.reweighted(meaning.classes(expected["classes"]), shares)
+        np.testing.assert_allclose(classes, due, atol=1e-5)
+        np.testing.assert_allclose(present, meaning.probabilities(expected["findings"][:, SIX_LABELS]), atol=1e-5)
+    del expected["classes"]
     assert session.get_modelmeta().custom_metadata_map["classes"].split(",") == list(CLASSES)
     assert session.get_modelmeta().custom_metadata_map["findings"].split(",") == list(ALL_LABELS)
     for name, values in expected.items():
@@ -172,7 +189,7 @@ def test_an_answer_imports_neither_tensorflow_nor_tables(tmp_path):
         f"import sys, numpy, chestxray; reader = chestxray.load({str(tmp_path / 'model.keras')!r}); "
         "answer = reader.examine(numpy.zeros((64, 64), numpy.uint8)); "
         "reader.heat_map(numpy.zeros((64, 64), numpy.uint8), 'Mass'); "
-        "print(reader.engine.name, len(answer.calibrated), "
+        "print(reader.engine.name, len(answer.classes), "
         "sorted({'tensorflow', 'keras', 'pandas', 'sklearn', 'scipy', 'matplotlib'} & {*sys.modules}))"
     )
     environment = os.environ | {engines.CACHE_VARIABLE: str(tmp_path / "cache")}
@@ -185,7 +202,7 @@ def test_an_answer_imports_neither_tensorflow_nor_tables(tmp_path):
             env=environment,
             cwd=config.REPOSITORY,
         )
-        assert (done.stdout, done.stderr) == ("onnx 6 []\n", "")
+        assert (done.stdout, done.stderr) == ("onnx 7 []\n", "")
 
 
 def test_every_augmentation_layer_is_known_to_the_converter():

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, co
 
 from chestxray.__main__ import main
 from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
+from chestxray.evaluation import posterior
 from chestxray.images import input_check
 from chestxray.inference import batch, engines, interpretation, labelled, reader
 from chestxray.inference.interpretation import Interpretation, OperatingPoint
@@ -189,6 +190,16 @@ def test_a_flat_folder_with_own_labels_in_its_one_table(tiny_raw, model, tmp_pat
     assert "map.csv, which leaves out 1 rows" in capsys.readouterr().out
     assert main(["evaluate", "--dataset", str(tiny_raw), "--out", "nih.csv"]) == 0
     assert Path("own.csv").read_text() == Path("nih.csv").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--dataset", str(tiny_raw), "--out", "rare.csv", "--prevalence", "nih"]) == 0
+    table = labelled.predict(tiny_raw, model).table.query("selected")
+    guess = (table[list(CLASSES)] * posterior.read_shares("nih").values).idxmax(axis=1)
+    before, after = (pd.read_csv(name).set_index(["finding", "metric"]) for name in ("nih.csv", "rare.csv"))
+    pd.testing.assert_frame_equal(after.drop(("single-label", "accuracy")), before)  # equal shares unless told
+    assert after.loc["single-label", "accuracy"]["estimate"] == pytest.approx((guess == table["label"]).mean())
+    said = capsys.readouterr().out
+    assert "balanced accuracy at equal class shares" in said and "at class shares nih (Atelectasis 0.050, " in said
+    assert main(["evaluate", "--dataset", str(tiny_raw), "--prevalence", "folder"]) == 2
     assert main(["evaluate", "--dataset", "flat", "--out", "own.csv"]) == 0
     assert "unknown labels: 'fluid' (12 rows)" in capsys.readouterr().out
 

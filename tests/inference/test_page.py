@@ -11,7 +11,9 @@ import pytest
 from fake_reader import FakeReader
 from PIL import Image
 
-from chestxray.config import SIX_FINDINGS
+from chestxray.config import CLASSES, SIX_FINDINGS
+from chestxray.evaluation import posterior
+from chestxray.inference import plain_words
 from chestxray.inference.page import EXAMPLES, Page, Shown, View, Visit, percent
 
 PATIENT = "Doe^Jane"
@@ -48,10 +50,25 @@ class TestPage:
     def test_probabilities_and_operating_points_are_the_readers(self, page, png):
         answer = page.reader.examine(png)
         text = html.unescape(page.answer(answer))
-        assert [percent(answer.calibrated[name]) in text for name in answer.calibrated] == [True] * 6
+        assert [percent(answer.present[name]) in text for name in answer.present] == [True] * 6
         assert text.count("Above the operating point") == sum(answer.above.values()) > 0
         assert text.count("Below the operating point") == 6 - sum(answer.above.values()) > 0
         assert "found 81\N{NO-BREAK SPACE}%, wrongly marked\n43\N{NO-BREAK SPACE}%" in text
+
+    @pytest.mark.parametrize("prevalence", posterior.SHARES)
+    def test_the_class_named_is_the_first_of_the_probabilities_shown(self, page, png, prevalence):
+        answer = page.examine(str(png)).shown.answer
+        text = html.unescape(page.answer(answer, prevalence))
+        weights = answer.equal * posterior.read_shares(prevalence).values
+        due = dict(sorted(zip(CLASSES, weights / weights.sum(), strict=True), key=lambda entry: -entry[1]))
+        rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', text)
+        assert [share for _, share in rows] == [percent(share) for share in due.values()]
+        assert [re.sub(r".*<small>|</small>", "", name).replace(" ", "_") for name, _ in rows] == list(due)
+        first = next(iter(due))
+        assert f"<h2>Class: {first.replace('_', ' ')}, {percent(due[first])}</h2>" in text
+        assert plain_words.SHARES[prevalence] in text and first == ("Mass" if prevalence == "equal" else "No_finding")
+        assert text.partition("by itself")[2] == html.unescape(page.answer(answer)).partition("by itself")[2]
+        assert len(page.reader.asked) == 1  # the model ran once
 
     def test_flags_are_an_alert_and_fold_the_answer_away(self, page, png):
         page.reader.flags = ["this is <b>no</b> frontal radiograph."]

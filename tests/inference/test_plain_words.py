@@ -22,11 +22,11 @@ def test_every_finding_has_words_of_its_own():
 
 def test_the_table_says_what_the_answer_says(answer):
     table = plain_words.table(answer)
-    assert list(table.index) == sorted(SIX_FINDINGS, key=lambda name: -answer.calibrated[name])
+    assert list(table.index) == sorted(SIX_FINDINGS, key=lambda name: -answer.present[name])
     for name in SIX_FINDINGS:
         row = table.loc[name]
         assert (row["probability"], row["lowest"], row["highest"]) == (
-            answer.calibrated[name],
+            answer.present[name],
             answer.low[name],
             answer.high[name],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ from conftest import tiny_pixels
 from PIL import Image
 
 import chestxray
-from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import ALL_LABELS, CLASSES, SIX_FINDINGS, SIX_LABELS, StudyError
 from chestxray.data import phantom
+from chestxray.evaluation import posterior
 from chestxray.images import input_check, pixels
 from chestxray.inference import answers, engines, interpretation, reader
 from chestxray.inference.engines import Scores
@@ -70,19 +72,53 @@ def test_an_answer_holds_what_it_says(reference, drawn):
     assert np.array_equal(answer.pixels, drawn)
     small = pixels.prepare_pixels(drawn, reference.engine.side)
     scores = reference.engine.scores(small[None])
-    assert answer.classes == dict(zip(CLASSES, scores.classes[0].tolist(), strict=True))
-    assert answer.present == {name: scores.findings[0, ALL_LABELS.index(name)] for name in SIX_FINDINGS}
     meaning = reference.interpretation
-    assert list(answer.calibrated.values()) == meaning.probabilities(np.float32([*answer.present.values()])).tolist()
+    powers = scores.classes[0].astype(float) ** (1 / meaning.class_temperature)
+    assert meaning.class_temperature != 1 and answer.equal == pytest.approx(powers / powers.sum())
+    own = scores.findings[0, SIX_LABELS]
+    assert list(answer.present.values()) == meaning.probabilities(own).tolist()
     each = meaning.probabilities(scores.member_findings[0][:, [ALL_LABELS.index(name) for name in SIX_FINDINGS]])
     for place, name in enumerate(SIX_FINDINGS):
         assert answer.low[name] <= each[:, place].min() + 1e-9 and answer.high[name] >= each[:, place].max() - 1e-9
-        assert answer.low[name] <= answer.calibrated[name] <= answer.high[name]
+        assert answer.low[name] <= answer.present[name] <= answer.high[name]
     assert tuple(answer.above) == tuple(answer.operating_points) == SIX_FINDINGS
     for name, point in answer.operating_points.items():
-        assert answer.above[name] == (round(answer.present[name], 6) >= point.threshold)
+        assert answer.above[name] == (round(float(own[SIX_FINDINGS.index(name)]), 6) >= point.threshold)
         assert 0 < point.sensitivity <= 1 and 0 <= point.specificity <= 1
-    assert answer.order[0] == max(SIX_FINDINGS, key=lambda name: answer.calibrated[name])
+    assert answer.order[0] == max(SIX_FINDINGS, key=lambda name: answer.present[name])
+
+
+def test_the_reference_answers_alike_for_a_radiograph_of_any_size(nih, nih_256, nih_native):
+    """The NIH's originals of 1024 px, and the same radiographs at 128 and 256 px, as nih_9k has them.
+
+    Those of 256 px are means over areas, and lack what those of 128 px have by being sampled from the original.
+    """
+    asked = chestxray.load()
+    for folder, limit in ((nih_native, 0.03), (nih_256, 0.05)):
+        names = sorted(path.name for path in (nih_native / "images").glob("*.png"))
+        names = [name for name in names if (folder / "images" / name).exists()]
+        large, small = (
+            np.array([[*answer.equal, *answer.present.values()] for _, answer in asked.stream(files)])
+            for files in ([(name, place / "images" / name) for name in names] for place in (folder, nih))
+        )
+        assert len(names) > 15 and np.abs(large - small).max() <= limit
+
+
+def test_class_and_probabilities_follow_the_shares_and_findings_do_not(reference, drawn, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("class,share\n" + "".join(f"{name},{number}\n" for number, name in enumerate(CLASSES)))
+    equal = reference.examine(drawn)
+    assert list(equal.classes) == list(CLASSES) and equal.prevalence.name == "equal"
+    for given in (*posterior.SHARES, str(path)):
+        shares = posterior.read_shares(given)
+        answer = dataclasses.replace(reference, prevalence=shares).examine(drawn)
+        weighted = answer.equal * shares.values
+        assert [*answer.classes.values()] == pytest.approx(weighted / weighted.sum(), abs=1e-6)
+        assert answer.named == CLASSES[weighted.argmax()] == max(answer.classes, key=answer.classes.get)
+        assert dataclasses.replace(equal, prevalence=shares).classes == answer.classes
+        assert (answer.present, answer.above) == (equal.present, equal.above)
+    with pytest.raises(StudyError, match="nowhere: cannot be read"):
+        chestxray.load(tmp_path / "absent.keras", prevalence="nowhere")
 
 
 def test_a_dicom_answers_as_its_png_does(reference, drawn, tmp_path):
@@ -98,7 +134,7 @@ def test_a_dicom_answers_as_its_png_does(reference, drawn, tmp_path):
         path = dicom_files.write(tmp_path / "a.dcm", stored, 12, syntax, **window)
         answer = reference.examine(path)
         assert np.array_equal(answer.pixels, drawn)
-        assert (answer.classes, answer.calibrated) == (expected.classes, expected.calibrated)
+        assert (answer.classes, answer.present) == (expected.classes, expected.present)
     turned = dicom_files.write(tmp_path / "b.dcm", 255 - drawn, 8, PhotometricInterpretation="MONOCHROME1")
     assert reference.examine(turned).present == expected.present
 

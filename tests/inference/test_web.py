@@ -102,6 +102,14 @@ class TestServer:
     def test_an_upload_is_answered(self, served, png):
         assert "Fluid around the lung" in upload(served, png)
 
+    def test_shares_re_weight_and_stay_for_the_next_radiograph(self, served):
+        client, asked = visitor(served), len(served[1].asked)
+        assert "Class: Mass" in said(client.predict(api_name="/example_mass"))
+        assert "Class: No finding" in client.predict("nih", api_name="/shares")
+        assert len(served[1].asked) == asked + 1
+        assert "Class: No finding" in said(client.predict(api_name="/example_effusion"))
+        assert "Class: Mass" in said(visitor(served).predict(api_name="/example_mass"))
+
     def test_heat_maps_of_the_same_visitor(self, served):
         client = visitor(served)
         client.predict(api_name="/example_mass")
@@ -116,7 +124,7 @@ class TestServer:
         for number, path in enumerate(paths[:11]):
             Image.fromarray(np.full((96, 64), 10 * number + 5, np.uint8)).save(path)
         reader = FakeReader()
-        due = [html.escape(percent(reader.examine(path).calibrated["Effusion"])) for path in paths]
+        due = [html.escape(percent(reader.examine(path).present["Effusion"])) for path in paths]
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda path: upload(served, path), paths))
         found = [re.search(r"Effusion</small></h3><strong>([^<]+)<", answer)[1] for answer in answers]

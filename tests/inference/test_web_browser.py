@@ -116,6 +116,16 @@ def test_an_upload_is_answered(page, png):
     assert all(page.locator("img:visible").evaluate_all("parts => parts.map(part => part.alt.trim().length > 3)"))
 
 
+def test_class_and_probabilities_follow_the_shares(page, png):
+    upload(page, png)
+    answered(page, "The radiograph.")
+    expect(page.locator("#answer h2").first).to_contain_text("Class: Mass")
+    page.get_by_label(plain_words.SHARES["nih"]).check()
+    expect(page.locator("#answer h2").first).to_contain_text("Class: No finding")
+    expect(page.locator("#answer tr").first).to_contain_text("No finding")
+    assert cut_off(page) == []
+
+
 def test_the_slider_changes_the_layer_and_the_choice_outlives_another_heat_map(page, png):
     upload(page, png)
     answered(page, "The radiograph.")

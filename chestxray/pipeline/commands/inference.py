@@ -35,8 +35,11 @@ def add_commands(commands: Commands) -> None:
     engine = "what runs the model (default: onnx, where it can)"
     for command in (predict, evaluate):
         command.add_argument("--engine", choices=("onnx", "keras"), help=engine)
+    shares = "class shares: equal, sample, nih, or a CSV file of class,share (default: equal)"
     for command in (predict, evaluate, export):
         command.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
+        default = None if command is evaluate else "equal"
+        command.add_argument("--prevalence", default=default, metavar="SHARES", help=shares)
 
 
 def run_predict(chosen: argparse.Namespace) -> int:
@@ -58,7 +61,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
         tqdm.write(str(error), file=sys.stderr)
 
     with without_greetings() if chosen.engine == "keras" else contextlib.nullcontext():
-        model = reader.load(chosen.model, chosen.engine)
+        model = reader.load(chosen.model, chosen.engine, chosen.prevalence)
     answered = batch.predict_files(
         chosen.images, chosen.out, model, chosen.batch_size, report, chosen.heat_maps, chosen.finding, others
     )
@@ -67,6 +70,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
         rest += f", {len(others)} other files not looked at, such as {', '.join(path.name for path in others[:3])}"
     if answered:
         print(f"{chosen.out}: {answered} images answered, {rest}")
+        print(f"class and its probabilities: at class shares {model.prevalence}")
         return 1 if failed else 0
     print(f"nothing answered, {rest}", file=sys.stderr)
     return 2
@@ -77,18 +81,21 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
 
     Print and write AUROC, average precision, sensitivity and specificity with 95 % intervals from resampled patients,
     for the findings that occur with and without. DIR is in the NIH layout, and only read: its table needs image, labels
-    and patient. What can't be measured is empty.
+    and patient. What can't be measured is empty. Balanced accuracy is at equal class shares; --prevalence adds accuracy
+    at others.
     """
     from chestxray import files
+    from chestxray.evaluation import posterior
     from chestxray.inference import engines, labelled, reader
     from chestxray.pipeline import documents
 
     labelled.check(chosen.dataset, chosen.out, chosen.labels)
+    shares = posterior.read_shares(chosen.prevalence) if chosen.prevalence else None
     with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
     with files.atomic_file(chosen.out) as file:  # a place that can't be written is known before the work
         found = labelled.predict(chosen.dataset, model, chosen.labels)
-        measured = labelled.measure(found.table)
+        measured = labelled.measure(found.table, prevalence=shares)
         file.write(measured.to_csv(lineterminator="\n").encode())
     path = chosen.model or engines.reference_model()
     print(f"{files.shown(path)}: SHA-256 {files.digest(path)}")
@@ -115,15 +122,19 @@ def run_serve(chosen: argparse.Namespace) -> int:
 def run_export(chosen: argparse.Namespace) -> int:
     """Write a model as ONNX, for other programs.
 
-    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives findings and classes.
+    Write a model as one ONNX file that takes grey values (N, side, side, 1) in 0-255 and gives calibrated classes at
+    --prevalence and findings.
     """
     from chestxray import files
+    from chestxray.evaluation import posterior
     from chestxray.inference import engines
 
     if chosen.out.is_dir():
         raise StudyError(f"{chosen.out}: is a folder; give the name of a file")
     files.keep_apart(chosen.out, [chosen.model or engines.reference_model()], "OUT")
+    shares = posterior.read_shares(chosen.prevalence)
     with without_greetings():
-        size = engines.export(chosen.out, chosen.model)
+        size = engines.export(chosen.out, chosen.model, shares)
     print(f"{chosen.out}: {size / 1e6:.1f} MB")
+    print(f"classes: at class shares {shares}")
     return 0
