@@ -215,7 +215,7 @@ def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int 
 
     Args:
         valid: predictions for validation, of which those with a single class count.
-        folds: parts of the patients.
+        folds: parts of the patients, at least 2; at most as many as the largest class has images are made.
         seed: seeds folds and draws.
         draws: how many times the patients are drawn.
 
@@ -231,6 +231,7 @@ def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int 
     truth, scores = classes_and_scores(single)
     drawn, stages = Draws.of(single["patient"], draws, seed), {"as trained": scores}
     warm, biased = (stages.setdefault(name, scores.copy()) for name in ("temperature", "temperature and biases"))
+    folds = max(2, min(folds, np.bincount(truth, minlength=1).max()))  # no more than the largest class has images
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for others, part in parts.split(scores, truth, single["patient"]):
         warm[part] = tempered(scores[part], fit_temperature(scores[others], truth[others]))

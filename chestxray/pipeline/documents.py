@@ -120,7 +120,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Tables of a results folder that the documents read, and their index columns."""
 
-OPTIONAL = ("metrics_balanced.csv", "shares.csv", "operating_points.csv", "localisation.csv", "robustness.csv")
+OPTIONAL = ("metrics_balanced.csv", "operating_points.csv", "localisation.csv", "robustness.csv")
 """Those that not every run leaves."""
 
 

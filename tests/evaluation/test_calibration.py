@@ -150,6 +150,11 @@ def test_cross_fitting_reads_each_patient_with_a_fit_of_the_others():
     assert gains.loc["temperature", "estimate"] == pytest.approx(log_loss["temperature"] - log_loss["as trained"])
 
 
+def test_cross_fitting_of_two_images_a_class_makes_two_folds():
+    found = calibration.cross_fitted(predictions_table(images=14, patients=14), draws=2)
+    assert np.isfinite(found["estimate"]).all()
+
+
 def test_the_classes_are_fitted_beside_the_findings():
     valid = predictions_table(images=400, seed=5)
     single = valid[valid["label"].ne("")]
