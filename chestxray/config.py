@@ -150,21 +150,30 @@ class Profile:
             **changes: new values by field name.
 
         Raises:
-            StudyError: a name is no field of a profile, or a value is of another kind or negative.
+            StudyError: a name is no field of a profile, or a value is of another kind, length or range.
         """
         known = sorted(one.name for one in dataclasses.fields(self))
         for name in changes:
             if name not in known:
                 raise StudyError(f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(known)}")
             now, new = getattr(self, name), changes[name]
-            kinds = {float: (int, float), tuple: (tuple, list)}.get(type(now), type(now))
-            if (
-                not isinstance(new, kinds)
-                or isinstance(new, bool) != isinstance(now, bool)
-                or (isinstance(new, int | float) and new < 0)
-            ):
+            if not _possible(name, now, new):
                 raise StudyError(f"{name}={new!r}: give a value such as {now!r}")
         return dataclasses.replace(self, **changes)
+
+
+_LEAST = {"no_finding": 0, "steps_per_epoch": 0} | dict.fromkeys(("image_size", "member_sizes", "feature_size"), 32)
+"""The least value of the whole numbers of a profile that may not be any from 1; EfficientNet takes 32 pixels."""
+
+
+def _possible(name: str, now: Any, new: Any) -> bool:
+    """Whether a profile's field may have a value, of the kind that it has now."""
+    if isinstance(now, tuple):
+        alike = isinstance(new, tuple | list) and len(new) == len(now)
+        return alike and all(_possible(name, *pair) for pair in zip(now, new, strict=True))
+    if isinstance(now, float):
+        return type(new) in (int, float) and 0 <= new < (1 if name == "valid_share" else float("inf"))
+    return type(new) is type(now) and (type(now) is not int or new >= _LEAST.get(name, 1))
 
 
 _CPU = Profile().override(

@@ -19,9 +19,24 @@ def test_the_four_fine_tuned_models_are_four(profile):
 
 @pytest.mark.parametrize(
     "change",
-    [{"cnn_epochs": "x"}, {"cnn_epochs": -1}, {"cnn_epochs": 1.5}, {"mixed_precision": 1}, {"member_sizes": 64}],
+    [
+        {"cnn_epochs": "x"},
+        {"cnn_epochs": 0},
+        {"cnn_epochs": 1.5},
+        {"mixed_precision": 1},
+        {"batch_size": 0},
+        {"image_size": 16},
+        {"valid_share": 1},
+        {"learning_rate": float("inf")},
+        {"member_sizes": 64},
+        {"member_sizes": [64, 80]},
+        {"member_sizes": [64, 80, 64, "x"]},
+        {"member_sizes": [64, 80, 64, 16]},
+        {"backbones": ["EfficientNetLite0"]},
+    ],
+    ids=str,
 )
-def test_a_value_of_another_kind_or_a_negative_one_is_refused_at_once(change):
+def test_a_value_of_another_kind_length_or_range_is_refused_at_once(change):
     (name,) = change
     with pytest.raises(StudyError, match=f"^{name}=.*: give a value such as "):
         PROFILES["quick"].override(**change)

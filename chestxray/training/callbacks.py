@@ -7,11 +7,11 @@ score. So one file holds weights, optimizer, epoch, best weights and history; it
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,9 @@ class Checkpoint(keras.callbacks.Callback):
             key: a digest of the fit; a file with another key is not used.
             phase: name in the history.
             epochs: of the whole fit.
+
+        Raises:
+            StudyError: the file is damaged.
         """
         super().__init__()
         self.path, self.key, self.phase, self.epochs = path, key, phase, epochs
@@ -97,13 +100,11 @@ class Checkpoint(keras.callbacks.Callback):
         self.set_model(model)
         model.optimizer.build(model.trainable_variables)
         files.remove_leftovers(path)
-        with contextlib.suppress(FileNotFoundError), np.load(path) as stored:
-            progress = json.loads(stored["progress"].tobytes())
-            if progress.pop("key", None) == key:
-                vars(self).update(progress)
-                self.best = _group(stored, "best")
-                _assign(_weights(model), _group(stored, "model") or self.best)
-                _assign(model.optimizer.variables, _group(stored, "optimizer") or model.optimizer.variables)
+        if stored := _stored(path, key):
+            vars(self).update(stored["progress"])
+            self.best = stored["best"]
+            _assign(_weights(model), stored["model"] or self.best)
+            _assign(model.optimizer.variables, stored["optimizer"] or model.optimizer.variables)
         self.began = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -116,7 +117,7 @@ class Checkpoint(keras.callbacks.Callback):
             _assign(_weights(self.model), self.best)
             raise StudyError(
                 f"phase {self.phase!r}, epoch {epoch + 1}: the loss or a weight is no longer finite; {kept}. "
-                "Lower the learning rate and run again"
+                "Lower the learning rate, of the notebook or by --set learning_rate, and run again"
             )
         if not logs[MONITORED] <= self.best_score:  # without a score, NaN, it is the last epoch
             self.best_epoch, self.best_score, self.best = epoch + 1, logs[MONITORED], weights
@@ -210,6 +211,20 @@ def _weights(model: keras.Model) -> list[keras.Variable]:
 def _assign(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def _stored(path: Path, key: str) -> dict[str, Any]:
+    """What a checkpoint of this key holds; empty where there is none. `StudyError` where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path) as file:
+            progress = json.loads(file["progress"].tobytes())
+            if progress.pop("key", None) != key:
+                return {}
+            return {"progress": progress, **{name: _group(file, name) for name in ("best", "model", "optimizer")}}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(f"{path}: damaged checkpoint ({type(error).__name__}); delete it and run again") from error
 
 
 def _group(stored: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:

@@ -31,6 +31,7 @@ def save_model(model: keras.Model, path: Path, half: bool = False) -> None:
     # Without an optimizer, whose slots are twice the weights, the file is smaller and loads without a warning.
     model.compile(optimizer=None)
     model.compiled = False
+    files.remove_leftovers(path)
     with files.atomic_path(path) as beside:
         model.save(beside)
         _rewrite(beside, half)

@@ -163,15 +163,19 @@ class Run:
             epochs: of the whole phase.
 
         Raises:
-            StudyError: there are fewer samples than one batch.
+            StudyError: fewer samples than one batch, a model with other outputs, or a damaged checkpoint.
         """
         steps, seed = self.steps(train), self.study.seed
+        if getattr(model, "output_shape", None) != (None, train.y.shape[1]):
+            raise StudyError(
+                f"phase {name!r}: the model's output is no {train.y.shape[1]} findings; run the cells from the first on"
+            )
         if name in self._phases:  # its cell is run again: what followed it is void
             self._checkpoints[name].rewind(model)
             before = [*self._phases][: [*self._phases].index(name)]
             self._phases = {phase: self._phases[phase] for phase in before}
             self._checkpoints = {phase: self._checkpoints[phase] for phase in before}
-        self._phases[name] = {
+        phase = {
             "layers": _digest([(layer.compute_dtype, _unnamed(layer.get_config())) for layer in flattened(model)]),
             "start": _digest(*model.get_weights()),
             "compiled": _unnamed(model.get_compile_config()),
@@ -182,9 +186,10 @@ class Run:
             "epochs": epochs,
         }
         files.make_folder(self.folder)
-        number = len(self._phases)
+        number = len(self._phases) + 1
         path = self.folder / f"checkpoint-{number}-{name}.npz"
-        checkpoint = Checkpoint(model, path, self._key(), name, epochs)
+        checkpoint = Checkpoint(model, path, self._key(self._phases | {name: phase}), name, epochs)
+        self._phases[name] = phase
         if not checkpoint.epoch:
             (self.folder / "run.json").unlink(missing_ok=True)
         self._checkpoints[name] = checkpoint
@@ -211,7 +216,18 @@ class Run:
 
         Returns:
             The saved model, loaded from its file.
+
+        Raises:
+            StudyError: a phase was interrupted; or none was fitted here, and the folder holds those of another fit.
         """
+        for name, checkpoint in self._checkpoints.items():
+            if checkpoint.epoch < checkpoint.epochs:
+                done = f"ended after epoch {checkpoint.epoch} of {checkpoint.epochs}"
+                raise StudyError(f"{checkpoint.path}: phase {name!r} {done}; run its cell again")
+        kept = {checkpoint.path for checkpoint in self._checkpoints.values()}
+        others = {*self.folder.glob("checkpoint-*.npz")} - kept
+        if others and not kept:
+            raise StudyError(f"{self.folder}: holds a fit, and nothing was fitted here; run the cells that fit first")
         (self.folder / "run.json").unlink(missing_ok=True)
         save_model(model, self.folder / "model.keras")
         write_csv(self.history, self.folder / "history.csv")
@@ -220,8 +236,7 @@ class Run:
         write_csv(valid, self.folder / "predictions_valid.csv")
         write_csv(self._predictions(saved, "test"), self.folder / "predictions_test.csv")
         self._write_run(model.count_params(), valid, extra)
-        kept = {checkpoint.path for checkpoint in self._checkpoints.values()}
-        for path in {*self.folder.glob("checkpoint-*.npz")} - kept:
+        for path in others:
             path.unlink()  # of phases that the run no longer has
         return saved
 
@@ -241,7 +256,7 @@ class Run:
             "versions": versions(),
             "data_fingerprint": manifest.fingerprint(self.study.paths),
             "prepared_fingerprint": self.data,
-            "key": self._key(),
+            "key": self._key(self._phases),
             "weights": weights,
             "seconds": round(self.history["seconds"].sum(), 1),
             "best_epoch": {name: checkpoint.best_epoch for name, checkpoint in self._checkpoints.items()},
@@ -250,8 +265,8 @@ class Run:
         }
         files.atomic_write(self.folder / "run.json", (json.dumps(record, indent=2, default=str) + "\n").encode())
 
-    def _key(self) -> str:
-        return _digest([self.parameters, self._phases, self.study.seed, self.data])
+    def _key(self, phases: dict[str, dict[str, Any]]) -> str:
+        return _digest([self.parameters, phases, self.study.seed, self.data])
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -6,6 +6,7 @@ the seed alone, so that an interrupted fit goes on with the batch at which it st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
@@ -196,16 +197,17 @@ def _pixel_cache(paths: Paths, name: str, sources: list[Path], table: Path) -> n
     """The sources' pixels as one memory-mapped (N, H, W, 1) uint8 array, made when `table` has changed."""
     stamp = hashlib.sha256(table.read_bytes()).hexdigest()[:12]
     target = paths.cache / f"{name}-{stamp}.npy"
-    if not target.exists():
-        height, width = decode(sources[0]).shape
-        with files.atomic_path(target) as beside:
-            shape = (len(sources), height, width, 1)
-            pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-            for row, source in enumerate(sources):
-                pixels[row, :, :, 0] = decode(source)
-            pixels.flush()
-            del pixels
-        for old in paths.cache.glob(f"{name}-*.npy"):
-            if old != target:
-                old.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError, ValueError, EOFError):  # missing or cut off: it is made again
+        return np.load(target, mmap_mode="r")
+    height, width = decode(sources[0]).shape
+    with files.atomic_path(target) as beside:
+        shape = (len(sources), height, width, 1)
+        pixels = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
+        for row, source in enumerate(sources):
+            pixels[row, :, :, 0] = decode(source)
+        pixels.flush()
+        del pixels
+    for old in paths.cache.glob(f"{name}-*.npy"):
+        if old != target:
+            old.unlink(missing_ok=True)
     return np.load(target, mmap_mode="r")

@@ -71,7 +71,7 @@ def test_a_fit_that_diverges_stops_and_leaves_the_last_good_epoch(prepared_study
     model.compile(keras.optimizers.AdamW(rate), "binary_crossentropy")
     phase = run.phase("fit", model, train, valid, 3)
     kept = "nothing was saved" if spoilt == 1 else "checkpoint-1-fit.npz keeps epoch 1"
-    with pytest.raises(StudyError, match=rf"^phase 'fit', epoch {spoilt}: .*; {kept}. Lower the learning rate and run"):
+    with pytest.raises(StudyError, match=rf"^phase 'fit', epoch {spoilt}: .*; {kept}. Lower the learning rate, of the"):
         start(model, phase)
     assert all(np.isfinite(values).all() for values in model.get_weights())
     assert same(before, model.get_weights()) == (spoilt == 1)

@@ -13,7 +13,7 @@ from chestxray.config import ALL_LABELS, CLASSES, PRESENT, SIX_FINDINGS, StudyEr
 from chestxray.data import manifest
 from chestxray.evaluation.predictions import COLUMNS
 from chestxray.training import run as runs
-from chestxray.training.callbacks import HISTORY_COLUMNS
+from chestxray.training.callbacks import HISTORY_COLUMNS, Seed
 from chestxray.training.run import Run
 from chestxray.training.samples import batches, load_findings, predict
 
@@ -170,3 +170,51 @@ def test_predictions_in_batches_are_those_of_the_model(prepared_study):
     valid, model = load_findings(prepared_study, "valid"), with_classes(plain())
     whole, parts = model.predict_on_batch(valid.x[valid.rows]), predict(model, valid, batch_size=7)
     assert all(np.allclose(parts[name], whole[name], atol=1e-6) for name in ("findings", "classes"))
+
+
+def test_an_interrupted_fit_is_not_finished(prepared_study, monkeypatch):
+    """As Jupyter's stop button interrupts a cell, and the next cells are run."""
+    whole = Run(prepared_study, "whole", {})
+    whole.finish(with_classes(fit_plain(whole)))
+    run = Run(prepared_study, "small", {})
+    model = plain()
+    epochs = []
+
+    def stop(self, epoch, logs=None):
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Seed, "on_epoch_begin", stop)
+        fit_plain(run, model=model)
+    with pytest.raises(StudyError, match="phase 'fit' ended after epoch 1 of 3; run its cell again"):
+        run.finish(with_classes(model))
+    assert not (run.folder / "run.json").exists()
+    run.finish(with_classes(fit_plain(run, model=model)))
+    tables = [pd.read_csv(folder / "predictions_valid.csv")[list(PRESENT)] for folder in (run.folder, whole.folder)]
+    assert tables[0].equals(tables[1])
+
+
+def test_cells_run_without_the_fit_or_after_the_end_lose_nothing(prepared_study):
+    run = Run(prepared_study, "small", {})
+    finished = run.finish(with_classes(fit_plain(run)))
+    held = {path: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    with pytest.raises(StudyError, match="nothing was fitted here; run the cells that fit first"):
+        Run(prepared_study, "small", {}).finish(with_classes(plain()))
+    with pytest.raises(StudyError, match="the model's output is no 15 findings"):
+        fit_plain(run, model=finished)
+    assert {path: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == held
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", None], ids=["empty", "text", "cut off"])
+def test_a_damaged_checkpoint_is_named(prepared_study, damage):
+    run = Run(prepared_study, "small", {})
+    fit_plain(run)
+    path = run.folder / "checkpoint-1-fit.npz"
+    path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    again = Run(prepared_study, "small", {})
+    with pytest.raises(StudyError, match=r"checkpoint-1-fit\.npz: damaged checkpoint .*; delete it and run again"):
+        fit_plain(again)
+    path.unlink()
+    again.finish(with_classes(fit_plain(again)))
