@@ -7,17 +7,15 @@ fitted on validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from chestxray.config import CLASSES, SIX_FINDINGS, StudyError
+from chestxray.config import CLASSES, PRESENT, SIX_FINDINGS, StudyError
 from chestxray.evaluation import bootstrap
 from chestxray.evaluation.bootstrap import Draws
-from chestxray.evaluation.posterior import TINY, tempered
-from chestxray.evaluation.predictions import checked, classes_and_scores, finding
+from chestxray.evaluation.posterior import TINY, platt, tempered
+from chestxray.evaluation.predictions import PROBABILITIES, checked, classes_and_scores, finding
 
 BINS = 10
 _HEAT = np.log(100.0)  # bound of a temperature's logarithm
@@ -80,17 +78,6 @@ def error_draws(
     return np.abs(predicted - positive).sum(axis=1) / images.sum(axis=1)
 
 
-def brier_draws(scores: np.ndarray, truth: np.ndarray, draws: Draws) -> np.ndarray:
-    """Brier score in every draw, (1 + draws,): the mean squared error of probabilities (Brier, Mon Weather Rev 1950).
-
-    Args:
-        scores: (n,) probabilities of one finding.
-        truth: (n,) bool.
-        draws: draws over the same images.
-    """
-    return draws.means((np.asarray(scores, dtype=float) - np.asarray(truth, dtype=float)) ** 2)
-
-
 def fit(valid: pd.DataFrame) -> pd.DataFrame:
     """Platt scaling of each finding on all validation images, and one temperature of the classes on single-label ones.
 
@@ -125,7 +112,7 @@ def fit_finding(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     truth = np.asarray(truth, dtype=bool)
     if truth.all() or not truth.any():
         return 1.0, 0.0
-    odds = _log_odds(scores)
+    odds = special.logit(np.clip(np.asarray(scores, dtype=float), TINY, 1 - TINY))
 
     def loss(parameters: np.ndarray) -> float:
         scaled = odds * np.exp(-parameters[0]) + parameters[1]
@@ -135,17 +122,6 @@ def fit_finding(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return float(np.exp(heat)), float(bias)
 
 
-def apply_finding(scores: np.ndarray, temperature: float, bias: float) -> np.ndarray:
-    """Calibrated probabilities of one finding.
-
-    Args:
-        scores: (n,) probabilities.
-        temperature: above 0; divides the log-odds.
-        bias: added to them.
-    """
-    return special.expit(_log_odds(scores) / temperature + bias)
-
-
 def apply(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
     """Predictions with each finding's probability, and the seven of the classes at equal shares, calibrated.
 
@@ -153,14 +129,10 @@ def apply(predictions: pd.DataFrame, fitted: pd.DataFrame) -> pd.DataFrame:
         predictions: a predictions table.
         fitted: from `fit`.
     """
-    findings = {f"{name}_present": fitted.loc[name] for name in SIX_FINDINGS}
-    scaled = {name: apply_finding(predictions[name], row["temperature"], row["bias"]) for name, row in findings.items()}
+    six = fitted.loc[list(SIX_FINDINGS)]
+    findings = platt(predictions[list(PRESENT)].to_numpy(), six["temperature"].to_numpy(), six["bias"].to_numpy())
     classes = tempered(predictions[list(CLASSES)].to_numpy(), fitted.loc["classes", "temperature"])
-    return predictions.assign(**scaled, **dict(zip(CLASSES, classes.T, strict=True)))
-
-
-def _log_odds(scores: np.ndarray) -> np.ndarray:
-    return special.logit(np.clip(np.asarray(scores, dtype=float), TINY, 1 - TINY))
+    return predictions.assign(**dict(zip(PROBABILITIES, np.hstack([classes, findings]).T, strict=True)))
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -175,12 +147,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     if not len(labels):
         raise StudyError("calibration: no validation image with a single class; use a dataset with more images")
-    weights = _balanced(labels)
-
-    def loss(heat: float) -> float:
-        return -weights @ np.log(tempered(probabilities, np.exp(heat))[range(len(labels)), labels])
-
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-_HEAT, _HEAT), method="bounded").x))
+    return _fit_classes(probabilities, labels, biased=False)[0]
 
 
 def _balanced(labels: np.ndarray) -> np.ndarray:
@@ -189,29 +156,27 @@ def _balanced(labels: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _with_biases(probabilities: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What applies a temperature and a bias per class, fitted as `fit_temperature` fits its own."""
-    weights, truth = _balanced(labels)[:, None], np.eye(probabilities.shape[1])[labels]
-
-    def scaled(parameters: np.ndarray, given: np.ndarray) -> np.ndarray:
-        return np.log(np.clip(given, TINY, 1)) * np.exp(-parameters[0]) + parameters[1:]
+def _fit_classes(probabilities: np.ndarray, labels: np.ndarray, biased: bool) -> tuple[float, np.ndarray]:
+    """Temperature and (K,) biases of the classes, which are 0 unless `biased`."""
+    weights, truth = _balanced(labels)[:, np.newaxis], np.eye(probabilities.shape[1])[labels]
+    given = np.log(np.clip(probabilities, TINY, 1))
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = scaled(parameters, probabilities)
-        logs = special.log_softmax(logits, axis=1)
+        scaled = given * np.exp(-parameters[0])
+        logs = special.log_softmax(scaled + parameters[1:], axis=1)
         errors = weights * (np.exp(logs) - truth)
-        slope = -(errors * (logits - parameters[1:])).sum()
-        return -(weights * logs * truth).sum(), np.append(slope, errors.sum(axis=0))
+        return -(weights * logs * truth).sum(), np.append(-(errors * scaled).sum(), errors.sum(axis=0))
 
-    start, bounds = np.zeros(1 + truth.shape[1]), [(-_HEAT, _HEAT), *[(-20, 20)] * truth.shape[1]]
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return lambda given: special.softmax(scaled(found, given), axis=1)
+    bounds = [(-_HEAT, _HEAT), *[(-20.0, 20.0) if biased else (0.0, 0.0)] * truth.shape[1]]
+    fine, start = {"ftol": 1e-14, "gtol": 1e-8}, np.zeros(len(bounds))
+    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=fine).x
+    return float(np.exp(found[0])), found[1:]
 
 
 def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int = 2000) -> pd.DataFrame:
     """What calibrating the classes gains at equal shares: fitted on the patients of all folds but one, read on that.
 
-    A bias per class is for comparison alone: predictions have a temperature, and `fit` knows no bias of a class.
+    A bias per class is for comparison alone: `fit` has none.
 
     Args:
         valid: predictions for validation, of which those with a single class count.
@@ -229,14 +194,14 @@ def cross_fitted(valid: pd.DataFrame, folds: int = 5, seed: int = 0, draws: int 
     single = checked(valid)
     single = single[single["label"].ne("")]
     truth, scores = classes_and_scores(single)
-    drawn, stages = Draws.of(single["patient"], draws, seed), {"as trained": scores}
-    warm, biased = (stages.setdefault(name, scores.copy()) for name in ("temperature", "temperature and biases"))
+    stages = {name: scores.copy() for name in ("as trained", "temperature", "temperature and biases")}
     folds = max(2, min(folds, np.bincount(truth, minlength=1).max()))  # no more than the largest class has images
     parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for others, part in parts.split(scores, truth, single["patient"]):
-        warm[part] = tempered(scores[part], fit_temperature(scores[others], truth[others]))
-        biased[part] = _with_biases(scores[others], truth[others])(scores[part])
-    return _class_rows(stages, truth, drawn)
+        for name in list(stages)[1:]:
+            fitted = _fit_classes(scores[others], truth[others], biased=name.endswith("biases"))
+            stages[name][part] = tempered(scores[part], *fitted)
+    return _class_rows(stages, truth, Draws.of(single["patient"], draws, seed))
 
 
 def _class_rows(stages: dict[str, np.ndarray], truth: np.ndarray, drawn: Draws) -> pd.DataFrame:
@@ -264,7 +229,8 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
 
     Returns:
         Index (`class`, `stage`, `metric`): stages `as trained` and `temperature and bias`; metrics `ece` (bins of
-        equally many images) and `brier`. Columns `estimate`, `low`, `high`, `draws`.
+        equally many images) and `brier`, the mean squared error (Brier, Mon Weather Rev 1950). Columns `estimate`,
+        `low`, `high`, `draws`.
     """
     test = checked(test)
     drawn = Draws.of(test["patient"], draws, seed)
@@ -273,7 +239,7 @@ def findings_table(valid: pd.DataFrame, test: pd.DataFrame, draws: int = 2000, s
         for name in SIX_FINDINGS:
             truth, scores = finding(table, name)
             rows[name, stage, "ece"] = _error_entry(scores, truth, drawn)
-            rows[name, stage, "brier"] = bootstrap.entry(brier_draws(scores, truth, drawn))
+            rows[name, stage, "brier"] = bootstrap.entry(drawn.means((scores - truth) ** 2))
     return bootstrap.table(rows, ["class", "stage", "metric"])
 
 

@@ -55,8 +55,11 @@ def read_shares(given: str) -> Shares:
     Raises:
         StudyError: it is neither a word nor such a file.
     """
-    values = SHARES.get(given)
-    return Shares(given, _normalised(values)) if values else Shares(Path(given).name, _normalised(_read(Path(given))))
+    if given == "equal":
+        return EQUAL
+    values = SHARES.get(given) or _read(Path(given))
+    scaled = np.asarray(values, dtype=np.float64) / max(values)  # so that no sum overflows
+    return Shares(Path(given).name, scaled / scaled.sum())
 
 
 def _read(path: Path) -> list[float]:
@@ -90,21 +93,30 @@ def _read(path: Path) -> list[float]:
     return [found[name] for name in CLASSES]
 
 
-def _normalised(values: tuple[float, ...] | list[float]) -> np.ndarray:
-    scaled = np.asarray(values, dtype=np.float64) / max(values)  # so that no sum overflows
-    return scaled / scaled.sum()
-
-
-def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    r"""Temperature scaling (Guo et al., ICML 2017): :math:`\mathrm{softmax}(\log p / T)`, of the same shape.
+def tempered(probabilities: np.ndarray, temperature: float, biases: np.ndarray | float = 0.0) -> np.ndarray:
+    r"""Temperature scaling (Guo et al., ICML 2017): :math:`\mathrm{softmax}(\log p / T + b)`, of the same shape.
 
     Args:
         probabilities: (…, K) with sum 1.
         temperature: T, above 0; above 1 it makes the probabilities more even.
+        biases: b, (K,).
     """
-    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), TINY, 1)) / temperature
+    logits = np.log(np.clip(np.asarray(probabilities, dtype=np.float64), TINY, 1)) / temperature + biases
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def platt(scores: np.ndarray, temperatures: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    """Platt scaling (Platt, 1999) of findings' scores: sigmoid of log-odds / temperature + bias, of the same shape.
+
+    Args:
+        scores: (…, K), 0 to 1.
+        temperatures: (K,), above 0.
+        biases: (K,).
+    """
+    clipped = np.clip(np.asarray(scores, dtype=np.float64), TINY, 1 - TINY)
+    log_odds = np.log(clipped) - np.log1p(-clipped)
+    return 1 / (1 + np.exp(-np.clip(log_odds / temperatures + biases, -500, 500)))
 
 
 def reweighted(equal: np.ndarray, shares: Shares) -> np.ndarray:

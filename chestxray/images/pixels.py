@@ -290,8 +290,7 @@ def to_128(pixels: np.ndarray) -> np.ndarray:
     """Bring a square, (side, side) uint8 of 256 px or more, to 128 px as nih_9k was made from 1024 px.
 
     First to 256 px by bilinear interpolation between the pixels nearest to each new pixel's centre, then the mean of
-    each 2 × 2, both rounded half up. (It is OpenCV's bilinear resizing to 256 px and on to 128 px.) Means over whole
-    areas would be smoother than what the reference was trained on.
+    each 2 × 2, both rounded half up. (It is OpenCV's bilinear resizing, twice.) Means over whole areas are smoother.
     """
     centres = (np.arange(256) + 0.5) * (len(pixels) / 256) - 0.5
     before = centres.astype(int)

@@ -182,8 +182,8 @@ def convert(path: Path) -> onnx.ModelProto:
 def export(out: Path, model: Path | None = None, shares: Shares = EQUAL) -> int:
     """Write a model as one ONNX file for other programs; returns its size in bytes.
 
-    Beside the outputs of `ensemble.answering` it gives `present` (N, 6): the findings calibrated. Its `classes` (N, 7)
-    are calibrated too, at the given shares. Members' predictions stay as the networks give them.
+    Beside the outputs of `ensemble.answering` it gives `present` (N, 6), the findings calibrated, and its `classes`
+    (N, 7) are so too, at the given shares.
 
     Args:
         out: the file to write.
@@ -204,9 +204,7 @@ def export(out: Path, model: Path | None = None, shares: Shares = EQUAL) -> int:
         "prevalence": shares.name,
         "shares": ",".join(map(str, shares.values.tolist())),
         "present": ",".join(SIX_FINDINGS),
-        "classes are": "probabilities given that exactly one class applies, at these shares; the largest is named",
-        "present is": "the probability of each finding, alone or with others, as common as in validation; not "
-        "re-weighted by shares",
+        "present is": "the probability of each finding, alone or with others; not re-weighted by the shares",
         "calibrated": "on validation" if meaning.calibrated else "no",
     }
     helper.set_model_props(made, {prop.key: prop.value for prop in made.metadata_props} | named)

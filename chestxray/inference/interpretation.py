@@ -69,12 +69,7 @@ class Interpretation:
 
         It holds where findings are as common as in validation, and is not re-weighted.
         """
-        scores = np.asarray(scores, dtype=np.float64)
-        if not self.calibrated:
-            return scores
-        clipped = np.clip(scores, 1e-7, 1 - 1e-7)
-        log_odds = np.log(clipped) - np.log1p(-clipped)
-        return 1 / (1 + np.exp(-np.clip(log_odds / self.temperatures + self.biases, -500, 500)))
+        return posterior.platt(scores, self.temperatures, self.biases) if self.calibrated else np.float64(scores)
 
     def classes(self, scores: np.ndarray) -> np.ndarray:
         """Calibrate (…, 7) probabilities of the classes at equal shares; float64."""
@@ -144,15 +139,12 @@ def localisation_note(table: Path) -> str:
 def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], source: str) -> Interpretation:
     """An interpretation from rows of temperatures and biases, and of operating points, by finding."""
     try:
-        keys = ("temperature", "bias")
-        temperatures, biases = (np.array([float(fitted[name][key]) for name in SIX_FINDINGS]) for key in keys)
+        keys, names = ("temperature", "bias"), (*SIX_FINDINGS, "classes")
+        temperatures, biases = (np.array([float(fitted[name][key]) for name in names]) for key in keys)
         if not (np.isfinite(biases).all() and np.isfinite(temperatures).all() and (temperatures > 0).all()):
             raise ValueError("a temperature that is not above 0")
         thresholds = np.array([float(points[name]["threshold"]) for name in SIX_FINDINGS])
-        class_temperature = float(fitted["classes"]["temperature"])
-        if not 0 < class_temperature < np.inf:
-            raise ValueError(f"temperature {class_temperature} of the classes")
-        lines = Interpretation(temperatures, biases, {}).probabilities(thresholds)
+        lines = posterior.platt(thresholds, temperatures[:-1], biases[:-1])
         made = {
             name: OperatingPoint(
                 float(threshold),
@@ -164,7 +156,7 @@ def _from_tables(fitted: Mapping[str, Mapping], points: Mapping[str, Mapping], s
         }
     except (KeyError, TypeError, ValueError) as error:
         raise StudyError(f"{source}: cannot be read ({type(error).__name__}: {error}); restore it") from error
-    return Interpretation(temperatures, biases, made, class_temperature)
+    return Interpretation(temperatures[:-1], biases[:-1], made, float(temperatures[-1]))
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:

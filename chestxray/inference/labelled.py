@@ -20,7 +20,7 @@ from chestxray.data import nih_tables, own_tables, sources
 from chestxray.evaluation import bootstrap, posterior, predictions
 from chestxray.evaluation.bootstrap import Draws
 from chestxray.evaluation.metrics import rank_draws
-from chestxray.evaluation.posterior import Shares
+from chestxray.evaluation.posterior import EQUAL, Shares
 from chestxray.images import pixels
 from chestxray.inference import answers
 from chestxray.inference.reader import UNCALIBRATED, Reader
@@ -110,7 +110,7 @@ def predict(folder: Path, reader: Reader, labels: Path | None = None) -> Labelle
     return Labelled(predictions.checked(table), tuple(unreadable), tuple(lines))
 
 
-def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0, prevalence: Shares | None = None) -> pd.DataFrame:
+def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0, prevalence: Shares = EQUAL) -> pd.DataFrame:
     """Every metric that the labels allow, with its 95 % percentile interval.
 
     Each finding is taken against all other images. An interval needs two patients on each side, or resampling them
@@ -120,7 +120,7 @@ def measure(table: pd.DataFrame, draws: int = 2000, seed: int = 0, prevalence: S
         table: as `Labelled.table`.
         draws: how many times the patients are drawn.
         seed: seeds the draws; the same patients and seed give the same draws.
-        prevalence: class shares of an accuracy beside the balanced accuracy, which is at equal shares; none if None.
+        prevalence: class shares of an accuracy beside the balanced accuracy, where they are not equal.
 
     Returns:
         Index (`finding`, `metric`): the six findings with `METRICS`, `MACRO` with `macro_auroc`, and `SINGLE` with
@@ -179,7 +179,7 @@ def _mean(patients: pd.Series, values: Mapping[str, np.ndarray], needed: Mapping
     return row | {"note": "; ".join(filter(None, (f"mean of {', '.join(values)}", row["note"])))}
 
 
-def _single_label(table: pd.DataFrame, drawn: Draws, prevalence: Shares | None) -> dict[tuple[str, str], dict]:
+def _single_label(table: pd.DataFrame, drawn: Draws, prevalence: Shares) -> dict[tuple[str, str], dict]:
     """Balanced accuracy and macro AUROC over the classes that occur among the images with one class each; accuracy."""
     single = table[table["selected"]]
     inside = drawn.within(table["selected"].to_numpy())
@@ -191,10 +191,9 @@ def _single_label(table: pd.DataFrame, drawn: Draws, prevalence: Shares | None) 
         needed[f"with {CLASSES[k]} alone"] = truth == k
     found = {"balanced_accuracy": right, "macro_auroc": areas}
     rows = {(SINGLE, metric): _mean(single["patient"], values, needed, 2) for metric, values in found.items()}
-    if prevalence:
-        hits = posterior.named(posterior.rounded(posterior.reweighted(scores, prevalence))) == truth
-        note = f"at class shares {prevalence}"
-        rows[SINGLE, "accuracy"] = _entry(single["patient"], inside.means(hits), needed, note)
+    if prevalence is not EQUAL:
+        hits = inside.means(posterior.named(posterior.rounded(posterior.reweighted(scores, prevalence))) == truth)
+        rows[SINGLE, "accuracy"] = _entry(single["patient"], hits, needed, f"at class shares {prevalence}")
     return rows
 
 

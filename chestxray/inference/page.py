@@ -8,7 +8,7 @@ import html
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from chestxray.config import SIX_FINDINGS, StudyError
-from chestxray.evaluation import posterior
 from chestxray.inference import overlay, plain_words
 
 if TYPE_CHECKING:
@@ -134,19 +133,10 @@ class Page:
             note=self.reader.interpretation.localisation,
         )
 
-    def answer(self, answer: Answer, prevalence: str = "equal") -> str:
-        """The class named, and every class and finding with its probability; folded away where the answer is flagged.
-
-        Args:
-            answer: of the reader.
-            prevalence: the class shares, a word of `plain_words.SHARES`.
-
-        Returns:
-            HTML.
-        """
-        answer = replace(answer, prevalence=posterior.read_shares(prevalence))
+    def answer(self, answer: Answer) -> str:
+        """The class named, and every class and finding with its probability, as HTML; folded away where flagged."""
         classes = sorted(answer.classes.items(), key=lambda entry: -entry[1])  # the one named is the first
-        common = plain_words.SHARES[prevalence]
+        common = plain_words.SHARES.get(answer.prevalence.name, f"as common as {answer.prevalence} says")
         return self._html("answer", answer=answer, classes=classes, words=plain_words.PLAIN, common=common)
 
     def _ask(self, source: Path | np.ndarray, name: str, drawn: bool) -> View:

@@ -16,11 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from chestxray.config import COMMITTED, SIX_FINDINGS, StudyError
+from chestxray.evaluation import posterior
 from chestxray.inference import overlay, plain_words, reader
 from chestxray.inference.page import EXAMPLES, TEMPLATES, Page, View, Visit
 
@@ -223,13 +225,16 @@ def _connect(gradio: Any, page: Page, parts: SimpleNamespace) -> None:
     queue = {"concurrency_limit": max(1, os.cpu_count() or 1), "concurrency_id": "reader"}
     progress = {"show_progress_on": [parts.notes, parts.picture, parts.answer, parts.finding]}
 
+    def answer(visit: Visit) -> str:
+        return page.answer(replace(visit.shown.answer, prevalence=posterior.read_shares(visit.prevalence)))
+
     def show(visit: Visit, ask: Callable[[], View]) -> dict[Any, Any]:
         view = visit.radiograph(ask)
         if view is None:
             return {parts.visit: visit}
         return {
             parts.notes: view.notes,
-            parts.answer: page.answer(view.shown.answer, visit.prevalence) if view.shown else "",
+            parts.answer: answer(visit) if view.shown else "",
             parts.picture: view.picture,
             parts.finding: gradio.update(value=view.finding),
             parts.results: gradio.update(visible=view.shown is not None),
@@ -247,10 +252,8 @@ def _connect(gradio: Any, page: Page, parts: SimpleNamespace) -> None:
         return gradio.skip() if text is None else text
 
     def reweight(name: str, visit: Visit) -> Any:
-        if name not in plain_words.SHARES:
-            return gradio.skip()
-        visit.prevalence = name
-        return page.answer(visit.shown.answer, name) if visit.shown else gradio.skip()
+        visit.prevalence = name if name in plain_words.SHARES else visit.prevalence  # and no file of this machine
+        return answer(visit) if visit.shown else gradio.skip()
 
     parts.shares.input(reweight, [parts.shares, parts.visit], parts.answer, api_name="shares", show_progress="hidden")
     parts.file.upload(examine, [parts.file, parts.visit], [*shown, parts.file], api_name="examine", **queue, **progress)

@@ -35,11 +35,6 @@ def test_reliability_and_error_agree_with_scikit_learn():
     assert (found["low"] <= found["observed"]).all() and (found["observed"] <= found["high"]).all()
 
 
-def test_brier_agrees_with_scikit_learn():
-    scores, truth, draws = sample()
-    assert calibration.brier_draws(scores, truth, draws)[0] == pytest.approx(brier_score_loss(truth, scores))
-
-
 def test_interval_of_a_perfect_models_error_reaches_zero():
     plain, turned = [], []
     for seed in range(20):

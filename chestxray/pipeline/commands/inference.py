@@ -35,11 +35,10 @@ def add_commands(commands: Commands) -> None:
     engine = "what runs the model (default: onnx, where it can)"
     for command in (predict, evaluate):
         command.add_argument("--engine", choices=("onnx", "keras"), help=engine)
-    shares = "class shares: equal, sample, nih, or a CSV file of class,share (default: equal)"
+    shares = "class shares: equal, sample, nih, or a CSV file of class,share (default: %(default)s)"
     for command in (predict, evaluate, export):
         command.add_argument("--model", type=Path, help="a model.keras (default: the reference ensemble)")
-        default = None if command is evaluate else "equal"
-        command.add_argument("--prevalence", default=default, metavar="SHARES", help=shares)
+        command.add_argument("--prevalence", default="equal", metavar="SHARES", help=shares)
 
 
 def run_predict(chosen: argparse.Namespace) -> int:
@@ -90,7 +89,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     from chestxray.pipeline import documents
 
     labelled.check(chosen.dataset, chosen.out, chosen.labels)
-    shares = posterior.read_shares(chosen.prevalence) if chosen.prevalence else None
+    shares = posterior.read_shares(chosen.prevalence)
     with without_greetings():
         model = reader.load(chosen.model, chosen.engine)
     with files.atomic_file(chosen.out) as file:  # a place that can't be written is known before the work
