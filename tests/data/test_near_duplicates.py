@@ -147,7 +147,7 @@ def test_another_preparation_removes_the_old_report(tiny_raw, study_of):
     study.paths.near_duplicates.write_text("old")
     preparation.prepare(study, workers=1)
     assert study.paths.near_duplicates.exists()
-    changed = study_of(tiny_raw, image_size=24)
+    changed = study_of(tiny_raw, image_size=40)
     preparation.prepare(changed, workers=1)
     assert not changed.paths.near_duplicates.exists()
 

@@ -408,7 +408,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bytes(tiny_study, moves):
 
 def test_other_parameters_make_the_dataset_anew(tiny_raw, study_of):
     preparation.prepare(study_of(tiny_raw))
-    changed = study_of(tiny_raw, seed=7, image_size=24, no_finding=3)
+    changed = study_of(tiny_raw, seed=7, image_size=40, no_finding=3)
     paths = changed.paths
     for stranger in ("train/Mass/stranger.png", "train/Unknown/a.png", "images/old.png", "train_augmented/Mass/a.png"):
         files.atomic_write(paths.data / stranger, b"left over")

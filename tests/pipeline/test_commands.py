@@ -25,12 +25,15 @@ def predictor(monkeypatch):
 
     called = types.SimpleNamespace()
 
-    def load(model, engine):
-        called.load = (model, engine)
-        return "a reader"
+    read = types.SimpleNamespace(prevalence="nih (…)")
+
+    def load(model, engine, prevalence):
+        called.load = (model, engine, prevalence)
+        return read
 
     def predict_files(paths, out, asked, batch_size, report, heat_maps, finding, others):
-        called.predict = (paths, asked, batch_size, heat_maps, finding)
+        assert asked is read
+        called.predict = (paths, batch_size, heat_maps, finding)
         for path in paths:
             if not path.suffix:
                 others += [path / "note.txt", path / "b.bmp"]
@@ -60,16 +63,19 @@ def test_predict_hands_on_what_was_asked(predictor, tmp_path, capsys):
         "Mass",
         "--engine",
         "onnx",
+        "--prevalence",
+        "nih",
     ]
     assert commands.main(["predict", "folder", "one.png", "--out", str(out), *options]) == 0
-    assert predictor.load == (Path("m.keras"), "onnx")
-    assert predictor.predict == ([Path("folder"), Path("one.png")], "a reader", 3, Path("maps"), "Mass")
+    assert predictor.load == (Path("m.keras"), "onnx", "nih")
+    assert predictor.predict == ([Path("folder"), Path("one.png")], 3, Path("maps"), "Mass")
     others = "2 other files not looked at, such as note.txt, b.bmp"
-    assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable, {others}\n"
+    shares = "class and its probabilities: at class shares nih (…)"
+    assert capsys.readouterr().out == f"{out}: 2 images answered, 0 files or folders not usable, {others}\n{shares}\n"
 
     assert commands.main(["predict", "one.png", "--out", str(out.with_name("other.csv"))]) == 0
-    assert predictor.load == (None, None)
-    assert predictor.predict == ([Path("one.png")], "a reader", 8, None, None)
+    assert predictor.load == (None, None, "equal")
+    assert predictor.predict == ([Path("one.png")], 8, None, None)
 
 
 def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
@@ -78,10 +84,10 @@ def test_export_hands_on_what_was_asked(monkeypatch, tmp_path, capsys):
     called = []
     monkeypatch.setattr(engines, "export", lambda *given: called.append(given) or 12_345_678)
     out = tmp_path / "m.onnx"
-    assert commands.main(["export", str(out), "--model", "m.keras"]) == 0
-    assert capsys.readouterr().out == f"{out}: 12.3 MB\n"
+    assert commands.main(["export", str(out), "--model", "m.keras", "--prevalence", "sample"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 12.3 MB\nclasses: at class shares sample (Atelectasis 0.072,")
     assert commands.main(["export", str(out)]) == 0
-    assert called == [(out, Path("m.keras")), (out, None)]
+    assert [(*given[:2], given[2].name) for given in called] == [(out, Path("m.keras"), "sample"), (out, None, "equal")]
     with pytest.raises(StudyError, match="is a folder"):
         commands.main(["export", str(tmp_path)])
 
