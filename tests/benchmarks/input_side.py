@@ -63,6 +63,7 @@ ARMS = {
     "160 px, 3 epochs": Arm(160, 3),
     "anew: 128 px, 2 epochs; 224 px, 3 epochs": Arm(224, 3, first=2),
     "anew: 128 px, 3 epochs; 224 px, 2 epochs": Arm(224, 2, first=3),
+    "anew: 128 px, 4 epochs; 224 px, 1 epoch": Arm(224, 1, first=4),
     "anew: 128 px, 2 epochs; 192 px, 3 epochs": Arm(192, 3, first=2),
     "anew: 128 px, 2 epochs; 160 px, 3 epochs": Arm(160, 3, first=2),
     "anew: 128 px, 5 epochs": Arm(128, 3, first=2),
