@@ -215,7 +215,7 @@ def at_shares(predictions: pd.DataFrame, temperature: float, draws: int = 2000, 
     shares = {name: posterior.read_shares(name) for name in posterior.SHARES}
     rows = {}
     for name, given in shares.items():
-        right = posterior.named(posterior.rounded(posterior.reweighted(equal, given))) == truth
+        right = posterior.named_at(equal, given) == truth
         sensitivity = drawn.means(np.repeat(right[:, None], len(CLASSES), axis=1), classes)
         for of, weights in shares.items():
             metric = "balanced_accuracy" if of == "equal" else f"accuracy_{of}"

@@ -150,3 +150,8 @@ def rounded(probabilities: np.ndarray) -> np.ndarray:
 def named(rounded: np.ndarray) -> np.ndarray:
     """The index of the largest of (…, K) rounded probabilities: the class named; of equal ones the first."""
     return np.argmax(rounded, axis=-1)
+
+
+def named_at(equal: np.ndarray, shares: Shares) -> np.ndarray:
+    """The index of the class named at class shares, of (…, 7) probabilities at equal shares."""
+    return named(rounded(reweighted(equal, shares)))

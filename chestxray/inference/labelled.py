@@ -192,7 +192,7 @@ def _single_label(table: pd.DataFrame, drawn: Draws, prevalence: Shares) -> dict
     found = {"balanced_accuracy": right, "macro_auroc": areas}
     rows = {(SINGLE, metric): _mean(single["patient"], values, needed, 2) for metric, values in found.items()}
     if prevalence is not EQUAL:
-        hits = inside.means(posterior.named(posterior.rounded(posterior.reweighted(scores, prevalence))) == truth)
+        hits = inside.means(posterior.named_at(scores, prevalence) == truth)
         rows[SINGLE, "accuracy"] = _entry(single["patient"], hits, needed, f"at class shares {prevalence}")
     return rows
 
