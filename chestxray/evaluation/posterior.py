@@ -153,5 +153,10 @@ def named(rounded: np.ndarray) -> np.ndarray:
 
 
 def named_at(equal: np.ndarray, shares: Shares) -> np.ndarray:
-    """The index of the class named at class shares, of (…, 7) probabilities at equal shares."""
+    """The index of the class named at class shares.
+
+    Args:
+        equal: (…, 7) probabilities at equal shares.
+        shares: The seven class shares.
+    """
     return named(rounded(reweighted(equal, shares)))
