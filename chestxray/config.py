@@ -111,7 +111,8 @@ class Profile:
         no_finding: at most this many single-label No_finding images are selected, over all splits.
         valid_share: share of the train_val patients' images held out for validation, 0 to 1.
         backbones: of the fine-tuned models 3a, 3b, 3c and 3d, in this order.
-        member_sizes: side in pixels to which each of these four resizes inside the model.
+        first_size: side in pixels to which these resize inside the model in their first epochs.
+        member_sizes: side to which each of the four resizes in its last epochs and in prediction.
         feature_backbone: backbone of the feature-extraction model.
         feature_size: side in pixels to which it resizes inside the model; ImageNet's photographs had 224.
         batch_size: images per step.
@@ -120,7 +121,8 @@ class Profile:
         feature_epochs: epochs of the feature-extraction model's head.
         head_epochs: epochs of a fine-tuned model's head, with the backbone frozen.
         fine_tune_epochs: epochs with all layers trainable, after those of the head.
-        learning_rate: peak learning rate of these.
+        large_epochs: epochs at the member's own side, after these.
+        learning_rate: peak learning rate with all layers trainable; half of it at the member's own side.
         mixed_precision: compute in float16 where a GPU is present.
     """
 
@@ -130,7 +132,8 @@ class Profile:
     no_finding: int = 300
     valid_share: float = 0.2
     backbones: tuple[str, ...] = ("EfficientNetLite0", "EfficientNetLite0", "EfficientNetLite1", "EfficientNetLite2")
-    member_sizes: tuple[int, int, int, int] = (64, 80, 64, 56)
+    first_size: int = 64
+    member_sizes: tuple[int, int, int, int] = (80, 80, 80, 72)
     feature_backbone: str = "EfficientNetLite0"
     feature_size: int = 64
     batch_size: int = 32
@@ -140,6 +143,7 @@ class Profile:
     feature_epochs: int = 20
     head_epochs: int = 1
     fine_tune_epochs: int = 2
+    large_epochs: int = 1
     learning_rate: float = 1e-3
     mixed_precision: bool = False
 
@@ -162,7 +166,9 @@ class Profile:
         return dataclasses.replace(self, **changes)
 
 
-_LEAST = {"no_finding": 0, "steps_per_epoch": 0} | dict.fromkeys(("image_size", "member_sizes", "feature_size"), 32)
+_LEAST = {"no_finding": 0, "steps_per_epoch": 0} | dict.fromkeys(
+    ("image_size", "first_size", "member_sizes", "feature_size"), 32
+)
 """The least value of the whole numbers of a profile that may not be any from 1; EfficientNet takes 32 pixels."""
 
 
@@ -182,12 +188,14 @@ _CPU = Profile().override(
     phantom_images=6000,
     no_finding=1000,
     valid_share=0.15,
-    member_sizes=(128, 160, 128, 112),
+    first_size=128,
+    member_sizes=(224, 224, 224, 192),
     feature_size=224,
     dense_epochs=10,
     cnn_epochs=10,
     feature_epochs=40,
     fine_tune_epochs=4,
+    large_epochs=3,
 )
 _GPU = _CPU.override(
     name="gpu",
@@ -196,13 +204,14 @@ _GPU = _CPU.override(
     no_finding=4000,
     valid_share=0.1,
     backbones=("EfficientNetB6", "EfficientNetB6", "EfficientNetB6", "EfficientNetB7"),
-    member_sizes=(224, 256, 192, 224),
+    member_sizes=(224, 256, 224, 224),
     feature_backbone="EfficientNetB6",
     feature_size=256,
     steps_per_epoch=800,
     dense_epochs=20,
     cnn_epochs=20,
-    fine_tune_epochs=20,
+    fine_tune_epochs=16,
+    large_epochs=4,
     learning_rate=5e-4,
     mixed_precision=True,
 )

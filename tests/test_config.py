@@ -1,20 +1,23 @@
 """Profiles: sizes and epochs of a run; and the names of datasets."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from chestxray import __main__, config
-from chestxray.config import PROFILES, Paths, StudyError, dataset_name, open_study
+from chestxray.config import PROFILES, REPOSITORY, Paths, StudyError, dataset_name, open_study
 from chestxray.data import manifest, preparation, sources, subset
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_four_fine_tuned_models_are_four(profile):
-    """From one seed, two members of the same backbone and size would be the same to the last bit."""
-    assert len(set(zip(profile.backbones, profile.member_sizes, strict=True))) == 4
+    """From one seed, members of the same backbone, side and augmentation would be the same to the last bit."""
+    notebooks = (REPOSITORY / "4_models" / f"3{letter}_Fine_tuning_model.ipynb" for letter in "abcd")
+    strengths = [re.search(r"strength = ([0-9.]+)", notebook.read_text("utf-8"))[1] for notebook in notebooks]
+    assert len(set(zip(profile.backbones, profile.member_sizes, strengths, strict=True))) == 4
 
 
 @pytest.mark.parametrize(
