@@ -122,7 +122,7 @@ class Profile:
         head_epochs: epochs of a fine-tuned model's head, with the backbone frozen.
         fine_tune_epochs: epochs with all layers trainable, after those of the head.
         large_epochs: epochs at the member's own side, after these.
-        learning_rate: peak learning rate with all layers trainable; half of it at the member's own side.
+        learning_rate: peak learning rate with all layers trainable; from half of it to 0 at the member's own side.
         mixed_precision: compute in float16 where a GPU is present.
     """
 
@@ -142,7 +142,7 @@ class Profile:
     cnn_epochs: int = 5
     feature_epochs: int = 20
     head_epochs: int = 1
-    fine_tune_epochs: int = 2
+    fine_tune_epochs: int = 1
     large_epochs: int = 1
     learning_rate: float = 1e-3
     mixed_precision: bool = False
@@ -194,7 +194,7 @@ _CPU = Profile().override(
     dense_epochs=10,
     cnn_epochs=10,
     feature_epochs=40,
-    fine_tune_epochs=4,
+    fine_tune_epochs=2,
     large_epochs=3,
 )
 _GPU = _CPU.override(

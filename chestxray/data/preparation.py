@@ -24,7 +24,7 @@ from chestxray.data.manifest import MANIFEST_COLUMNS, store_path
 from chestxray.files import atomic_write, in_threads
 from chestxray.images import pixels
 
-_RECIPE = "1"
+_RECIPE = "2"
 """Changes when the same source would be prepared to other bytes: stored images of another recipe are made anew."""
 _NOTE = "Prepared"
 
