@@ -194,8 +194,8 @@ _CPU = Profile().override(
     dense_epochs=10,
     cnn_epochs=10,
     feature_epochs=40,
-    fine_tune_epochs=2,
-    large_epochs=3,
+    fine_tune_epochs=3,
+    large_epochs=2,
 )
 _GPU = _CPU.override(
     name="gpu",
