@@ -66,19 +66,20 @@ PARTS = {
     "augmentation at twice the strength": Part("strong", "findings", FINDINGS),
     "the six findings alone as targets": Part("six", "findings", FINDINGS),
     "mixup (0.2)": Part("mixup", "findings", FINDINGS),
-    "label smoothing (0.05)": Part("smoothing", "findings", FINDINGS),
     "greys stretched from the 1st to the 99th percentile": Part("stretched", "findings", FINDINGS),
-    "dropout 0.5 before the head": Part("dropout", "findings", FINDINGS),
     "the augmented tree for the class head": Part("plain", "tree", SINGLE, ("plain", "originals")),
     "an epoch on the seven classes": Part("classes", "softmax", SINGLE, ("plain", "tree")),
-    "sharp versions at 224 px": Part("sharp", "findings", FINDINGS, ("enlarged", "findings")),
+    "sharp versions at 224 px, predicted from enlarged ones": Part(
+        "sharp", "findings", FINDINGS, ("enlarged", "findings")
+    ),
+    "sharp versions at 224 px, predicted from sharp ones": Part("sharp", "sharp", FINDINGS, ("enlarged", "findings")),
 }
 """Each part with its one metric, named before the first fit."""
 ORDER = (
-    *("plain", "soft", "strong", "stages", "ridge", "variances", "six", "mixup", "classes", "smoothing", "stretched"),
-    *("dropout", "enlarged", "sharp"),
+    *("plain", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
+    *("mixup", "stretched"),
 )
-"""The fits of a fold. The last two are at 224 px: an epoch at 128 px, then one at 224 px."""
+"""The fits of a fold. `enlarged` and `sharp` are at 224 px: an epoch at 128 px, then one at 224 px."""
 
 
 def pool(study: Study) -> tuple[Samples, np.ndarray]:
@@ -125,7 +126,7 @@ def network(arm: str, side: int = 128, given: int = 128) -> tuple[keras.Model, k
             square = layers.GlobalAveragePooling2D()(layers.Multiply()([last, last]))
             variance = layers.Subtract()([square, layers.Multiply()([pooled, pooled])])
             pooled = layers.Concatenate()([pooled, variance])
-    x = layers.Dropout(0.5 if arm == "dropout" else 0.3)(pooled)
+    x = layers.Dropout(0.3)(pooled)
     labels = len(SIX_LABELS) if arm == "six" else len(ALL_LABELS)
     return keras.Model(pixels, layers.Dense(labels, activation="sigmoid")(x)), backbone, keras.Model(pixels, rgb)
 
@@ -147,9 +148,8 @@ def fit(
     last: Last | None = None,
 ) -> None:
     """Fit for some epochs with AdamW; with `last`, the model ends with the EMA of its weights."""
-    loss = keras.losses.BinaryCrossentropy(label_smoothing=0.05 if arm == "smoothing" else 0.0)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=last is not None, ema_momentum=0.99)
-    model.compile(optimizer=optimizer, loss=loss)
+    model.compile(optimizer=optimizer, loss="binary_crossentropy")
     data = batches(train, BATCH, seed)
     data = data.map(mixed) if arm == "mixup" else data
     listed = [Seed(seed), *([last] if last else [])]
