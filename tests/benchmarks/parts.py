@@ -69,10 +69,8 @@ PARTS = {
     "greys stretched from the 1st to the 99th percentile": Part("stretched", "findings", FINDINGS),
     "the augmented tree for the class head": Part("plain", "tree", SINGLE, ("plain", "originals")),
     "an epoch on the seven classes": Part("classes", "softmax", SINGLE, ("plain", "tree")),
-    "sharp versions at 224 px, predicted from enlarged ones": Part(
-        "sharp", "findings", FINDINGS, ("enlarged", "findings")
-    ),
-    "sharp versions at 224 px, predicted from sharp ones": Part("sharp", "sharp", FINDINGS, ("enlarged", "findings")),
+    "sharp versions at 224 px, read from enlarged ones": Part("sharp", "findings", FINDINGS, ("enlarged", "findings")),
+    "sharp versions at 224 px, read from sharp ones": Part("sharp", "sharp", FINDINGS, ("enlarged", "findings")),
 }
 """Each part with its one metric, named before the first fit."""
 ORDER = (
