@@ -8,7 +8,7 @@ on 128 px, an epoch of the head and three of all layers along a cosine, on four 
 validation; the last fifth is predicted. Each fold has a seed of its own, which all parts share. `ORDER` is the order of
 the fits, fold 1 of every part before fold 2 of any. Each fit has one core and ends at its last epoch; what it predicts
 goes to one file of `4_models/ablation/parts/`, and a fit that has its file is not made again. Run the command twice to
-work on two fits at a time. Test radiographs are not read.
+work on two fits at a time. `table` writes `4_models/ablation/parts.csv`. Test radiographs are not read.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from keras import layers
 from keras.optimizers.schedules import CosineDecay
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestxray import files
@@ -44,7 +45,7 @@ from chestxray.training.samples import Samples, batches, load_augmented, load_fi
 
 FOLDER = Path(__file__).parents[2] / "4_models" / "ablation" / "parts"
 FOLDS, SEED, EPOCHS, BATCH = 5, 2030, 3, 32
-FINDINGS, SINGLE = "six-finding AUROC", "single-label macro AUROC"
+FINDINGS, SINGLE, BALANCED = "six-finding AUROC", "single-label macro AUROC", "balanced accuracy"
 
 
 class Part(NamedTuple):
@@ -342,51 +343,38 @@ def _small(scores: np.ndarray) -> np.ndarray:
     return scipy.special.logit(np.clip(scores.astype("float64"), 1e-4, 1 - 1e-4)).astype("float16")
 
 
-def scores(arm: str, reading: str, number: int) -> np.ndarray | None:
-    """What a fit predicted, as log-odds; None where it was not made."""
-    path = FOLDER / f"{arm}-{number}.npz"
-    if not path.exists():
-        return None
-    with np.load(path) as found:
+def scores(arm: str, reading: str, number: int) -> np.ndarray:
+    """What a fit predicted, as log-odds."""
+    with np.load(FOLDER / f"{arm}-{number}.npz") as found:
         return found[reading].astype("float32")
 
 
 def table() -> pd.DataFrame:
-    """One row per part: gain in its metric, its t over the folds, the least gain that it could have shown, verdict."""
+    """One row per part, metric and fold: the metric without the part and with it, and the fit's core-minutes."""
     study = Study(Paths("nih_9k"), PROFILES["cpu"], SEED)
     everyone, fold = pool(study)
+    labels, classes = everyone.table["label"].to_numpy(), np.array(CLASSES)
 
     def measured(arm: str, reading: str, metric: str, number: int) -> float:
         found, here = scores(arm, reading, number), fold == number
-        if found is None:
-            return np.nan
         if metric == FINDINGS:
             return mean_auroc(everyone.y[here][:, SIX_LABELS], found)
-        labels = everyone.table["label"][here].to_numpy()
-        single = labels != ""
-        return mean_auroc((labels[single, None] == np.array(CLASSES)).astype(int), found[single])
+        found, truth = found[labels[here] != ""], labels[here & (labels != "")]
+        if metric == SINGLE:
+            return mean_auroc((truth[:, None] == classes).astype(int), found)
+        return balanced_accuracy_score(truth, classes[found.argmax(1)])
 
     rows = []
     for name, part in PARTS.items():
-        pairs = [
-            (measured(part.arm, part.reading, part.metric, k), measured(*part.against, part.metric, k))
-            for k in range(1, FOLDS + 1)
-        ]
-        pairs = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-        gains = pairs[:, 0] - pairs[:, 1]
-        error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else np.nan
-        least = 0.003 if part.metric == FINDINGS else 0.005
-        kept = len(gains) == FOLDS and gains.mean() >= least and gains.mean() / error >= 2.8
-        verdict = "taken in" if kept else "not shown to pay" if len(gains) == FOLDS else "untested"
-        row = {
-            "part": name,
-            "metric": part.metric,
-            "folds": len(gains),
-            "plain": pairs[:, 1].mean() if len(gains) else np.nan,
-        }
-        row |= {"gain": gains.mean() if len(gains) else np.nan, "t": gains.mean() / error if len(gains) > 1 else np.nan}
-        rows.append(row | {"least gain to be shown": 2.8 * error, "verdict": verdict})
-    return pd.DataFrame(rows).round(4)
+        for metric in (part.metric, *([BALANCED] if part.metric == SINGLE else [])):
+            for number in range(1, FOLDS + 1):
+                if all((FOLDER / f"{arm}-{number}.npz").exists() for arm in (part.arm, part.against[0])):
+                    values = (measured(*part.against, metric, number), measured(part.arm, part.reading, metric, number))
+                    with np.load(FOLDER / f"{part.arm}-{number}.npz") as found:
+                        minutes = found["seconds"][1] / 60
+                    rows.append((name, metric, number, *values, minutes))
+    columns = ["part", "metric", "fold", "without", "with", "core_minutes"]
+    return pd.DataFrame(rows, columns=columns).round({"without": 5, "with": 5, "core_minutes": 1})
 
 
 if __name__ == "__main__":
@@ -396,4 +384,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=1e9)
     given = parser.parse_args()
     folder = given.images_256 and Path(given.images_256) / "images"
-    print(table().to_string(index=False)) if given.what == "table" else fit_all(folder, given.minutes)
+    if given.what == "fit":
+        fit_all(folder, given.minutes)
+    else:
+        table().to_csv(FOLDER.parent / "parts.csv", index=False)
