@@ -151,7 +151,7 @@ def expect_no_weights(url: str, reason: str = "", number: int = 6) -> None:
     begin = time.monotonic()
     with pytest.raises(StudyError) as error:
         efficientnet.build(f"EfficientNetB{number}", SMALL)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60  # building the network takes seconds, on a busy machine many
     message = one_line(error)
     for part in (
         f"EfficientNetB{number}",
