@@ -162,7 +162,9 @@ class Profile:
                 raise StudyError(f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(known)}")
             now, new = getattr(self, name), changes[name]
             if not _possible(name, now, new):
-                raise StudyError(f"{name}={new!r}: give a value such as {now!r}")
+                shown = list(now) if isinstance(now, tuple) else now
+                least = f", {_LEAST.get(name, 1)} or more" if re.match(r"\[?\d+\b(?!\.)", repr(shown)) else ""
+                raise StudyError(f"{name}={new!r}: give a value such as {shown!r}{least}")
         return dataclasses.replace(self, **changes)
 
 

@@ -89,20 +89,25 @@ def test_an_answer_holds_what_it_says(reference, drawn):
 
 
 def test_the_reference_answers_alike_for_a_radiograph_of_any_size(nih, nih_256, nih_native):
-    """The NIH's originals of 1024 px, and the same radiographs at 128 and 256 px, as nih_9k has them.
+    """The NIH's originals of 1024 px, and 100 of the files of 256 px, against the same radiographs at 128 px.
 
     Those of 256 px are means over areas, and lack what those of 128 px have by being sampled from the original. The
-    networks that see 224 px notice it: 0.03 is missed there.
+    networks that see 224 px notice it: 0.03 is missed there, and some get another class.
     """
     asked = chestxray.load()
-    for folder, limit in ((nih_native, 0.03), (nih_256, 0.1)):
-        names = sorted(path.name for path in (nih_native / "images").glob("*.png"))
-        names = [name for name in names if (folder / "images" / name).exists()]
-        large, small = (
-            np.array([[*answer.equal, *answer.present.values()] for _, answer in asked.stream(files)])
-            for files in ([(name, place / "images" / name) for name in names] for place in (folder, nih))
-        )
-        assert len(names) > 15 and np.abs(large - small).max() <= limit
+
+    def probabilities(names, place):
+        files = [(name, place / "images" / name) for name in names]
+        return np.array([[*answer.classes.values(), *answer.present.values()] for _, answer in asked.stream(files)])
+
+    natives = sorted(path.name for path in (nih_native / "images").glob("*.png"))
+    assert len(natives) > 15
+    assert np.abs(probabilities(natives, nih_native) - probabilities(natives, nih)).max() <= 0.03
+    halves = sorted(path.name for path in (nih_256 / "images").iterdir())
+    halves = halves[:: len(halves) // 100][:100]
+    large, small = probabilities(halves, nih_256), probabilities(halves, nih)
+    assert np.abs(large - small).max() <= 0.1
+    assert (large[:, :7].argmax(1) != small[:, :7].argmax(1)).mean() <= 0.1
 
 
 def test_class_and_probabilities_follow_the_shares_and_findings_do_not(reference, drawn, tmp_path):
