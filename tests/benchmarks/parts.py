@@ -66,6 +66,7 @@ PARTS = {
     "test-time mirroring": Part("plain", "mirrored", FINDINGS),
     "augmentation at twice the strength": Part("strong", "findings", FINDINGS),
     "the six findings alone as targets": Part("six", "findings", FINDINGS),
+    "seven epochs of all layers in place of three": Part("long", "findings", FINDINGS),
     "mixup (0.2)": Part("mixup", "findings", FINDINGS),
     "greys stretched from the 1st to the 99th percentile": Part("stretched", "findings", FINDINGS),
     "the augmented tree for the class head": Part("plain", "tree", SINGLE, ("plain", "originals")),
@@ -75,7 +76,7 @@ PARTS = {
 }
 """Each part with its one metric, named before the first fit."""
 ORDER = (
-    *("plain", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
+    *("plain", "long", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
     *("mixup", "stretched"),
 )
 """The fits of a fold. `enlarged` and `sharp` are at 224 px: an epoch at 128 px, then one at 224 px."""
@@ -223,7 +224,8 @@ def run(
     fitted = softened(study, train, frozen) if arm == "soft" else train
     backbone.trainable = True
     last = Last()
-    fit(model, fitted, EPOCHS, cosine(EPOCHS * steps, 1e-3, steps // 2), arm, seed, last if arm == "plain" else None)
+    epochs = 7 if arm == "long" else EPOCHS
+    fit(model, fitted, epochs, cosine(epochs * steps, 1e-3, steps // 2), arm, seed, last if arm == "plain" else None)
     if arm == "plain":  # `fit` ends with the running mean of the weights
         mean = model.get_weights()
         model.set_weights(last.weights)
