@@ -37,6 +37,7 @@ from chestxray import files
 from chestxray.config import ALL_LABELS, CLASSES, PROFILES, SIX_LABELS, Paths, Study
 from chestxray.data import nih_tables
 from chestxray.evaluation.metrics import mean_auroc
+from chestxray.images.pixels import to_128
 from chestxray.networks import efficientnet
 from chestxray.training import distillation, ridge
 from chestxray.training.batch_norm import reestimate_batch_norm
@@ -67,6 +68,8 @@ PARTS = {
     "augmentation at twice the strength": Part("strong", "findings", FINDINGS),
     "the six findings alone as targets": Part("six", "findings", FINDINGS),
     "seven epochs of all layers in place of three": Part("long", "findings", FINDINGS),
+    "Gaussian noise of 4 grey levels": Part("noise", "findings", FINDINGS),
+    "Gaussian noise, read from 256 px": Part("noise", "from_256", FINDINGS, ("plain", "from_256")),
     "mixup (0.2)": Part("mixup", "findings", FINDINGS),
     "greys stretched from the 1st to the 99th percentile": Part("stretched", "findings", FINDINGS),
     "the augmented tree for the class head": Part("plain", "tree", SINGLE, ("plain", "originals")),
@@ -77,7 +80,7 @@ PARTS = {
 """Each part with its one metric, named before the first fit."""
 ORDER = (
     *("plain", "long", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
-    *("mixup", "stretched"),
+    *("noise", "mixup", "stretched"),
 )
 """The fits of a fold. `enlarged` and `sharp` are at 224 px: an epoch at 128 px, then one at 224 px."""
 
@@ -107,6 +110,7 @@ def network(arm: str, side: int = 128, given: int = 128) -> tuple[keras.Model, k
             layers.RandomZoom((-strength * 0.07, strength * 0.07), fill_mode="reflect"),
             layers.RandomContrast(strength * 0.15, value_range=(0, 255)),
             layers.RandomBrightness(strength * 0.08, value_range=(0, 255)),
+            *([layers.GaussianNoise(4.0)] if arm == "noise" else []),
         ]
     )
     backbone = efficientnet.build("EfficientNetLite0", (side, side, 3), bn_momentum=0.9)
@@ -232,6 +236,8 @@ def run(
     reestimate_batch_norm(images, backbone, train, seed)
     six = list(range(len(SIX_LABELS))) if arm == "six" else SIX_LABELS
     found = {"findings": predict(model, held)[:, six]}
+    if arm in ("plain", "noise") and sharp:
+        found["from_256"] = predict(model, from_256(held, sharp))[:, six]
     if arm in ("plain", "classes"):
         mine = set(train.table["patient"])
         tree = load_augmented(study)
@@ -303,6 +309,15 @@ def with_sharp(samples: Samples, folder: Path, rng: np.random.Generator | None =
     x = samples.x.copy()
     for row in np.flatnonzero(chosen):
         x[row, :, :, 0] = np.asarray(Image.open(folder / samples.table["image"].iloc[row]).convert("L"))
+    return samples.with_inputs(x)
+
+
+def from_256(samples: Samples, folder: Path) -> Samples:
+    """The same radiographs at 128 px, made from the folder's 256-px originals where there is one."""
+    x = samples.x[samples.rows]
+    for row, image in enumerate(samples.table["image"]):
+        if (folder / image).is_file():
+            x[row, :, :, 0] = to_128(np.asarray(Image.open(folder / image).convert("L")))
     return samples.with_inputs(x)
 
 
