@@ -162,8 +162,8 @@ class Profile:
                 raise StudyError(f"profile {self.name!r} has no parameter {name!r}; there are: {', '.join(known)}")
             now, new = getattr(self, name), changes[name]
             if not _possible(name, now, new):
-                shown = list(now) if isinstance(now, tuple) else now
-                least = f", {_LEAST.get(name, 1)} or more" if re.match(r"\[?\d+\b(?!\.)", repr(shown)) else ""
+                shown, one = (list(now), now[0]) if isinstance(now, tuple) else (now, now)
+                least = f", {_LEAST.get(name, 1)} or more" if type(one) is int else ""
                 raise StudyError(f"{name}={new!r}: give a value such as {shown!r}{least}")
         return dataclasses.replace(self, **changes)
 
