@@ -77,7 +77,7 @@ PARTS = {
     "sharp versions at 224 px, read from enlarged ones": Part("sharp", "findings", FINDINGS, ("enlarged", "findings")),
     "sharp versions at 224 px, read from sharp ones": Part("sharp", "sharp", FINDINGS, ("enlarged", "findings")),
 }
-"""Each part with its one metric, named before the first fit."""
+"""Each part with its one metric, named before any result; seven epochs and noise while the first fit was at work."""
 ORDER = (
     *("plain", "long", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
     *("noise", "mixup", "stretched"),

@@ -151,7 +151,7 @@ def expect_no_weights(url: str, reason: str = "", number: int = 6) -> None:
     begin = time.monotonic()
     with pytest.raises(StudyError) as error:
         efficientnet.build(f"EfficientNetB{number}", SMALL)
-    assert time.monotonic() - begin < 60  # building the network takes seconds, on a busy machine many
+    assert time.monotonic() - begin < 10
     message = one_line(error)
     for part in (
         f"EfficientNetB{number}",
@@ -177,12 +177,12 @@ def test_closed_network_is_one_clear_error(keras_home, monkeypatch):
 
 
 def test_silent_server_is_one_clear_error_in_time(keras_home, monkeypatch):
-    monkeypatch.setattr(efficientnet, "PATIENCE", 1.0)  # Keras builds the network first, which takes seconds of its own
+    monkeypatch.setattr(efficientnet, "PATIENCE", 1.0)  # Keras builds the network first; a small one takes little
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
-        expect_no_weights(efficientnet.WEIGHTS_URL)
+        expect_no_weights(efficientnet.WEIGHTS_URL, number=0)
 
 
 @pytest.fixture(scope="module")
