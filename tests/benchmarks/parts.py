@@ -5,10 +5,11 @@
 
 Needs the prepared radiographs of nih_9k, with the augmented tree, under `CHESTXRAY_ROOT`. The bed: EfficientNet-Lite0
 on 128 px, an epoch of the head and three of all layers along a cosine, on four fifths of the patients of train and
-validation; the last fifth is predicted. Each fold has a seed of its own, which all parts share. `ORDER` is the order of
-the fits, fold 1 of every part before fold 2 of any. Each fit has one core and ends at its last epoch; what it predicts
-goes to one file of `4_models/ablation/parts/`, and a fit that has its file is not made again. Run the command twice to
-work on two fits at a time. `table` writes `4_models/ablation/parts.csv`. Test radiographs are not read.
+validation; the last fifth is predicted. Each fold has a seed of its own, which all parts share. Fold 1 of every part
+comes before fold 2 of any; then `FIRST` in all folds, then `LATER`. Each fit has one core and ends at its last epoch.
+What it predicts goes to one file of `4_models/ablation/parts/`, and a fit that has its file is not made again. Run the
+command twice to work on two fits at a time. `table` writes `4_models/ablation/parts.csv`. Test radiographs are not
+read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import keras
 import numpy as np
 import pandas as pd
 import scipy.special
-import tensorflow as tf
 from keras import layers
 from keras.optimizers.schedules import CosineDecay
 from PIL import Image
@@ -70,19 +70,19 @@ PARTS = {
     "seven epochs of all layers in place of three": Part("long", "findings", FINDINGS),
     "Gaussian noise of 4 grey levels": Part("noise", "findings", FINDINGS),
     "Gaussian noise, read from 256 px": Part("noise", "from_256", FINDINGS, ("plain", "from_256")),
-    "mixup (0.2)": Part("mixup", "findings", FINDINGS),
-    "greys stretched from the 1st to the 99th percentile": Part("stretched", "findings", FINDINGS),
     "the augmented tree for the class head": Part("plain", "tree", SINGLE, ("plain", "originals")),
     "an epoch on the seven classes": Part("classes", "softmax", SINGLE, ("plain", "tree")),
     "sharp versions at 224 px, read from enlarged ones": Part("sharp", "findings", FINDINGS, ("enlarged", "findings")),
     "sharp versions at 224 px, read from sharp ones": Part("sharp", "sharp", FINDINGS, ("enlarged", "findings")),
 }
 """Each part with its one metric, named before any result; seven epochs and noise while the first fit was at work."""
-ORDER = (
-    *("plain", "long", "soft", "strong", "stages", "ridge", "variances", "six", "classes", "enlarged", "sharp"),
-    *("noise", "mixup", "stretched"),
-)
+FIRST = ("plain", "long", "soft", "strong", "stages", "ridge", "variances", "six")
+LATER = ("classes", "enlarged", "sharp", "noise")
 """The fits of a fold. `enlarged` and `sharp` are at 224 px: an epoch at 128 px, then one at 224 px."""
+ORDER = (
+    *((arm, 1) for arm in FIRST + LATER),
+    *((arm, fold) for arms in (FIRST, LATER) for fold in range(2, FOLDS + 1) for arm in arms),
+)
 
 
 def pool(study: Study) -> tuple[Samples, np.ndarray]:
@@ -147,7 +147,6 @@ def fit(
     train: Samples,
     epochs: int,
     rate: float | CosineDecay,
-    arm: str,
     seed: int,
     last: Last | None = None,
 ) -> None:
@@ -155,17 +154,8 @@ def fit(
     optimizer = keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=last is not None, ema_momentum=0.99)
     model.compile(optimizer=optimizer, loss="binary_crossentropy")
     data = batches(train, BATCH, seed)
-    data = data.map(mixed) if arm == "mixup" else data
     listed = [Seed(seed), *([last] if last else [])]
     model.fit(data, steps_per_epoch=len(train) // BATCH, epochs=epochs, callbacks=listed, shuffle=False, verbose=2)
-
-
-def mixed(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A batch mixed with itself in reverse (mixup, Zhang et al., ICLR 2018), shares from Beta(0.2, 0.2)."""
-    one, two = tf.random.gamma((BATCH, 1), 0.2), tf.random.gamma((BATCH, 1), 0.2)
-    share, x = one / (one + two + 1e-12), tf.cast(x, tf.float32)
-    wide = share[..., None, None]
-    return wide * x + (1 - wide) * x[::-1], share * y + (1 - share) * y[::-1]
 
 
 def cosine(steps: int, peak: float, rise: int) -> CosineDecay:
@@ -196,13 +186,6 @@ def flipped(samples: Samples) -> Samples:
     return samples.with_inputs(samples.x[samples.rows][:, :, ::-1])
 
 
-def stretched(samples: Samples) -> Samples:
-    """The same radiographs, their greys stretched from the 1st percentile to the 99th."""
-    x = samples.x[samples.rows].astype("float32")
-    low, high = np.percentile(x, (1, 99), axis=(1, 2, 3), keepdims=True)
-    return samples.with_inputs((255 * (x - low) / np.maximum(high - low, 1)).clip(0, 255).round().astype("uint8"))
-
-
 def run(
     arm: str, number: int, study: Study, everyone: Samples, fold: np.ndarray, sharp: Path | None
 ) -> dict[str, np.ndarray]:
@@ -212,8 +195,6 @@ def run(
     train, held = everyone.take(np.flatnonzero(fold != number)), everyone.take(np.flatnonzero(fold == number))
     if arm in ("enlarged", "sharp"):
         return run_224(arm, seed, train, held, sharp)
-    if arm == "stretched":
-        train, held = stretched(train), stretched(held)
     if arm == "six":
         train = train.with_targets(train.y[:, SIX_LABELS])
     model, backbone, images = network(arm)
@@ -224,12 +205,12 @@ def run(
     if arm == "ridge":
         model.layers[-1].set_weights(list(ridge.fit(frozen, train.y, 4000)))
     else:
-        fit(model, train, 1, 1e-3, arm, seed)
+        fit(model, train, 1, 1e-3, seed)
     fitted = softened(study, train, frozen) if arm == "soft" else train
     backbone.trainable = True
     last = Last()
     epochs = 7 if arm == "long" else EPOCHS
-    fit(model, fitted, epochs, cosine(epochs * steps, 1e-3, steps // 2), arm, seed, last if arm == "plain" else None)
+    fit(model, fitted, epochs, cosine(epochs * steps, 1e-3, steps // 2), seed, last if arm == "plain" else None)
     if arm == "plain":  # `fit` ends with the running mean of the weights
         mean = model.get_weights()
         model.set_weights(last.weights)
@@ -269,15 +250,15 @@ def run_224(arm: str, seed: int, train: Samples, held: Samples, sharp: Path | No
     model, backbone, _ = network(arm)
     steps = len(train) // BATCH
     backbone.trainable = False
-    fit(model, train, 1, 1e-3, arm, seed)
+    fit(model, train, 1, 1e-3, seed)
     backbone.trainable = True
-    fit(model, train, 1, CosineDecay(0.0, steps, alpha=1.0, warmup_target=1e-3, warmup_steps=steps // 2), arm, seed)
+    fit(model, train, 1, CosineDecay(0.0, steps, alpha=1.0, warmup_target=1e-3, warmup_steps=steps // 2), seed)
     larger, backbone, images = network(arm, 224, 256)
     larger.set_weights(model.get_weights())
     learned, soft = enlarged(train), enlarged(held)
     if arm == "sharp":
         learned = with_sharp(learned, sharp, np.random.default_rng(seed))
-    fit(larger, learned, 1, CosineDecay(5e-4, steps), arm, seed)
+    fit(larger, learned, 1, CosineDecay(5e-4, steps), seed)
     reestimate_batch_norm(images, backbone, learned, seed)
     found = {"findings": predict(larger, soft)[:, SIX_LABELS]}
     if arm == "sharp":
@@ -327,32 +308,28 @@ def fit_all(sharp: Path | None, minutes: float) -> None:
     everyone, fold = pool(study)
     files.make_folder(FOLDER)
     ends = time.monotonic() + 60 * minutes
-    for number in range(1, FOLDS + 1):
-        for arm in ORDER:
-            path, claim = FOLDER / f"{arm}-{number}.npz", FOLDER / f"{arm}-{number}.claim"
-            if time.monotonic() > ends:
-                return
-            if path.exists() or (arm == "sharp" and not sharp):
-                continue
-            try:
-                with claim.open("x") as file:
-                    file.write(str(os.getpid()))
-            except FileExistsError:
-                if Path(f"/proc/{claim.read_text()}").exists():
-                    continue  # the other process is at it
-                claim.write_text(str(os.getpid()))
-            began, cpu = time.perf_counter(), time.process_time()
-            found = run(arm, number, study, everyone, fold, sharp)
-            y = everyone.y[fold == number][:, SIX_LABELS]
-            with files.atomic_file(path) as file:
-                seconds = np.array([time.perf_counter() - began, time.process_time() - cpu])
-                np.savez_compressed(file, seconds=seconds, **{k: _small(v) for k, v in found.items()})
-            claim.unlink()
-            print(
-                f"fold {number}, {arm}: {mean_auroc(y, found['findings']):.4f}, {seconds[1] / 60:.1f} core-minutes",
-                flush=True,
-            )
-            keras.utils.clear_session()
+    for arm, number in ORDER:
+        path, claim = FOLDER / f"{arm}-{number}.npz", FOLDER / f"{arm}-{number}.claim"
+        if time.monotonic() > ends:
+            return
+        if path.exists() or (arm == "sharp" and not sharp):
+            continue
+        try:
+            with claim.open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            if Path(f"/proc/{claim.read_text()}").exists():
+                continue  # the other process is at it
+            claim.write_text(str(os.getpid()))
+        began, cpu = time.perf_counter(), time.process_time()
+        found = run(arm, number, study, everyone, fold, sharp)
+        auroc = mean_auroc(everyone.y[fold == number][:, SIX_LABELS], found["findings"])
+        with files.atomic_file(path) as file:
+            seconds = np.array([time.perf_counter() - began, time.process_time() - cpu])
+            np.savez_compressed(file, seconds=seconds, **{k: _small(v) for k, v in found.items()})
+        claim.unlink()
+        print(f"fold {number}, {arm}: {auroc:.4f}, {seconds[1] / 60:.1f} core-minutes", flush=True)
+        keras.utils.clear_session()
 
 
 def _small(scores: np.ndarray) -> np.ndarray:
