@@ -102,6 +102,7 @@ def pool(study: Study) -> tuple[Samples, np.ndarray]:
 def network(arm: str, side: int = 128, given: int = 128) -> tuple[keras.Model, keras.Model, keras.Model]:
     """The network of an arm for radiographs of `given` px: model, backbone, and what comes before it."""
     strength = 2.0 if arm == "strong" else 1.0
+    noise = [layers.Rescaling(1 / 255), layers.GaussianNoise(4 / 255), layers.Rescaling(255)]
     augmentation = keras.Sequential(
         [
             layers.RandomFlip("horizontal"),
@@ -110,7 +111,7 @@ def network(arm: str, side: int = 128, given: int = 128) -> tuple[keras.Model, k
             layers.RandomZoom((-strength * 0.07, strength * 0.07), fill_mode="reflect"),
             layers.RandomContrast(strength * 0.15, value_range=(0, 255)),
             layers.RandomBrightness(strength * 0.08, value_range=(0, 255)),
-            *([layers.GaussianNoise(4.0)] if arm == "noise" else []),
+            *(noise if arm == "noise" else []),
         ]
     )
     backbone = efficientnet.build("EfficientNetLite0", (side, side, 3), bn_momentum=0.9)
