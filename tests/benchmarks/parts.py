@@ -219,7 +219,7 @@ def run(
     six = list(range(len(SIX_LABELS))) if arm == "six" else SIX_LABELS
     found = {"findings": predict(model, held)[:, six]}
     if arm in ("plain", "noise") and sharp:
-        found["from_256"] = predict(model, from_256(held, sharp))[:, six]
+        found["from_256"] = predict(model, with_sharp(held, sharp))[:, six]
     if arm in ("plain", "classes"):
         mine = set(train.table["patient"])
         tree = load_augmented(study)
@@ -276,10 +276,10 @@ def enlarged(samples: Samples) -> Samples:
 
 
 def with_sharp(samples: Samples, folder: Path, rng: np.random.Generator | None = None) -> Samples:
-    """The same radiographs, with those of the folder in place of enlarged ones: all, or so many that it is no cue.
+    """The same radiographs, made from the folder's originals where there is one: all, or so many that it is no cue.
 
     Args:
-        samples: at 256 px.
+        samples: at 256 px, or at 128 px.
         folder: 256-px originals.
         rng: draws them with probability c / P(there is one | labels), c being the least such P; all of them if None.
     """
@@ -288,18 +288,10 @@ def with_sharp(samples: Samples, folder: Path, rng: np.random.Generator | None =
     if rng is not None:
         known = LogisticRegression(max_iter=1000).fit(samples.y, there).predict_proba(samples.y)[:, 1]
         chosen = there & (rng.random(len(there)) < known.min() / known)
-    x = samples.x.copy()
-    for row in np.flatnonzero(chosen):
-        x[row, :, :, 0] = np.asarray(Image.open(folder / samples.table["image"].iloc[row]).convert("L"))
-    return samples.with_inputs(x)
-
-
-def from_256(samples: Samples, folder: Path) -> Samples:
-    """The same radiographs at 128 px, made from the folder's 256-px originals where there is one."""
     x = samples.x[samples.rows]
-    for row, image in enumerate(samples.table["image"]):
-        if (folder / image).is_file():
-            x[row, :, :, 0] = to_128(np.asarray(Image.open(folder / image).convert("L")))
+    for row in np.flatnonzero(chosen):
+        sharp = np.asarray(Image.open(folder / samples.table["image"].iloc[row]).convert("L"))
+        x[row, :, :, 0] = sharp if x.shape[1] == 256 else to_128(sharp)
     return samples.with_inputs(x)
 
 
@@ -338,10 +330,13 @@ def _small(scores: np.ndarray) -> np.ndarray:
     return scipy.special.logit(np.clip(scores.astype("float64"), 1e-4, 1 - 1e-4)).astype("float16")
 
 
-def scores(arm: str, reading: str, number: int) -> np.ndarray:
-    """What a fit predicted, as log-odds."""
-    with np.load(FOLDER / f"{arm}-{number}.npz") as found:
-        return found[reading].astype("float32")
+def scores(arm: str, reading: str, number: int) -> np.ndarray | None:
+    """What a fit predicted, as log-odds; None where it wasn't made, or without 256-px originals."""
+    path = FOLDER / f"{arm}-{number}.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as found:
+        return found[reading].astype("float32") if reading in found else None
 
 
 def table() -> pd.DataFrame:
@@ -350,8 +345,8 @@ def table() -> pd.DataFrame:
     everyone, fold = pool(study)
     labels, classes = everyone.table["label"].to_numpy(), np.array(CLASSES)
 
-    def measured(arm: str, reading: str, metric: str, number: int) -> float:
-        found, here = scores(arm, reading, number), fold == number
+    def measured(found: np.ndarray, metric: str, number: int) -> float:
+        here = fold == number
         if metric == FINDINGS:
             return mean_auroc(everyone.y[here][:, SIX_LABELS], found)
         found, truth = found[labels[here] != ""], labels[here & (labels != "")]
@@ -363,8 +358,9 @@ def table() -> pd.DataFrame:
     for name, part in PARTS.items():
         for metric in (part.metric, *([BALANCED] if part.metric == SINGLE else [])):
             for number in range(1, FOLDS + 1):
-                if all((FOLDER / f"{arm}-{number}.npz").exists() for arm in (part.arm, part.against[0])):
-                    values = (measured(*part.against, metric, number), measured(part.arm, part.reading, metric, number))
+                both = scores(*part.against, number), scores(part.arm, part.reading, number)
+                if all(found is not None for found in both):
+                    values = [measured(found, metric, number) for found in both]
                     with np.load(FOLDER / f"{part.arm}-{number}.npz") as found:
                         minutes = found["seconds"][1] / 60
                     rows.append((name, metric, number, *values, minutes))
